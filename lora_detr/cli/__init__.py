@@ -1,0 +1,47 @@
+"""The command line. This module and all it imports at the top import no torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lora_detr import __version__
+from lora_detr.cli.console import run_guarded
+from lora_detr.cli.eval import evaluate
+from lora_detr.cli.strip import strip
+from lora_detr.cli.train import train
+
+app = typer.Typer(
+    name="loradetr",
+    help="Train detection transformers with diverse one-to-many branches that cost nothing at inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("strip")(strip)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"loradetr {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors (before the command).")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code of the contract (see ``errors``)."""
+    sys.exit(run_guarded(app, debug="--debug" in sys.argv[1:2]))

@@ -1,0 +1,83 @@
+"""What the command line prints with, and how an exception becomes an exit code. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.text import Text
+
+from lora_detr.errors import LoraDetrError
+
+PLAIN_WIDTH = 120
+"""Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
+
+INTERRUPTED = 130
+INTERNAL = 1
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for standard output or standard error.
+
+    It uses colours and the width of the window on a terminal only, and no colours when ``NO_COLOR`` is set; numbers and
+    paths are never coloured by guess.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
+    """Call ``function`` and return the exit code of how it ended.
+
+    A fault of the user is one red line and a remedy on standard error. Everything else that escapes is a bug of ours
+    and shows its traceback.
+
+    Args:
+        function: a whole command; what it returns is ignored, and a ``SystemExit`` keeps its code.
+        debug: show the traceback of a user's fault too.
+    """
+    try:
+        function()
+    except SystemExit as request:
+        return _code_of(request)
+    except KeyboardInterrupt:
+        _complain(Text("interrupted", "red"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; a second failure while flushing at exit would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERNAL
+    except LoraDetrError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(render_error(error))
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        _complain(Text("internal error: this is a bug of lora-detr; please report the lines above", "red"))
+        return INTERNAL
+    return 0
+
+
+def render_error(error: LoraDetrError) -> Text:
+    """Return the message in red and the remedy below it; square brackets in either stay as they are."""
+    message, remedy = (str(error), "") if not error.remedy else (str(error).removesuffix(error.remedy), error.remedy)
+    return Text.assemble((message, "red"), remedy)
+
+
+def _complain(text: Text) -> None:
+    # Not wrapped: a path or a key broken over two lines can be neither copied nor searched for.
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def _code_of(request: SystemExit) -> int:
+    if request.code is None:
+        return 0
+    if isinstance(request.code, int):
+        return request.code
+    _complain(Text(str(request.code), "red"))
+    return INTERNAL

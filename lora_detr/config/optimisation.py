@@ -1,0 +1,48 @@
+"""Settings of the optimiser and of its schedule."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lora_detr.config.base import Strict
+
+
+class LrRule(Strict):
+    """A part of the model that learns at a scaled rate."""
+
+    pattern: str
+    """Parameter names it applies to; ``*`` stands for anything, so ``detector.heads.boxes.*`` is a prefix."""
+    scale: float = Field(ge=0)
+    """Factor on the learning rate. Of several rules that match, the last one counts alone; scales do not multiply."""
+
+
+class OptimizerConfig(Strict):
+    """AdamW and its groups."""
+
+    lr: float = Field(2e-4, gt=0)
+    """Learning rate for the reference batch."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running moments."""
+    clip_norm: float | None = Field(0.1, gt=0)
+    """Largest norm of the whole gradient; null does not clip."""
+    lr_rules: tuple[LrRule, ...] = ()
+    """Parts that learn at a scaled rate. A rule that matches no parameter is an error."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of parameters without weight decay."""
+    reference_batch: int = Field(16, ge=1)
+    """Global batch that ``lr`` is meant for; printed beside the real one."""
+
+
+class ScheduleConfig(Strict):
+    """Step decay of the learning rate after an optional linear warm-up."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises linearly from zero."""
+    drop_epochs: tuple[int, ...] = ()
+    """Epochs at whose start the rate is multiplied by ``factor``."""
+    drop_fractions: tuple[float, ...] = ()
+    """The same, as shares of all steps of the run."""
+    factor: float = Field(0.1, gt=0, le=1)
+    """Factor of each drop."""

@@ -1,0 +1,152 @@
+"""The configuration of a run: every section in one place, and the builders that flatten it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lora_detr.branches import AuxiliaryBranches, BranchConfig, BranchedDetector
+from lora_detr.config.base import Strict
+from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
+from lora_detr.data.categories import CategoryMap
+from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
+from lora_detr.evaluation.deployed import DeploymentConfig
+from lora_detr.losses.config import CriterionConfig
+from lora_detr.losses.criterion import Criterion
+from lora_detr.models import DeformableDetrConfig, DetectorConfig, TwoStageDetector
+
+
+class DataConfig(Strict):
+    """What is trained on and how images are prepared."""
+
+    path: str | None = None
+    """COCO folder, or a YAML file that names annotation files and image folders."""
+    num_classes: Literal["auto", "coco91"] = "auto"
+    """``auto``: the data set's own categories; ``coco91``: COCO's ids as labels in 91 slots, as official checkpoints."""
+    on_bad_data: Literal["error", "skip"] = "error"
+    """What to do with malformed or negative boxes."""
+    strict: bool = False
+    """Boxes without width or height, or outside their image, are errors instead of being dropped and counted."""
+    workers: int = Field(2, ge=0)
+    """Processes that read images ahead."""
+    size_divisor: int = Field(1, ge=1)
+    """Padded sizes are rounded up to a multiple of it."""
+    train: TrainTransformConfig = TrainTransformConfig()
+    """Augmentation."""
+    evaluation: EvalTransformConfig = EvalTransformConfig()
+    """Preparation for evaluation."""
+
+
+class EvalConfig(Strict):
+    """How the detector is evaluated."""
+
+    max_detections: int = Field(100, ge=1)
+    """Detections kept of each image."""
+    batch_size: int = Field(2, ge=1)
+    """Images of one forward pass."""
+    every: int = Field(1, ge=1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+
+class TrainConfig(Strict):
+    """How long and with what."""
+
+    epochs: int = Field(12, ge=1)
+    """Passes over the training split."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after so many optimiser steps."""
+    batch_size: int = Field(2, ge=1)
+    """Images of one process and forward pass."""
+    accumulate: int = Field(1, ge=1)
+    """Forward passes added up to one optimiser step."""
+    seed: int = Field(42, ge=0)
+    """Of everything that is random."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: forward pass under autocast; matching and losses stay in float32."""
+    device: str = "auto"
+    """``auto``, ``cpu``, or a CUDA device."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of ``metrics.jsonl``."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints kept, besides the best."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its parameter groups."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over time."""
+
+
+class RunConfig(Strict):
+    """Everything that defines a run."""
+
+    model: DetectorConfig = DeformableDetrConfig()
+    """The detector that will be deployed."""
+    branches: tuple[BranchConfig, ...] = ()
+    """Auxiliary branches, dropped at inference; an empty list is the plain detector."""
+    loss: CriterionConfig = CriterionConfig()
+    """Matching and losses."""
+    data: DataConfig = DataConfig()
+    """Data set and transforms."""
+    train: TrainConfig = TrainConfig()
+    """Optimisation."""
+    evaluation: EvalConfig = EvalConfig()
+    """Evaluation."""
+
+    @model_validator(mode="after")
+    def _check_sections_fit(self) -> RunConfig:
+        for i, branch in enumerate(self.branches):
+            if branch.matcher.k > self.model.num_queries:
+                raise ValueError(
+                    f"`branches.{i}.matcher.k` is {branch.matcher.k} but `model.num_queries` is "
+                    f"{self.model.num_queries}; lower k or raise the number of queries"
+                )
+        if self.model.hidden_dim % self.model.heads:
+            raise ValueError(
+                f"`model.hidden_dim` is {self.model.hidden_dim}, not a multiple of `model.heads` {self.model.heads}"
+            )
+        return self
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """Names of the branches, as logs and ``--branch`` use them."""
+        return tuple(f"branch{i}" for i in range(len(self.branches)))
+
+    def resolved(self) -> RunConfig:
+        """Replace what depends on this machine by what was found, so that the run can be repeated elsewhere."""
+        model = self.model.model_copy(update={"backbone": self.model.backbone.resolved()})
+        return self.model_copy(update={"model": model})
+
+    def build_model(self, num_classes: int, load_weights: bool) -> BranchedDetector[TwoStageDetector]:
+        """Build detector and branches.
+
+        Args:
+            num_classes: K.
+            load_weights: read the backbone's pretrained weights; false when a checkpoint follows.
+
+        Raises:
+            CheckpointError: the backbone's weights cannot be fetched, read or fitted.
+            ConfigError: the backbone does not exist.
+        """
+        detector = self.model.build(num_classes, load_weights)
+        sizes = (self.model.decoder_layers, self.model.hidden_dim, self.model.ffn_dim)
+        return BranchedDetector(detector, AuxiliaryBranches([branch.build(*sizes) for branch in self.branches]))
+
+    def build_criterion(self) -> Criterion:
+        """Build matchers and losses."""
+        matchers = [branch.matcher.build() for branch in self.branches]
+        return Criterion(self.model.decoder_layers, self.loss, self.branch_names, matchers)
+
+    def deployment(self, categories: CategoryMap) -> DeploymentConfig:
+        """Return what inference needs to know, without anything of this machine."""
+        backbone = self.model.backbone
+        mean, std = backbone.input_statistics
+        return DeploymentConfig(
+            model=self.model.model_copy(update={"backbone": backbone.without_weights()}),
+            transform=self.data.evaluation,
+            size_divisor=self.data.size_divisor,
+            max_detections=self.evaluation.max_detections,
+            mean=mean,
+            std=std,
+            category_ids=categories.ids,
+            category_names=categories.names,
+        )

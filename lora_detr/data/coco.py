@@ -1,0 +1,328 @@
+"""Reading a COCO annotation file into compact records, with every fault found and counted."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_detr.data.categories import CategoryMap
+from lora_detr.data.checks import (
+    AnnotationColumns,
+    Findings,
+    OnBadData,
+    check_annotations,
+    check_categories,
+    check_images,
+    read_root,
+)
+from lora_detr.data.files import ImageFolder
+from lora_detr.data.report import AnnotationError, DataReport, Problem
+from lora_detr.errors import DataError
+
+CLIP_TOLERANCE = 1e-6
+"""Pixels a corner may move without counting as clipped: the rounding of x + width."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and the objects that are trained on.
+
+    Attributes:
+        id: id in the annotation file.
+        file_name: as in the annotation file.
+        path: where the file is.
+        width: pixels, as in the annotation file.
+        height: pixels, as in the annotation file.
+        boxes_xyxy_pixels: float32 [T, 4], clipped to the image; width and height > 0; by rising annotation id.
+        category_ids: int64 [T], original ids.
+    """
+
+    id: int
+    file_name: str
+    path: Path
+    width: int
+    height: int
+    boxes_xyxy_pixels: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What detections are compared with: all usable annotations, crowd included, by (image id, annotation id).
+
+    Attributes:
+        image_ids: int64 [n].
+        category_ids: int64 [n], original ids.
+        boxes_xywh_pixels: float64 [n, 4], as stored: not clipped.
+        areas: float64 [n], pixels.
+        crowd: bool [n].
+    """
+
+    image_ids: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes_xywh_pixels: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def of_images(self, image_ids: Iterable[int]) -> GroundTruth:
+        """Return the part that belongs to some images."""
+        kept = np.isin(self.image_ids, np.array(sorted(image_ids), dtype=np.int64))
+        return GroundTruth(
+            self.image_ids[kept],
+            self.category_ids[kept],
+            self.boxes_xywh_pixels[kept],
+            self.areas[kept],
+            self.crowd[kept],
+        )
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One annotation file with its images.
+
+    Attributes:
+        records: by rising image id, whatever the order in the file.
+        categories: labels of the model; the file's own categories unless ``with_categories`` changed it.
+        ground_truth: for evaluation.
+        report: what was counted, dropped and repaired.
+        annotations_path: the file.
+    """
+
+    records: tuple[ImageRecord, ...]
+    categories: CategoryMap
+    ground_truth: GroundTruth
+    report: DataReport
+    annotations_path: Path
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the records, rising."""
+        return tuple(record.id for record in self.records)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the ids and sizes of all images: tells whether a resumed run sees the same data."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(f"{record.id} {record.width} {record.height}\n".encode())
+        return digest.hexdigest()
+
+    def with_categories(self, categories: CategoryMap) -> CocoSplit:
+        """Return the split with the labels of a model, such as those of the training split.
+
+        Raises:
+            DataError: D10, an object's category is not among them.
+        """
+        used = np.unique(self.ground_truth.category_ids).tolist()
+        unknown = [category_id for category_id in used if category_id not in categories]
+        if unknown:
+            named = ", ".join(f"{i} '{self.categories.names_by_id.get(i, '')}'" for i in unknown[:5])
+            raise DataError(
+                f"{self.annotations_path.name}: {len(unknown)} categories are not among the model's: {named}",
+                "use annotation files with the same categories",
+                code="D10",
+            )
+        return replace(self, categories=categories)
+
+    def subset(self, image_ids: Iterable[int]) -> CocoSplit:
+        """Return the split with only some of its images, in records and ground truth; the report stays.
+
+        Raises:
+            DataError: no image is left, or an id is unknown.
+        """
+        wanted = set(image_ids)
+        records = tuple(record for record in self.records if record.id in wanted)
+        if not records or len(records) != len(wanted):
+            missing = sorted(wanted - set(self.image_ids))
+            raise DataError(f"{self.annotations_path.name}: cannot take images {missing[:5]} of {len(self)}")
+        return replace(self, records=records, ground_truth=self.ground_truth.of_images(wanted))
+
+
+def load_coco(
+    annotations: Path,
+    images: Path,
+    *,
+    strict: bool = False,
+    on_bad_data: OnBadData = "error",
+    check_files: bool = True,
+    allow_outside: bool = False,
+) -> CocoSplit:
+    """Read and check an annotation file.
+
+    Crowd regions are removed from training, boxes clipped to their image, and boxes without width or height dropped,
+    as the official code does. Images without objects are kept.
+
+    Args:
+        annotations: COCO JSON.
+        images: folder that ``file_name`` is relative to.
+        strict: a box without width or height, or outside its image, is an error.
+        on_bad_data: ``skip`` drops and counts malformed, negative and non-finite boxes.
+        check_files: every image file must be there.
+        allow_outside: file names may lead out of ``images``.
+
+    Returns:
+        The split, with the categories of the file in the order of their ids.
+
+    Raises:
+        DataError: the file cannot be read (D01), or has no image (S01).
+        AnnotationError: everything wrong with its contents, all at once.
+    """
+    with _paused_collector():
+        return _load(annotations, images, strict, on_bad_data, check_files, allow_outside)
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause the search for reference cycles: parsed JSON has none, and looking costs a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(
+    annotations: Path, images: Path, strict: bool, on_bad_data: OnBadData, check_files: bool, allow_outside: bool
+) -> CocoSplit:
+    root = read_root(annotations)
+    name = annotations.name
+    found_categories = Findings(name, "categories", root["categories"])
+    found_images = Findings(name, "images", root["images"])
+    found = Findings(name, "annotations", root["annotations"])
+
+    names = check_categories(found_categories)
+    image_ids = check_images(found_images)
+    problems = found_categories.problems + found_images.problems
+    if not root["images"]:
+        raise DataError(f"{name}: expected at least one image, found 0 in 'images'", f"check {annotations}", code="S01")
+    if not root["categories"]:
+        problems.append(Problem("D02", f"{name}: expected at least one category, found 0 in 'categories'"))
+
+    paths: list[Path] = []
+    if not problems:  # the names are strings then
+        paths = _check_paths(found_images, ImageFolder(images, allow_outside=allow_outside, must_exist=check_files))
+        problems += found_images.problems
+    order = sorted(range(len(image_ids)), key=lambda i: image_ids[i] if image_ids[i] is not None else 0)
+    positions = {image_ids[i]: position for position, i in enumerate(order) if image_ids[i] is not None}
+    columns = check_annotations(found, positions, names, on_bad_data=on_bad_data)
+    problems += found.problems
+    if problems:
+        raise AnnotationError(annotations, problems)
+
+    rows = [found_images.rows[i] for i in order]
+    boxes, visible, counts = _clip(columns, rows)
+    if strict and not visible.all():
+        raise AnnotationError(annotations, _strict_problems(found, columns, visible))
+    records = _records(rows, [paths[i] for i in order], columns, boxes, visible & ~columns.crowd)
+    category_names = [row["name"] for row in found_categories.rows]
+    report = DataReport(
+        file=name,
+        images=len(records),
+        images_without_objects=sum(len(record.category_ids) == 0 for record in records),
+        objects=int((visible & ~columns.crowd).sum()),
+        categories=len(names),
+        crowd=int((visible & columns.crowd).sum()),
+        bad_boxes=columns.bad_boxes,
+        missing_area=columns.missing_area,
+        missing_iscrowd=columns.missing_iscrowd,
+        duplicate_file_names=len(rows) - len({row["file_name"] for row in rows}),
+        duplicate_category_names=len(category_names) - len(set(category_names)),
+        **counts,
+    )
+    truth = _ground_truth(rows, columns, visible)
+    return CocoSplit(records, CategoryMap.from_categories(names), truth, report, annotations)
+
+
+def _check_paths(found: Findings, folder: ImageFolder) -> list[Path]:
+    paths, faults = folder.resolve([row["file_name"] for row in found.rows])
+    missing = sum(fault.code == "D17" for fault in faults)
+    for fault in faults:
+        count = f" ({missing} of {len(paths)} image files are missing)" if fault.code == "D17" else ""
+        found.add(fault.index, fault.code, fault.what + count)
+    return paths
+
+
+def _clip(
+    columns: AnnotationColumns, rows: list[dict[str, Any]]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, int]]:
+    """Return corners clipped to the image [n, 4], which boxes keep a width and height, and the counts.
+
+    The decision is made in float32, in which boxes are used, so that no kept box is empty later.
+    """
+    sizes = np.array([(row["width"], row["height"]) for row in rows], dtype=np.float64)[columns.images]  # [n, 2]
+    with np.errstate(over="ignore"):
+        corners = np.concatenate((columns.boxes[:, :2], columns.boxes[:, :2] + columns.boxes[:, 2:]), axis=1)
+    clipped = np.clip(corners, 0.0, np.tile(sizes, 2))
+    boxes = clipped.astype(np.float32)
+    visible: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    positive = (columns.boxes[:, 2:] > 0).all(axis=1)
+    outside = ~visible & positive & ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    moved = (np.abs(corners - clipped) > CLIP_TOLERANCE).any(axis=1)
+    counts = {
+        "outside": int(outside.sum()),
+        "zero_size": int((~visible & ~outside).sum()),
+        "clipped": int((visible & moved).sum()),
+    }
+    return boxes, visible, counts
+
+
+def _strict_problems(found: Findings, columns: AnnotationColumns, visible: NDArray[np.bool_]) -> list[Problem]:
+    row_of = {row["id"]: i for i, row in enumerate(found.rows)}
+    for position in np.flatnonzero(~visible).tolist():
+        index = row_of[int(columns.ids[position])]
+        box = found.rows[index]["bbox"]
+        if min(box[2:]) > 0:
+            found.add(index, "D16", f"bbox {box} lies outside the image")
+        else:
+            found.add(index, "D07", f"bbox {'width' if box[2] == 0 else 'height'} 0 must be > 0")
+    return found.problems
+
+
+def _records(
+    rows: list[dict[str, Any]],
+    paths: list[Path],
+    columns: AnnotationColumns,
+    boxes: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+) -> tuple[ImageRecord, ...]:
+    images = columns.images[kept]
+    order = np.lexsort((columns.ids[kept], images))
+    boxes, categories = boxes[kept][order], columns.categories[kept][order]
+    ends = np.cumsum(np.bincount(images, minlength=len(rows))).tolist()
+    records = []
+    start = 0
+    for row, path, end in zip(rows, paths, ends, strict=True):
+        records.append(
+            ImageRecord(
+                row["id"], row["file_name"], path, row["width"], row["height"], boxes[start:end], categories[start:end]
+            )
+        )
+        start = end
+    return tuple(records)
+
+
+def _ground_truth(rows: list[dict[str, Any]], columns: AnnotationColumns, visible: NDArray[np.bool_]) -> GroundTruth:
+    kept = np.flatnonzero(visible)
+    kept = kept[np.lexsort((columns.ids[kept], columns.images[kept]))]
+    image_ids = np.array([row["id"] for row in rows], dtype=np.int64)
+    return GroundTruth(
+        image_ids[columns.images[kept]],
+        columns.categories[kept],
+        columns.boxes[kept],
+        columns.areas[kept],
+        columns.crowd[kept],
+    )

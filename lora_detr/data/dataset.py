@@ -1,0 +1,73 @@
+"""A split as a PyTorch data set whose samples depend on (seed, epoch, image id) and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lora_detr.data.coco import CocoSplit
+from lora_detr.data.images import MAX_PIXELS, read_image
+from lora_detr.data.transforms import Transform
+from lora_detr.structures import Target
+
+
+def generator_for(seed: int, epoch: int, image_id: int) -> torch.Generator:
+    """Return the source of all random draws for one image in one epoch.
+
+    Keyed by the image and not by its place in the epoch, so that neither the number of workers nor of ranks matters.
+    """
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class CocoDataset(Dataset[tuple[Tensor, Target]]):
+    """Decoded and transformed images with their targets.
+
+    Args:
+        split: which images, and the labels of their categories.
+        transform: what ``TrainTransformConfig.build`` or ``EvalTransformConfig.build`` returned.
+        seed: of the augmentation.
+        max_pixels: larger files are refused before decoding.
+    """
+
+    def __init__(self, split: CocoSplit, transform: Transform, seed: int, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+        self.max_pixels = max_pixels
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.split.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of ``__getitem__``. A loader with workers asks ``sample`` and does not depend on it."""
+        self.epoch = epoch
+
+    def image_id(self, index: int) -> int:
+        """Return the id of the image at ``index``, without reading it."""
+        return self.split.records[index].id
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        return self.sample(index, self.epoch)
+
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        """Return one image as it looks in one epoch.
+
+        Returns:
+            Pixels float [3, H, W], normalised, and the target; boxes relative to H and W.
+
+        Raises:
+            DataError: the file cannot be used (see ``read_image``).
+        """
+        record = self.split.records[index]
+        image = read_image(record, self.max_pixels)
+        label_of = self.split.categories.label_of
+        labels = torch.tensor([label_of(i) for i in record.category_ids.tolist()], dtype=torch.int64)
+        boxes = torch.from_numpy(record.boxes_xyxy_pixels.copy())
+        generator = generator_for(self.seed, epoch, record.id)
+        pixels, boxes, labels = self.transform(image, boxes, labels, generator)
+        return pixels, Target(boxes, labels, record.id, (record.height, record.width))

@@ -1,0 +1,90 @@
+"""From the file names in an annotation file to paths, none of which leaves the image folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileFault:
+    """A file name that cannot be used.
+
+    Attributes:
+        index: position of the name in the list given.
+        code: D17 (no such file), X01 (leaves the folder) or X02 (absolute).
+        what: the end of the message.
+    """
+
+    index: int
+    code: str
+    what: str
+
+
+@dataclass(frozen=True)
+class _Listing:
+    inside: bool
+    files: dict[str, bool]  # name -> is a symbolic link
+
+
+class ImageFolder:
+    """The files below one folder, listed once for each directory that is asked for.
+
+    Args:
+        root: the folder.
+        allow_outside: accept absolute names, ``..`` and links that lead out of the folder.
+        must_exist: report files that are not there.
+    """
+
+    def __init__(self, root: Path, *, allow_outside: bool, must_exist: bool) -> None:
+        self.root = root
+        self.allow_outside = allow_outside
+        self.must_exist = must_exist
+        self._real_root = os.path.realpath(root)
+        self._listings: dict[str, _Listing] = {}
+
+    def resolve(self, names: Sequence[str]) -> tuple[list[Path], list[FileFault]]:
+        """Return the path of every name, and the faults found (their paths must not be opened)."""
+        faults = []
+        paths = []
+        for i, name in enumerate(names):
+            fault = self._check(name)
+            if fault:
+                faults.append(FileFault(i, *fault))
+            paths.append(self.root / name)
+        return paths, faults
+
+    def _check(self, name: str) -> tuple[str, str] | None:
+        if "\0" in name:
+            return "X01", "file_name holds a null character"
+        if os.path.isabs(name) and not self.allow_outside:
+            return "X02", f"file_name {name} is absolute; allowed with --allow-outside only"
+        parent, base = os.path.split(name)
+        if base == "..":
+            parent, base = name, ""
+        listing = self._listings.get(parent)
+        if listing is None:
+            listing = self._listings[parent] = self._list(parent)
+        leaves = not listing.inside or (listing.files.get(base, False) and not self._contains(self.root / name))
+        if leaves and not self.allow_outside:
+            return "X01", f"file_name {name} leads out of {self.root}; allowed with --allow-outside only"
+        if self.must_exist and base not in listing.files:
+            return "D17", f"no image file {self.root / name}"
+        return None
+
+    def _contains(self, path: Path) -> bool:
+        real = os.path.realpath(path)
+        return real == self._real_root or real.startswith(os.path.join(self._real_root, ""))
+
+    def _list(self, parent: str) -> _Listing:
+        directory = self.root / parent
+        inside = self._contains(directory)
+        if not inside and not self.allow_outside:
+            return _Listing(False, {})
+        try:
+            with os.scandir(directory) as entries:
+                return _Listing(inside, {entry.name: entry.is_symlink() for entry in entries if entry.is_file()})
+        except OSError:
+            return _Listing(inside, {})

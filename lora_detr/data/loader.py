@@ -1,0 +1,311 @@
+"""From samples to batches: padding, the order of an epoch dealt to ranks, and workers whose errors stay readable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import cycle, islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from lora_detr.errors import LoraDetrError, WorkerError
+from lora_detr.structures import Batch, Images, Target
+
+Sample = tuple[Tensor, Target]
+Key = tuple[int, int]  # epoch, index
+
+_CAUGHT = "in DataLoader worker process"  # how PyTorch marks an error that the data set raised
+
+
+class EpochDataset(Protocol):
+    """What a loader reads: samples that depend on the index and the epoch only."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, epoch: int) -> Sample: ...
+
+    def image_id(self, index: int) -> int: ...
+
+
+def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
+    """Pad images to the largest height and width among them.
+
+    Args:
+        samples: at least one; pixels float [3, H_i, W_i].
+        size_divisor: height and width are rounded up to a multiple of it.
+
+    Returns:
+        The batch; pixels are zero and ``padding`` true right of and below each image.
+    """
+    sizes = torch.tensor([pixels.shape[-2:] for pixels, _ in samples], dtype=torch.int64)  # [B, 2]
+    height, width = (-(-side // size_divisor) * size_divisor for side in sizes.amax(dim=0).tolist())
+    first = samples[0][0]
+    pixels = first.new_zeros((len(samples), first.shape[0], height, width))
+    padding = torch.ones((len(samples), height, width), dtype=torch.bool)
+    for i, (image, _) in enumerate(samples):
+        pixels[i, :, : image.shape[1], : image.shape[2]] = image
+        padding[i, : image.shape[1], : image.shape[2]] = False
+    return Batch(Images(pixels, padding, sizes), tuple(target for _, target in samples))
+
+
+class EpochSampler(Sampler[list[int]]):
+    """The batches of one rank in one epoch, as lists of indices; the same number on every rank.
+
+    Shuffled (training): one order for all ranks from (seed, epoch), cut into *global* batches of
+    ``batch_size * world_size``, of which each rank takes its part. So the images of a step do not depend on how many
+    ranks share them. The last global batch may be smaller; its parts are made equal by images from the start of the
+    order.
+
+    In order (evaluation): batches of consecutive indices, dealt to the ranks in turn. So which images are padded
+    together does not depend on the number of ranks. If the batches do not share out evenly, the first ones come
+    again; whoever gathers results drops repeated image ids.
+
+    Args:
+        count: samples in the data set, at least 1.
+        batch_size: of one rank.
+        shuffle: training or evaluation, see above.
+        rank: 0..world_size-1.
+        world_size: number of ranks.
+        seed: of the order.
+        drop_last: leave out the last global batch if it is not full, unless it is the only one; training only.
+    """
+
+    def __init__(
+        self, count: int, *, batch_size: int, shuffle: bool, rank: int, world_size: int, seed: int, drop_last: bool
+    ) -> None:
+        if count < 1 or batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"{count=}, {batch_size=}, {rank=}, {world_size=}")
+        self.count = count
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many of its batches to leave out because a resumed run has seen them."""
+        self.epoch = epoch
+        self.start = start
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch on every rank, whatever ``start`` is."""
+        full, rest = divmod(self.count, self.batch_size * self.world_size)
+        if self.shuffle and self.drop_last and full:
+            return full
+        return full + (rest > 0)
+
+    def __len__(self) -> int:
+        return max(0, self.batches_per_epoch - self.start)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        steps = range(self.start, self.batches_per_epoch)
+        if self.shuffle:
+            order = self._order()
+            yield from (self._shuffled(order, step) for step in steps)
+        else:
+            yield from (self._consecutive(step) for step in steps)
+
+    def _order(self) -> list[int]:
+        digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        order: list[int] = torch.randperm(self.count, generator=generator).tolist()
+        return order
+
+    def _shuffled(self, order: list[int], step: int) -> list[int]:
+        size = self.batch_size * self.world_size
+        batch = order[step * size : (step + 1) * size]
+        part = -(-len(batch) // self.world_size)
+        filled = islice(cycle(batch + order if len(batch) < size else batch), self.rank * part, (self.rank + 1) * part)
+        return list(filled)
+
+    def _consecutive(self, step: int) -> list[int]:
+        chunks = -(-self.count // self.batch_size)
+        first = (step * self.world_size + self.rank) % chunks * self.batch_size
+        return list(range(first, min(first + self.batch_size, self.count)))
+
+
+class BatchLoader:
+    """Batches of one epoch at a time, for one rank.
+
+    A user's error in a worker arrives with its own type, message and code; a worker that dies or hangs is reported
+    with the images it may have been working on.
+
+    Args:
+        dataset: samples.
+        sampler: which of them, in which order.
+        workers: processes that read ahead; 0 reads in this process. They live until the loader goes.
+        size_divisor: see ``collate``.
+        pin_memory: give batches in page-locked memory.
+        timeout: seconds to wait for a worker; 0 waits for ever.
+    """
+
+    def __init__(
+        self,
+        dataset: EpochDataset,
+        sampler: EpochSampler,
+        *,
+        workers: int,
+        size_divisor: int = 1,
+        pin_memory: bool = False,
+        timeout: float = 0.0,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self._keys = _Keys(sampler)
+        self._loader: DataLoader[Sample | LoraDetrError] = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=self._keys,
+            num_workers=workers,
+            collate_fn=partial(_collate_or_error, size_divisor=size_divisor),
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            timeout=timeout if workers else 0.0,
+            # Its own generator: starting an epoch must not draw from the global one, which a resumed run restores.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
+        self.sampler.set_epoch(epoch, start)
+
+    def __len__(self) -> int:
+        """Return how many batches the next iteration gives."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the batches.
+
+        Raises:
+            DataError: an image cannot be used.
+            WorkerError: a worker died, or gave nothing within the timeout.
+        """
+        self._keys.pending.clear()
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                # A dead worker shows as any of them: its end is noticed, or a tensor can no longer be fetched from it.
+                lost = self.worker_error(error)
+                if lost is None and not isinstance(error, RuntimeError) and _CAUGHT not in str(error):
+                    lost = self._lost("a worker that reads images died")
+                self.close()
+                if lost is None:
+                    raise
+                raise lost from error
+            self._keys.pending.popleft()
+            if isinstance(batch, LoraDetrError):
+                self.close()
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the workers, if there are any; a later iteration starts new ones.
+
+        Left to the garbage collector this takes five seconds a worker: by then the queue that tells them is gone.
+        """
+        iterator = self._loader._iterator
+        self._loader._iterator = None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            with contextlib.suppress(RuntimeError):  # the end of a worker, noticed only now
+                iterator._shutdown_workers()
+
+    def worker_error(self, error: BaseException) -> WorkerError | None:
+        """Return what an error says about the workers, or None if it is about something else.
+
+        PyTorch reports a dead worker from a signal handler: as a ``RuntimeError`` out of whatever line of the main
+        process happens to run. So the error may come up in a training step as well as here.
+        """
+        text = str(error)
+        ends = ("exited unexpectedly", "is killed by signal", "timed out")
+        if not isinstance(error, RuntimeError) or not text.startswith("DataLoader") or not any(e in text for e in ends):
+            return None
+        return self._lost(text.split(". ")[0])
+
+    def _lost(self, reason: str) -> WorkerError:
+        ids = [self.dataset.image_id(index) for batch in self._keys.pending for _, index in batch]
+        return WorkerError(
+            f"{reason}; images given to the workers and not returned: {ids}", "try --workers 0 to see the cause"
+        )
+
+
+def build_loader(
+    dataset: EpochDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    rank: int,
+    world_size: int,
+    seed: int,
+    workers: int,
+    drop_last: bool,
+    size_divisor: int = 1,
+    pin_memory: bool = False,
+    timeout: float = 0.0,
+) -> BatchLoader:
+    """Return the loader of one rank; see ``EpochSampler`` and ``BatchLoader`` for the arguments."""
+    sampler = EpochSampler(
+        len(dataset),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        drop_last=drop_last,
+    )
+    return BatchLoader(
+        dataset, sampler, workers=workers, size_divisor=size_divisor, pin_memory=pin_memory, timeout=timeout
+    )
+
+
+class _Keys(Sampler[list[Key]]):
+    """Adds the epoch to every index, since persistent workers hold a copy of the data set from the first epoch."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+        self.pending: deque[list[Key]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for indices in self.sampler:
+            keys = [(self.sampler.epoch, index) for index in indices]
+            self.pending.append(keys)
+            yield keys
+
+
+class _Guarded(Dataset[Sample | LoraDetrError]):
+    """Returns a user's error instead of raising it: ``DataLoader`` would bury it in a traceback from the worker."""
+
+    def __init__(self, dataset: EpochDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> Sample | LoraDetrError:
+        epoch, index = key
+        try:
+            return self.dataset.sample(index, epoch)
+        except LoraDetrError as error:
+            return error
+
+
+def _collate_or_error(samples: list[Sample | LoraDetrError], size_divisor: int) -> Batch | LoraDetrError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, LoraDetrError):
+            return sample
+        good.append(sample)
+    return collate(good, size_divisor)

@@ -1,0 +1,112 @@
+"""What was found in an annotation file: problems that stop a run, and counts of what was repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_detr.errors import DataError
+
+SHOWN_PROBLEMS = 20
+"""Problems written out in the message; all of them are in ``AnnotationError.problems``."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of an annotation file.
+
+    Attributes:
+        code: kind of fault, such as ``D07``.
+        text: one line that names file, index and id.
+    """
+
+    code: str
+    text: str
+
+
+class AnnotationError(DataError):
+    """Everything wrong with one annotation file.
+
+    Args:
+        path: the annotation file.
+        problems: at least one, in file order; the first gives the error its code.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        first, *others = problems[:SHOWN_PROBLEMS]
+        lines = [first.text, *(f"error[{problem.code}]: {problem.text}" for problem in others)]
+        if len(problems) > SHOWN_PROBLEMS:
+            lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
+        counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join(lines), f"{counted} in {path}; correct the file and start again", code=first.code)
+        self.path = path
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[AnnotationError], tuple[Path, tuple[Problem, ...]]]:
+        return AnnotationError, (self.path, self.problems)
+
+    def to_json(self) -> list[dict[str, str]]:
+        """Return all problems, for ``data_report.json``."""
+        return [asdict(problem) for problem in self.problems]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of one annotation file. Annotations are counted once: the first reason that drops one counts.
+
+    Attributes:
+        file: name of the annotation file.
+        images: images.
+        images_without_objects: images that train as background only.
+        objects: objects kept for training.
+        categories: categories in the file, with or without objects.
+        crowd: crowd regions: not trained on, ignored regions in evaluation.
+        zero_size: boxes without width or height, dropped.
+        outside: boxes that do not touch their image, dropped.
+        bad_boxes: malformed, negative or non-finite boxes, dropped on request (``on_bad_data='skip'``).
+        clipped: boxes cut at the border of their image, kept.
+        missing_area: annotations without ``area``; width times height is used.
+        missing_iscrowd: annotations without ``iscrowd``; 0 is used.
+        duplicate_file_names: images whose file another image names too.
+        duplicate_category_names: categories whose name another category has too.
+    """
+
+    file: str
+    images: int
+    images_without_objects: int
+    objects: int
+    categories: int
+    crowd: int = 0
+    zero_size: int = 0
+    outside: int = 0
+    bad_boxes: int = 0
+    clipped: int = 0
+    missing_area: int = 0
+    missing_iscrowd: int = 0
+    duplicate_file_names: int = 0
+    duplicate_category_names: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all counts by name."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return a summary line, and a line for each thing that was dropped, repaired or looks wrong."""
+        counts = (
+            (self.crowd, "crowd regions: not trained on, ignored in evaluation"),
+            (self.zero_size, "boxes without width or height: dropped"),
+            (self.outside, "boxes outside their image: dropped"),
+            (self.bad_boxes, "malformed boxes: dropped on request"),
+            (self.clipped, "boxes clipped to their image"),
+            (self.missing_area, "annotations without area: width x height used"),
+            (self.missing_iscrowd, "annotations without iscrowd: 0 used"),
+            (self.duplicate_file_names, "images share a file with another image"),
+            (self.duplicate_category_names, "categories share a name with another category"),
+        )
+        summary = (
+            f"{self.file}: {self.images:,} images ({self.images_without_objects:,} without objects), "
+            f"{self.objects:,} objects, {self.categories:,} categories"
+        )
+        return [summary, *(f"  {count:,} {text}" for count, text in counts if count)]

@@ -1,0 +1,80 @@
+"""The errors that a user can cause, each with the exit code of its class.
+
+A message says what was expected, what was found and where; the remedy says what to do. The command line shows both
+without a traceback. Anything else that escapes is a bug of ours and exits with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoraDetrError(Exception):
+    """Base of all errors a user can cause.
+
+    Args:
+        message: one line: what was expected, what was found, where.
+        remedy: one line: what to do; may be empty.
+        code: short id of the kind of fault, such as ``D07``; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "", *, code: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+
+    def __str__(self) -> str:
+        head = f"error[{self.code}]: " if self.code else "error: "
+        return head + self.message + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+class ConfigError(LoraDetrError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(LoraDetrError):
+    """Bad annotations or images."""
+
+    exit_code = 3
+
+
+class CheckpointError(LoraDetrError):
+    """A checkpoint or weight file that cannot be used."""
+
+    exit_code = 4
+
+
+class OutputError(LoraDetrError):
+    """Output that cannot be written."""
+
+    exit_code = 5
+
+
+class NumericalError(LoraDetrError):
+    """A value that is not finite, with the term, layer, branch, step and images it came from."""
+
+    exit_code = 6
+
+
+class WorkerError(LoraDetrError):
+    """A worker, rank or process that failed."""
+
+    exit_code = 7
+
+
+class VerificationError(LoraDetrError):
+    """A proof that did not hold (strip, export)."""
+
+    exit_code = 8
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,203 @@
+"""COCO's average precision and recall, by pycocotools, independent of the order in which results arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from lora_detr.data.categories import UNUSED
+from lora_detr.data.coco import CocoSplit
+from lora_detr.structures import Detections
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers, in the order in which pycocotools gives them."""
+
+COLUMNS = 8
+"""Columns of a row of ``CocoEvaluator.rows``: image id, query, label, score, x1, y1, x2, y2."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Average precision of one category.
+
+    Attributes:
+        category_id: original id.
+        name: of the category.
+        AP: over IoU 0.5 to 0.95, in [0, 1]; -1 if the category has no object.
+        AP50: at IoU 0.5, likewise.
+        objects: in the ground truth, without crowd regions.
+    """
+
+    category_id: int
+    name: str
+    AP: float
+    AP50: float
+    objects: int
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The result of an evaluation.
+
+    Attributes:
+        values: COCO's twelve numbers by name, in [0, 1]; -1 where there is no ground truth, so nothing to measure
+            (of that size, or at all: then every object is a crowd region, or there is none).
+        per_class: by rising category id.
+    """
+
+    values: dict[str, float]
+    per_class: tuple[ClassMetrics, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the twelve numbers and the table of classes."""
+        return {**self.values, "per_class": [asdict(row) for row in self.per_class]}
+
+
+class CocoEvaluator:
+    """Collects detections and compares them with the ground truth of a split.
+
+    Ground truth is what the annotation file says, crowd regions included, but for boxes that ``load_coco`` drops
+    (without width or height, or outside their image), which no detection could match.
+
+    AP is COCO's at 100 detections whatever the number kept: of an image with more (see ``postprocess``), the 100 best
+    *of each category* count, so that keeping 300 can still raise AP.
+
+    Results do not depend on the order in which images are added: everything is sorted by (image id, falling score,
+    query, label) first.
+
+    Args:
+        split: images, ground truth and the labels of the model. For part of the images give ``split.subset(ids)``.
+    """
+
+    def __init__(self, split: CocoSplit) -> None:
+        self._split = split
+        self._image_ids = frozenset(split.image_ids)
+        self._rows: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Return for how many images results were added."""
+        return len(self._rows)
+
+    def add(self, image_id: int, detections: Detections) -> None:
+        """Add the detections of one image, on any device; an image that was added before is left as it is.
+
+        Raises:
+            ValueError: the image is not in the split.
+        """
+        if image_id not in self._image_ids:
+            raise ValueError(f"image id {image_id} is not in the split")
+        if image_id in self._rows:
+            return
+        n = len(detections.scores)
+        rows = torch.empty((n, COLUMNS), dtype=torch.float64)
+        rows[:, 0] = image_id
+        rows[:, 1] = detections.queries
+        rows[:, 2] = detections.labels
+        rows[:, 3] = detections.scores
+        rows[:, 4:] = detections.boxes_xyxy_pixels
+        self._rows[image_id] = rows
+
+    def rows(self) -> Tensor:
+        """Return everything added as one tensor, to be gathered over ranks.
+
+        Returns:
+            float64 [n, 8] in canonical order; columns as in ``COLUMNS``. Image ids are exact up to 2 ** 53.
+        """
+        if not self._rows:
+            return torch.empty((0, COLUMNS), dtype=torch.float64)
+        rows = torch.cat([self._rows[image_id] for image_id in sorted(self._rows)])
+        keys = (rows[:, 2], rows[:, 1], -rows[:, 3], rows[:, 0])
+        return rows[torch.from_numpy(np.lexsort([key.numpy() for key in keys]))]
+
+    def add_rows(self, rows: Tensor) -> None:
+        """Add what ``rows`` of another rank's evaluator returned; images added before are left as they are."""
+        rows = rows.cpu()
+        rows = rows[rows[:, 0].sort(stable=True).indices]
+        image_ids, counts = torch.unique_consecutive(rows[:, 0], return_counts=True)
+        for image_id, part in zip(image_ids.tolist(), torch.split(rows, counts.tolist()), strict=True):
+            self._rows.setdefault(int(image_id), part)
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Return the detections as COCO results, in canonical order, with original category ids."""
+        ids = self._split.categories.ids
+        return [
+            {
+                "image_id": int(image_id),
+                "category_id": ids[int(label)],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for image_id, _, label, score, x1, y1, x2, y2 in self.rows().tolist()
+        ]
+
+    def write_predictions(self, path: Path) -> None:
+        """Write COCO results, one a line; the bytes depend on the detections only."""
+        lines = ",\n".join(json.dumps(entry) for entry in self.predictions())
+        path.write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
+
+    def compute(self) -> CocoMetrics:
+        """Return COCO's numbers over all images of the split; images without results count as found nothing."""
+        split = self._split
+        images = [{"id": r.id, "width": r.width, "height": r.height} for r in split.records]
+        categories = [{"id": i, "name": n} for i, n in zip(split.categories.ids, split.categories.names, strict=True)]
+        truth = split.ground_truth
+        objects = [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for image_id, category_id, box, area, crowd in zip(
+                truth.image_ids.tolist(),
+                truth.category_ids.tolist(),
+                truth.boxes_xywh_pixels.tolist(),
+                truth.areas.tolist(),
+                truth.crowd.tolist(),
+                strict=True,
+            )
+        ]
+        found = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in self.predictions()]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(_index(images, categories, objects), _index(images, categories, found), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        values = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+        return CocoMetrics(values, self._per_class(evaluation))
+
+    def _per_class(self, evaluation: Any) -> tuple[ClassMetrics, ...]:
+        split = self._split
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
+        real = split.ground_truth.category_ids[~split.ground_truth.crowd]
+        names = dict(zip(split.categories.ids, split.categories.names, strict=True))
+        table = []
+        for k, category_id in enumerate(evaluation.params.catIds):
+            objects = int((real == category_id).sum())
+            if names[category_id] == UNUSED and not objects:
+                continue
+            average, average50 = _mean(precision[:, :, k]), _mean(precision[0, :, k])
+            table.append(ClassMetrics(int(category_id), names[category_id], average, average50, objects))
+        return tuple(table)
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    """Return the mean of the entries that were measured, -1 if none was."""
+    measured = precision[precision > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
+def _index(images: Iterable[Any], categories: Iterable[Any], annotations: list[dict[str, Any]]) -> COCO:
+    """Return pycocotools' form of some annotations, numbered from 1: it takes a match with id 0 for no match."""
+    numbered = [{**entry, "id": i} for i, entry in enumerate(annotations, start=1)]
+    index = COCO()
+    index.dataset = {"images": list(images), "categories": list(categories), "annotations": numbered}
+    index.createIndex()
+    return index

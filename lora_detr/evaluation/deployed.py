@@ -1,0 +1,116 @@
+"""What inference needs and nothing else: a detector without branches, its input and its classes, in one file.
+
+This module and all it imports know nothing of branches; the proof of ``strip`` loads a stripped file through it in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from lora_detr import __version__
+from lora_detr.config.base import Strict
+from lora_detr.data.categories import CategoryMap
+from lora_detr.data.transforms import EvalTransformConfig
+from lora_detr.errors import CheckpointError
+from lora_detr.exact_weights import load_exact
+from lora_detr.models import DetectorConfig, TwoStageDetector
+from lora_detr.tensor_files import read_tensors, write_tensors
+
+FORMAT = "lora-detr stripped"
+FORMAT_VERSION = 1
+
+
+class DeploymentConfig(Strict):
+    """Everything that is stored beside the weights of a stripped detector."""
+
+    model: DetectorConfig
+    """Architecture; the backbone names no weights, since the file brings them."""
+    transform: EvalTransformConfig
+    """Preparation of images."""
+    size_divisor: int
+    """Padded sizes are rounded up to a multiple of it."""
+    max_detections: int
+    """Detections kept of each image."""
+    mean: tuple[float, ...]
+    """Mean of the pixels."""
+    std: tuple[float, ...]
+    """Standard deviation of the pixels."""
+    category_ids: tuple[int, ...]
+    """Original category id of each label."""
+    category_names: tuple[str, ...]
+    """Name of each label."""
+
+    @property
+    def categories(self) -> CategoryMap:
+        """Labels with their original ids and names."""
+        return CategoryMap(self.category_ids, self.category_names)
+
+    def build(self) -> TwoStageDetector:
+        """Build the detector, its weights still random."""
+        return self.model.build(len(self.category_ids), load_weights=False)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A detector that is ready to predict.
+
+    Attributes:
+        detector: in evaluation mode.
+        config: its input and classes.
+    """
+
+    detector: TwoStageDetector
+    config: DeploymentConfig
+
+
+def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: DeploymentConfig) -> None:
+    """Write weights and config as one safetensors file, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "lora_detr_version": __version__,
+        "config": config.model_dump_json(),
+    }
+    write_tensors(path, dict(tensors), metadata)
+
+
+def is_deployed(path: Path) -> bool:
+    """Return whether ``path`` looks like a stripped file; the contents are not checked."""
+    return path.is_file() and path.suffix == ".safetensors"
+
+
+def read_deployed(path: Path) -> Deployed:
+    """Read a stripped file; its tensors must be exactly those of the detector it describes.
+
+    Raises:
+        CheckpointError: not a stripped file, of a newer version, or damaged.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a stripped detector (its metadata says format {metadata.get('format')!r})",
+            "give a run directory, a checkpoint directory, or a file written by 'loradetr strip'",
+        )
+    version = metadata.get("format_version", "")
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}", "install a newer lora-detr"
+        )
+    try:
+        config = DeploymentConfig.model_validate_json(metadata["config"])
+    except (ValidationError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}") from error
+    detector = config.build()
+    load_exact(detector, tensors, path)
+    return Deployed(detector.eval(), config)

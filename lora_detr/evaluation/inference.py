@@ -1,0 +1,43 @@
+"""Run a detector over a data set and collect COCO's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from lora_detr.evaluation.coco_eval import CocoEvaluator
+from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.structures import Batch, Images, Prediction
+
+
+@torch.no_grad()
+def collect(
+    predict: Callable[[Images], Prediction],
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
+    device: torch.device,
+    *,
+    max_detections: int,
+    nms_iou: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Add the detections of all batches to an evaluator.
+
+    Args:
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        batches: images with their ids and stored sizes.
+        evaluator: collects.
+        device: of the detector.
+        max_detections: kept of each image.
+        nms_iou: suppress duplicates above this overlap; None for none.
+        progress: told the number of images after each batch.
+    """
+    for batch in batches:
+        prediction = predict(batch.images.to(device))
+        sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
+        found = postprocess(prediction, sizes, max_detections=max_detections, nms_iou=nms_iou)
+        for target, detections in zip(batch.targets, found, strict=True):
+            evaluator.add(target.image_id, detections)
+        if progress is not None:
+            progress(len(batch.targets))

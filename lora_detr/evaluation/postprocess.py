@@ -1,0 +1,61 @@
+"""From class logits and relative boxes to the best detections of each image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+
+from lora_detr.structures import Detections, Prediction
+
+NMS_CANDIDATES = 10_000
+"""(query, class) entries of an image that enter non-maximum suppression, as in the official code."""
+
+
+@torch.no_grad()
+def postprocess(
+    prediction: Prediction, original_sizes: Tensor, *, max_detections: int, nms_iou: float | None = None
+) -> list[Detections]:
+    """Return the best detections of each image, best first.
+
+    A detection is a (query, class) entry, so a query may be kept with several classes. Equal scores are ordered by
+    (query, class). Boxes are not clipped to the image, as in the official code.
+
+    Args:
+        prediction: logits [B, Q, K]; boxes [B, Q, 4], cxcywh relative to the unpadded image.
+        original_sizes: [B, 2], (height, width) in pixels of the images as stored.
+        max_detections: kept for each image; fewer if Q * K is smaller or suppression leaves fewer.
+        nms_iou: suppress entries that overlap a better one of the same class by more than this; None for no
+            suppression, as DETR is meant to be used.
+
+    Returns:
+        B detections, on the device of the prediction; scores float32.
+
+    Raises:
+        ValueError: ``max_detections`` is below 1, or sizes and predictions are of different numbers of images.
+    """
+    images, _, classes = prediction.logits.shape
+    if max_detections < 1 or tuple(original_sizes.shape) != (images, 2):
+        raise ValueError(f"{max_detections=}; original_sizes {tuple(original_sizes.shape)}, expected ({images}, 2)")
+    probabilities = prediction.logits.float().sigmoid().flatten(1)  # [B, Q * K]
+    limit = min(max_detections if nms_iou is None else NMS_CANDIDATES, probabilities.shape[1])
+    # A stable sort and not topk, which orders equal scores differently from device to device.
+    scores, entries = (part[:, :limit] for part in probabilities.sort(dim=1, descending=True, stable=True))
+    queries, labels = entries // classes, entries % classes  # [B, n]
+
+    scale = original_sizes.to(prediction.boxes.device).flip(1).repeat(1, 2)  # [B, 4]: W, H, W, H
+    corners = box_convert(prediction.boxes.float(), "cxcywh", "xyxy") * scale[:, None]  # [B, Q, 4]
+    boxes = corners.gather(1, queries[..., None].expand(-1, -1, 4))  # [B, n, 4]
+
+    results = []
+    for image in range(images):
+        found = Detections(boxes[image], scores[image], labels[image], queries[image])
+        results.append(found if nms_iou is None else _suppress(found, nms_iou, max_detections))
+    return results
+
+
+def _suppress(found: Detections, iou: float, max_detections: int) -> Detections:
+    kept = batched_nms(found.boxes_xyxy_pixels, found.scores, found.labels, iou)
+    # Candidates are in order already; restoring it makes ties independent of how the suppression sorts.
+    kept = kept.sort().values[:max_detections]
+    return Detections(found.boxes_xyxy_pixels[kept], found.scores[kept], found.labels[kept], found.queries[kept])

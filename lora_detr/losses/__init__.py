@@ -1,0 +1,1 @@
+"""Losses: classification, boxes, and the criterion that matches, weighs and sums."""

@@ -1,0 +1,89 @@
+"""Classification losses over a stack, from pairs instead of from loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_detr.matchers.conflicts import best_pair_of_query
+from lora_detr.structures import Assignment
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """What each class logit is trained on.
+
+    Attributes:
+        hard: float [G, B, Q, K], 1 at the class of a paired query (of its best pair, if it has several), else 0.
+        soft: float [G, B, Q, K], the quality of the pair at the class of each pair, else 0.
+    """
+
+    hard: Tensor
+    soft: Tensor
+
+
+@torch.no_grad()
+def class_targets(
+    assignment: Assignment, labels: Tensor, quality: Tensor | None, num_queries: int, num_classes: int
+) -> ClassTargets:
+    """Spread pairs over the class logits.
+
+    A query paired with targets of different classes is hard only at the class of its best pair, but keeps a soft
+    target at each; paired twice within a class, the quality of the pair with the higher score stays.
+
+    Args:
+        assignment: [G, B, T, k].
+        labels: int64 [B, T].
+        quality: [G, B, T, k] in [0, 1]; None when no soft target is wanted, ``soft`` is ``hard`` then.
+        num_queries: Q.
+        num_classes: K.
+    """
+    groups, batch = assignment.mask.shape[:2]
+    cells = (assignment.query * num_classes + labels[None, :, :, None]).flatten(2)  # [G, B, P] into Q * K
+    best = best_pair_of_query(assignment, num_queries).flatten(2)
+    empty = torch.zeros((groups, batch, num_queries * num_classes), device=labels.device)
+    hard = empty.scatter_add(-1, cells, best.float())
+    shape = (groups, batch, num_queries, num_classes)
+    if quality is None:
+        return ClassTargets(hard.view(shape), hard.view(shape))
+    mask = assignment.mask.flatten(2)
+    score = assignment.score.flatten(2).masked_fill(~mask, -torch.inf)
+    highest = (empty - torch.inf).scatter_reduce(-1, cells, score, "amax")
+    wins = mask & (score == highest.gather(-1, cells))
+    soft = empty.scatter_reduce(-1, cells, quality.flatten(2).masked_fill(~wins, 0.0), "amax")
+    return ClassTargets(hard.view(shape), soft.view(shape))
+
+
+def focal_loss(logits: Tensor, hard: Tensor, focal_alpha: float, focal_gamma: float) -> Tensor:
+    """Return the sigmoid focal loss (Lin et al., 2017) of each group, summed: [G].
+
+    Args:
+        logits: [G, B, Q, K].
+        hard: [G, B, Q, K] of zeros and ones.
+        focal_alpha: weight of positives; negatives have the rest.
+        focal_gamma: exponent of the modulating factor, through which gradient flows.
+    """
+    p = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, hard, reduction="none")
+    miss = p + hard - 2 * p * hard  # 1 - p at positives, p at negatives
+    balance = focal_alpha * hard + (1 - focal_alpha) * (1 - hard)
+    return (balance * entropy * miss**focal_gamma).flatten(1).sum(1)
+
+
+def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, factor: float) -> Tensor:
+    """Return the assignment-quality loss (LoRA-DETR Eq. 8) of each group, summed: [G].
+
+    BCE against the quality, weighted 1 at hard positives and p^gamma elsewhere; no gradient through the weight.
+
+    Args:
+        logits: [G, B, Q, K].
+        targets: hard and soft targets of the same shape.
+        negative_gamma: gamma of Eq. 8.
+        factor: multiplies positives and negatives alike (0.25 in the official code; absent from the paper).
+    """
+    weight = torch.where(targets.hard > 0, 1.0, logits.detach().sigmoid() ** negative_gamma)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none")
+    return factor * entropy.flatten(1).sum(1)

@@ -1,0 +1,70 @@
+"""What a criterion returns: a total to differentiate, and every term by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lora_detr.ops.host import to_host
+
+Kind = Literal["class", "l1", "giou"]
+KINDS: tuple[Kind, ...] = ("class", "l1", "giou")
+
+
+@dataclass(frozen=True)
+class LossKey:
+    """Where a loss term comes from.
+
+    Attributes:
+        source: ``primary``, ``encoder``, or the name of a branch or query group.
+        layer: decoder layer, 0 first; None for the encoder.
+        kind: which loss.
+    """
+
+    source: str
+    layer: int | None
+    kind: Kind
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"/layer{self.layer}"
+        return f"{self.source}{layer}/{self.kind}"
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term on the host: its value before weighting, and its weight."""
+
+    key: LossKey
+    value: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """All terms of a step.
+
+    Attributes:
+        total: scalar, the weighted sum, with gradient.
+        keys: names of the terms.
+        values: [n], detached, before weighting.
+        weights: of the terms.
+    """
+
+    total: Tensor
+    keys: tuple[LossKey, ...]
+    values: Tensor
+    weights: tuple[float, ...]
+
+    def terms(self) -> tuple[LossTerm, ...]:
+        """Return the terms on the host, after one copy."""
+        return named_terms(self.keys, to_host(self.values).tolist(), self.weights)
+
+
+def named_terms(
+    keys: Sequence[LossKey], values: Sequence[float], weights: Sequence[float]
+) -> tuple[LossTerm, ...]:
+    """Join names, values and weights."""
+    return tuple(LossTerm(*term) for term in zip(keys, values, weights, strict=True))

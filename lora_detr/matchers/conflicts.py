@@ -1,0 +1,61 @@
+"""What to do when a query is paired more than once: keep the best pair, or join two assignments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lora_detr.structures import Assignment
+
+
+@torch.no_grad()
+def best_pair_of_query(assignment: Assignment, num_queries: int) -> Tensor:
+    """Return a mask [G, B, T, k] that keeps, of all pairs of a query, the one of the highest score.
+
+    Of equal scores the pair of the lower target index stays, so that exactly one is left.
+    """
+    shape = assignment.mask.shape
+    query, mask = assignment.query.flatten(2), assignment.mask.flatten(2)  # [G, B, P]
+    score = assignment.score.flatten(2).masked_fill(~mask, -torch.inf)
+    highest = score.new_full((*shape[:2], num_queries), -torch.inf).scatter_reduce(-1, query, score, "amax")
+    winner = mask & (score == highest.gather(-1, query))
+    order = torch.arange(query.shape[-1], device=query.device).expand_as(query)
+    first = order.new_full((*shape[:2], num_queries), query.shape[-1])
+    first = first.scatter_reduce(-1, query, order.masked_fill(~winner, query.shape[-1]), "amin")
+    return (winner & (first.gather(-1, query) == order)).view(shape)
+
+
+def without_duplicates(assignment: Assignment, num_queries: int) -> Assignment:
+    """Return the assignment with at most one pair a query."""
+    return replace(assignment, mask=best_pair_of_query(assignment, num_queries))
+
+
+@torch.no_grad()
+def merge_one_to_one(one_to_many: Assignment, one_to_one: Assignment, score: Tensor) -> Assignment:
+    """Add one-to-one pairs to a one-to-many assignment; where a query has both, the one-to-many pair stays.
+
+    Afterwards no query is paired twice (the "indices merge" of the official code).
+
+    Args:
+        one_to_many: [G, B, T, k].
+        one_to_one: [H, B, T, 1] with H dividing G; repeated along the groups.
+        score: M of every pair, [G, B, T, Q]; the added pairs take their score from it.
+
+    Returns:
+        Assignment [G, B, T, k + 1]; the last slot holds the one-to-one pair.
+    """
+    groups, num_queries = score.shape[0], score.shape[-1]
+    repeats = groups // one_to_one.query.shape[0]
+    query = one_to_one.query.repeat(repeats, 1, 1, 1)
+    kept = best_pair_of_query(one_to_many, num_queries)
+    taken = score.new_zeros((*score.shape[:2], num_queries))
+    taken = taken.scatter_add(-1, one_to_many.query.flatten(2), kept.flatten(2).to(score.dtype))
+    free = taken.gather(-1, query.flatten(2)).view(query.shape) == 0
+    added = one_to_one.mask.repeat(repeats, 1, 1, 1) & free
+    return Assignment(
+        torch.cat((one_to_many.query, query), -1),
+        torch.cat((one_to_many.score, score.gather(-1, query)), -1),
+        torch.cat((kept, added), -1),
+    )

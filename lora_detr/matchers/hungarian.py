@@ -1,0 +1,115 @@
+"""One-to-one matching: the assignment of least total cost (Hungarian algorithm), as in DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lora_detr.config.base import Strict
+from lora_detr.errors import NumericalError
+from lora_detr.matchers.scores import matching_cost
+from lora_detr.ops.host import to_host
+from lora_detr.structures import Assignment, PaddedTargets, Prediction
+
+
+class NonFiniteCostError(NumericalError):
+    """A matching cost is NaN or infinite.
+
+    Args:
+        problem: index of the cost tensor among those solved together.
+        group: index of the group in it.
+        image: index of the image in the batch.
+    """
+
+    def __init__(self, problem: int, group: int, image: int) -> None:
+        super().__init__(
+            f"matching cost of problem {problem}, group {group}, image {image} of the batch is not finite", code="N06"
+        )
+        self.problem, self.group, self.image = problem, group, image
+
+
+class Hungarian:
+    """Match queries and targets one to one at least cost.
+
+    Args:
+        class_cost: weight of the focal class cost.
+        l1_cost: weight of the L1 distance.
+        giou_cost: weight of the negative GIoU.
+        eps: added inside the logarithms of the class cost.
+    """
+
+    def __init__(self, class_cost: float, l1_cost: float, giou_cost: float, eps: float) -> None:
+        self.class_cost, self.l1_cost, self.giou_cost, self.eps = class_cost, l1_cost, giou_cost, eps
+
+    def cost(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
+        """Return the cost of every pair, [G, B, T, Q]."""
+        return matching_cost(prediction, targets, self.class_cost, self.l1_cost, self.giou_cost, self.eps)
+
+    def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
+        """Match a stack by itself. For several stacks of one step, ``solve_together`` needs only one host copy."""
+        return solve_together([self.cost(prediction, targets)], targets)[0]
+
+
+@torch.no_grad()
+def solve_together(costs: Sequence[Tensor], targets: PaddedTargets) -> list[Assignment]:
+    """Solve all matching problems of a step after a single copy to the host.
+
+    Targets beyond the number of queries stay unmatched. Equal costs are resolved as scipy does.
+
+    Args:
+        costs: tensors [G, B, T, Q], each with its own G and Q.
+        targets: of the batch; only ``counts`` and ``mask`` are read.
+
+    Returns:
+        For each cost tensor an assignment [G, B, T, 1], its score the negative cost of the pair.
+
+    Raises:
+        NonFiniteCostError: a cost of a real target is NaN or infinite.
+    """
+    host = to_host(torch.cat([cost.flatten() for cost in costs])).split([cost.numel() for cost in costs])
+    assignments = []
+    for index, (cost, values) in enumerate(zip(costs, host, strict=True)):
+        table = values.view(cost.shape)
+        groups, batch, width, _ = cost.shape
+        query = torch.zeros((groups, batch, width), dtype=torch.int64)
+        matched = torch.zeros((groups, batch, width), dtype=torch.bool)
+        for group in range(groups):
+            for image, count in enumerate(targets.counts):
+                if count == 0:
+                    continue
+                problem = table[group, image, :count]
+                try:
+                    rows, columns = linear_sum_assignment(problem.numpy())
+                except ValueError as error:  # scipy refuses NaN and -inf; +inf only when nothing else is left
+                    raise NonFiniteCostError(index, group, image) from error
+                query[group, image, rows] = torch.from_numpy(columns)
+                matched[group, image, rows] = True
+                if not torch.isfinite(problem[rows, columns]).all():
+                    raise NonFiniteCostError(index, group, image)
+        query = query.to(cost.device, non_blocking=True)[..., None]
+        mask = matched.to(cost.device, non_blocking=True)[..., None]
+        assignments.append(Assignment(query, -cost.gather(-1, query), mask))
+    return assignments
+
+
+class HungarianConfig(Strict):
+    """One-to-one matching at least cost."""
+
+    kind: Literal["hungarian"] = "hungarian"
+    class_cost: float = Field(2.0, ge=0)
+    """Weight of the focal class cost."""
+    l1_cost: float = Field(5.0, ge=0)
+    """Weight of the L1 distance of (cx, cy, w, h)."""
+    giou_cost: float = Field(2.0, ge=0)
+    """Weight of the negative GIoU."""
+    eps: float = Field(1e-8, gt=0)
+    """Added inside the logarithms of the class cost."""
+
+    def build(self) -> Hungarian:
+        """Build the matcher."""
+        return Hungarian(self.class_cost, self.l1_cost, self.giou_cost, self.eps)

@@ -1,0 +1,75 @@
+"""How well every query fits every target of its image: a score to maximise, a cost to minimise. No gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lora_detr.ops.boxes import cxcywh_to_xyxy, iou_and_giou_xyxy, iou_xyxy, pairwise
+from lora_detr.structures import PaddedTargets, Prediction
+
+# The focal form of the class cost, as all members of the family match by it (golden settings of Deformable-DETR).
+COST_FOCAL_ALPHA = 0.25
+
+
+def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Pick from logits [G, B, Q, K] those of each target's class, labels [B, T], as [G, B, T, Q]."""
+    groups, batch, queries, _ = logits.shape
+    index = labels[None, :, None, :].expand(groups, batch, queries, -1)
+    return logits.gather(-1, index).transpose(-1, -2)
+
+
+@torch.no_grad()
+def matching_score(prediction: Prediction, targets: PaddedTargets, class_weight: Tensor) -> Tensor:
+    """Return M = a c + (1 - a) IoU of every pair (LoRA-DETR Eq. 7), a score in [0, 1].
+
+    Args:
+        prediction: logits [G, B, Q, K]; boxes [G, B, Q, 4].
+        targets: T padded targets an image; their entries are meaningless where masked.
+        class_weight: a, float [G].
+
+    Returns:
+        float32 [G, B, T, Q].
+    """
+    probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
+    first, second = pairwise(
+        cxcywh_to_xyxy(targets.boxes)[None], cxcywh_to_xyxy(prediction.boxes.float())
+    )  # [1, B, T, 1, 4], [G, B, 1, Q, 4]
+    overlap = iou_xyxy(second, first)
+    weight = class_weight[:, None, None, None]
+    return weight * probability + (1 - weight) * overlap
+
+
+@torch.no_grad()
+def matching_cost(
+    prediction: Prediction,
+    targets: PaddedTargets,
+    class_cost: float,
+    l1_cost: float,
+    giou_cost: float,
+    eps: float,
+) -> Tensor:
+    """Return DETR's matching cost of every pair: class (focal form) + L1 + negative GIoU, each weighted.
+
+    Args:
+        prediction: logits [G, B, Q, K]; boxes [G, B, Q, 4].
+        targets: T padded targets an image.
+        class_cost: weight of the class cost; 0 leaves the logits unread.
+        l1_cost: weight of the summed absolute difference of (cx, cy, w, h).
+        giou_cost: weight of the negative GIoU.
+        eps: added inside the logarithms.
+
+    Returns:
+        float32 [G, B, T, Q].
+    """
+    boxes = prediction.boxes.float()
+    first, second = pairwise(cxcywh_to_xyxy(targets.boxes)[None], cxcywh_to_xyxy(boxes))
+    _, giou = iou_and_giou_xyxy(second, first)
+    distance = torch.cdist(targets.boxes[None].expand(boxes.shape[0], -1, -1, -1), boxes, p=1)  # [G, B, T, Q]
+    cost = l1_cost * distance - giou_cost * giou
+    if class_cost != 0:
+        p = target_logits(prediction.logits.float(), targets.labels).sigmoid()
+        present = COST_FOCAL_ALPHA * (1 - p) ** 2 * -torch.log(p + eps)
+        absent = (1 - COST_FOCAL_ALPHA) * p**2 * -torch.log(1 - p + eps)
+        cost = cost + class_cost * (present - absent)
+    return cost

@@ -1,0 +1,67 @@
+"""The deformable encoder: every memory token attends to points around itself on all levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_detr.models.layers.attention import DeformableBlock
+from lora_detr.models.layers.ffn import FeedForward
+from lora_detr.models.neck import Tokens
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over the memory, then a feed-forward network."""
+
+    def __init__(self, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = DeformableBlock(hidden_dim, heads, levels, points, dropout)
+        self.ffn = FeedForward(hidden_dim, ffn_dim, dropout)
+
+    def forward(self, memory: Tensor, reference: Tensor, tokens: Tokens) -> Tensor:
+        """Return the updated memory [B, S, D]."""
+        attended = self.attention(memory, tokens.position, reference, memory, tokens.shapes, tokens.padding)
+        out: Tensor = self.ffn(attended)[1]
+        return out
+
+
+def token_centres(shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
+    """Return each token's centre [B, S, levels, 2] as (x, y), relative to every level as padded.
+
+    A centre is first expressed relative to the valid part of its own level, then scaled to each level's padding.
+    """
+    centres = []
+    for level, (height, width) in enumerate(shapes):
+        device = valid_ratios.device
+        y = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=device)
+        x = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=device)
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        ratio = valid_ratios[:, None, level]  # [B, 1, 2]
+        centres.append(
+            torch.stack(
+                (grid_x.reshape(1, -1) / (ratio[..., 0] * width), grid_y.reshape(1, -1) / (ratio[..., 1] * height)), -1
+            )
+        )
+    return torch.cat(centres, 1)[:, :, None] * valid_ratios[:, None]
+
+
+class DeformableEncoder(nn.Module):
+    """A stack of encoder layers that share the reference points."""
+
+    def __init__(
+        self, layers: int, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout) for _ in range(layers)
+        )
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return the memory [B, S, D]."""
+        reference = token_centres(tokens.shapes, tokens.valid_ratios)
+        memory = tokens.features
+        for layer in self.layers:
+            memory = layer(memory, reference, tokens)
+        return memory

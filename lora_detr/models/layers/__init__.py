@@ -1,0 +1,1 @@
+"""Blocks that transformer layers are made of."""

@@ -1,0 +1,295 @@
+"""The types that cross a module border, and the four protocols.
+
+Legend, used in every shape comment of the package: **B** images, **Q** queries, **S** flattened memory tokens,
+**D** hidden size, **F** FFN size, **K** classes, **L** decoder layers, **N** branches, **T** targets of an image,
+**G** groups of a stack (predictions that are matched side by side), **M** matched pairs, **r** rank.
+
+Boxes are (cx, cy, w, h), relative to the *unpadded* image, in [0, 1], unless a name says ``xyxy`` or ``pixels``.
+All types are frozen; nothing here depends on whether a module is training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Images:
+    """A padded batch of images.
+
+    Attributes:
+        pixels: float [B, 3, H, W], normalised; zero where padded.
+        padding: bool [B, H, W], true where padded.
+        sizes: int64 [B, 2], (height, width) before padding, in pixels.
+    """
+
+    pixels: Tensor
+    padding: Tensor
+    sizes: Tensor
+
+    def to(self, device: torch.device) -> Images:
+        """Return the same images on ``device``."""
+        return Images(
+            self.pixels.to(device, non_blocking=True),
+            self.padding.to(device, non_blocking=True),
+            self.sizes.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Images:
+        """Return the same images in page-locked memory (called by ``DataLoader``)."""
+        return Images(self.pixels.pin_memory(), self.padding.pin_memory(), self.sizes.pin_memory())
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image.
+
+    Attributes:
+        boxes: float [T, 4]; T may be 0.
+        labels: int64 [T], contiguous 0..K-1.
+        image_id: id in the annotation file.
+        original_size: (height, width) of the image as stored, in pixels.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+    original_size: tuple[int, int]
+
+    def to(self, device: torch.device) -> Target:
+        """Return the same target on ``device``."""
+        return replace(
+            self, boxes=self.boxes.to(device, non_blocking=True), labels=self.labels.to(device, non_blocking=True)
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with one target each."""
+
+    images: Images
+    targets: tuple[Target, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch on ``device``."""
+        return Batch(self.images.to(device), tuple(target.to(device) for target in self.targets))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its pixels in page-locked memory (called by ``DataLoader``)."""
+        return Batch(self.images.pin_memory(), self.targets)
+
+
+@dataclass(frozen=True)
+class PaddedTargets:
+    """The targets of a batch in rectangular tensors, so that matching needs no loop over images.
+
+    Attributes:
+        boxes: float [B, T, 4]; zero where padded.
+        labels: int64 [B, T]; zero where padded.
+        mask: bool [B, T], true at real targets.
+        counts: number of real targets of each image, known on the host without a copy.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_targets(cls, targets: Sequence[Target]) -> PaddedTargets:
+        """Pad ``targets`` to the largest number of objects, at least 1.
+
+        A batch without any object keeps one masked slot, so that every shape downstream stays non-empty.
+        """
+        counts = tuple(len(target.labels) for target in targets)
+        width = max(*counts, 1) if counts else 1
+        first = targets[0].boxes
+        boxes = first.new_zeros((len(targets), width, 4))
+        labels = torch.zeros((len(targets), width), dtype=torch.int64, device=first.device)
+        for i, target in enumerate(targets):
+            boxes[i, : counts[i]] = target.boxes
+            labels[i, : counts[i]] = target.labels
+        slot = torch.arange(width, device=first.device)
+        mask = slot < torch.tensor(counts, device=first.device)[:, None]  # [B, T]
+        return cls(boxes, labels, mask, counts)
+
+    def with_single_class(self) -> PaddedTargets:
+        """Return the same targets with every label 0 (encoder loss of the Deformable family)."""
+        return replace(self, labels=torch.zeros_like(self.labels))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What class and box heads give.
+
+    Attributes:
+        logits: float [..., Q, K], sigmoid not applied.
+        boxes: float [..., Q, 4].
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class DecoderLayerOutput:
+    """Everything a decoder layer publishes, always, for whoever reads it.
+
+    Attributes:
+        cross_output: [B, Q, D] after cross-attention and its norm.
+        ffn_input: [B, Q, D], what the feed-forward network was given.
+        ffn_hidden: [B, Q, F] = W1 x + b1, before the activation.
+        hidden: [B, Q, D], what the layer hands on.
+        reference: [B, Q, 4], as the box head used it.
+        prediction: of the primary path.
+    """
+
+    cross_output: Tensor
+    ffn_input: Tensor
+    ffn_hidden: Tensor
+    hidden: Tensor
+    reference: Tensor
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Proposals of the first stage.
+
+    Attributes:
+        prediction: over all S tokens.
+        anchors: [B, S, 4]; (1, 1, 1, 1) at padded or invalid tokens.
+    """
+
+    prediction: Prediction
+    anchors: Tensor
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What a detector returns, in training and in evaluation alike.
+
+    Attributes:
+        layers: L outputs, first layer first.
+        encoder: proposals, or None for a one-stage detector.
+        initial_reference: [B, Q, 4] that the first layer started from.
+        memory: [B, S, D] of the encoder.
+    """
+
+    layers: tuple[DecoderLayerOutput, ...]
+    encoder: EncoderOutput | None
+    initial_reference: Tensor
+    memory: Tensor
+
+    @property
+    def prediction(self) -> Prediction:
+        """The last layer's prediction: the detector's answer."""
+        return self.layers[-1].prediction
+
+
+@dataclass(frozen=True)
+class BranchOutput:
+    """Predictions of all branches.
+
+    Attributes:
+        layers: L predictions with a leading branch axis: logits [N, B, Q, K], boxes [N, B, Q, 4].
+        hidden: L tensors [N, B, Q, D] from which they were made.
+    """
+
+    layers: tuple[Prediction, ...]
+    hidden: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Query-target pairs of a stack, in a fixed shape so that no shape depends on data.
+
+    Attributes:
+        query: int64 [G, B, T, k]; any valid index where masked.
+        score: float [G, B, T, k], the matching score M of the pair (Eq. 7), by which conflicts are decided.
+        mask: bool [G, B, T, k], true where the pair counts.
+    """
+
+    query: Tensor
+    score: Tensor
+    mask: Tensor
+
+    def pairs(self, group: int, image: int) -> list[tuple[int, int]]:
+        """Return the (query, target) pairs of one group and image, sorted. Copies to the host; for tests and tools."""
+        target, slot = self.mask[group, image].nonzero(as_tuple=True)
+        query = self.query[group, image][target, slot]
+        return sorted(zip(query.tolist(), target.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found in one image, best first.
+
+    Attributes:
+        boxes_xyxy_pixels: float [n, 4] in the stored image's pixels.
+        scores: float [n] in [0, 1].
+        labels: int64 [n], 0..K-1.
+        queries: int64 [n], which query each came from.
+    """
+
+    boxes_xyxy_pixels: Tensor
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Maps pixels [B, 3, H, W] to feature maps, finest first.
+
+    Attributes:
+        channels: channels C_i of each map.
+        strides: s_i, so that map i is [B, C_i, ceil(H / s_i), ceil(W / s_i)].
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class FeedForwardLike(Protocol):
+    """The part of a feed-forward block that a branch reads (see ``models.layers.ffn.FeedForward``)."""
+
+    linear1: nn.Linear
+    linear2: nn.Linear
+
+    def finish(self, inputs: Tensor, projected: Tensor) -> Tensor: ...
+
+    def activate(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A detector that publishes its decoder layers."""
+
+    num_classes: int
+
+    def ffn(self, layer: int) -> FeedForwardLike: ...
+
+    def predict(self, layer: int, hidden: Tensor, reference: Tensor) -> Prediction: ...
+
+    def __call__(self, images: Images, targets: Sequence[Target] | None = None) -> DetectorOutput: ...
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """Maps a stack of predictions and padded targets to an ``Assignment``; no gradient, no state."""
+
+    def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment: ...
+
+
+class Branch(Protocol):
+    """An auxiliary path beside a decoder layer's feed-forward network."""
+
+    def __call__(self, layer: int, ffn: FeedForwardLike, output: DecoderLayerOutput) -> Tensor: ...

@@ -1,0 +1,1 @@
+"""The trainer and what only it needs: optimiser, checkpoints, seeds, distribution, metrics."""

@@ -1,0 +1,112 @@
+"""From a configuration to the splits and loaders of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_detr.config.run import DataConfig, RunConfig
+from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.dataset import CocoDataset
+from lora_detr.data.layout import find_splits
+from lora_detr.data.loader import BatchLoader, build_loader
+from lora_detr.errors import DataError
+from lora_detr.training.distributed import World
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run.
+
+    Attributes:
+        train: images to train on.
+        val: images to evaluate on, labelled as ``train``; None when the data set has none.
+        categories: labels of the model.
+        missing: what was looked for and not found of the validation split.
+        augment: whether ``train`` is augmented; false when overfitting.
+    """
+
+    train: CocoSplit
+    val: CocoSplit | None
+    categories: CategoryMap
+    missing: str = ""
+    augment: bool = True
+
+    def report(self) -> dict[str, object]:
+        """Return the counts of both splits for ``data_report.json``."""
+        report: dict[str, object] = {"train": self.train.report.to_json()}
+        if self.val is not None:
+            report["val"] = self.val.report.to_json()
+        return report
+
+
+def read_splits(path: Path, config: DataConfig, overfit: int | None = None) -> Splits:
+    """Read and check both splits of a data set.
+
+    Args:
+        path: COCO folder or YAML file.
+        config: how to treat bad data, and how to number classes.
+        overfit: train and evaluate on the first so many training images that have objects, without augmentation.
+
+    Raises:
+        ConfigError: the path does not exist, or ``coco91`` was asked for data that is not COCO.
+        DataError: the data cannot be used; all faults at once.
+    """
+    paths = find_splits(path)
+    train = load_coco(
+        paths.train_annotations, paths.train_images, strict=config.strict, on_bad_data=config.on_bad_data
+    )
+    names = train.categories.names_by_id
+    categories = CategoryMap.coco91(names) if config.num_classes == "coco91" else CategoryMap.from_categories(names)
+    train = train.with_categories(categories)
+    if overfit is not None:
+        chosen = [record.id for record in train.records if len(record.category_ids)][:overfit]
+        if not chosen:
+            raise DataError(f"{train.annotations_path.name}: no image has an object to overfit")
+        train = train.subset(chosen)
+        return Splits(train, train, categories, augment=False)
+    val = None
+    if paths.val_annotations is not None and paths.val_images is not None:
+        val = load_coco(paths.val_annotations, paths.val_images, strict=config.strict, on_bad_data=config.on_bad_data)
+        val = val.with_categories(categories)
+    return Splits(train, val, categories, paths.missing)
+
+
+def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader:
+    """Return the shuffled loader of this rank."""
+    mean, std = config.model.backbone.input_statistics
+    prepared = config.data.train if splits.augment else config.data.evaluation
+    dataset = CocoDataset(splits.train, prepared.build(mean, std), config.train.seed)
+    return build_loader(
+        dataset,
+        batch_size=config.train.batch_size,
+        shuffle=True,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        drop_last=True,
+        size_divisor=config.data.size_divisor,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def eval_loader(
+    split: CocoSplit, config: RunConfig, world: World, *, batch_size: int | None = None, workers: int | None = None
+) -> BatchLoader:
+    """Return the loader of this rank's share of a split, in order."""
+    mean, std = config.model.backbone.input_statistics
+    dataset = CocoDataset(split, config.data.evaluation.build(mean, std), config.train.seed)
+    return build_loader(
+        dataset,
+        batch_size=batch_size or config.evaluation.batch_size,
+        shuffle=False,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.train.seed,
+        workers=config.data.workers if workers is None else workers,
+        drop_last=False,
+        size_divisor=config.data.size_divisor,
+        pin_memory=world.device.type == "cuda",
+    )

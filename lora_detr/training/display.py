@@ -1,0 +1,37 @@
+"""What a trainer tells whoever watches; the command line shows it as a bar or as lines."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Display(Protocol):
+    """Watches a run. Only the main process has one that shows anything."""
+
+    def line(self, text: str) -> None:
+        """Show one line."""
+
+    def begin(self, total: int, done: int) -> None:
+        """Training starts or goes on: ``done`` of ``total`` optimiser steps."""
+
+    def step(self, done: int, epoch: int, loss: float) -> None:
+        """One optimiser step is done."""
+
+    def end(self) -> None:
+        """Training is over, for whatever reason."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def line(self, text: str) -> None:
+        """Ignore the line."""
+
+    def begin(self, total: int, done: int) -> None:
+        """Ignore the start."""
+
+    def step(self, done: int, epoch: int, loss: float) -> None:
+        """Ignore the step."""
+
+    def end(self) -> None:
+        """Ignore the end."""

@@ -1,0 +1,158 @@
+"""Evaluate a run, a checkpoint or a stripped file on the validation split of a data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from lora_detr.atomic_files import write_file
+from lora_detr.config.run import DataConfig
+from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.dataset import CocoDataset
+from lora_detr.data.layout import find_splits
+from lora_detr.data.loader import build_loader
+from lora_detr.errors import ConfigError, DataError
+from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
+from lora_detr.evaluation.deployed import DeploymentConfig
+from lora_detr.evaluation.inference import collect
+from lora_detr.structures import Images, Prediction
+from lora_detr.training.data import read_splits
+from lora_detr.training.distributed import World
+from lora_detr.training.opened import OpenedRun, open_run, open_stripped
+
+WORKERS = 2
+
+
+def evaluate_model(
+    model: Path,
+    *,
+    data: Path | None,
+    which: Literal["best", "last"],
+    branch: int | None,
+    nms_iou: float | None,
+    predictions: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    say: Callable[[str], None],
+) -> CocoMetrics:
+    """Evaluate and, for a run, write ``eval/`` in its folder.
+
+    Args:
+        model: run directory, checkpoint directory or stripped file.
+        data: COCO folder or YAML; None for the run's own.
+        which: checkpoint of a run directory.
+        branch: evaluate this branch of the last layer instead of the primary path.
+        nms_iou: suppress duplicates.
+        predictions: where to write COCO results besides the run's folder.
+        batch_size: of a forward pass; None for the run's own, 1 for a stripped file.
+        workers: processes that read images.
+        device: where to compute.
+        say: told a line about what is evaluated.
+
+    Raises:
+        LoraDetrError: whatever the user can cause.
+    """
+    world = World.from_environment(device)
+    stripped = open_stripped(model)
+    if stripped is not None:
+        if branch is not None:
+            raise ConfigError(f"--branch {branch}: {model} has no branches; give the run directory")
+        detector, config = stripped
+        detector.to(world.device)
+        run = None
+        split = _val_split(data, config)
+        size = batch_size or 1
+
+        def predict(images: Images) -> Prediction:
+            return detector(images).prediction  # type: ignore[no-any-return]
+
+    else:
+        run = open_run(model, which)
+        run.model.to(world.device)
+        predict = _predictor(run, branch)
+        config = run.deployment
+        split = _val_split(data, config) if data is not None else _own_split(run)
+        size = batch_size or run.config.evaluation.batch_size
+    source = "stripped file" if run is None else run.path.name
+    say(f"{source}: {len(split)} images of {split.annotations_path.name}")
+    dataset = CocoDataset(split, config.transform.build(config.mean, config.std), seed=0)
+    loader = build_loader(
+        dataset,
+        batch_size=size,
+        shuffle=False,
+        rank=world.rank,
+        world_size=world.size,
+        seed=0,
+        workers=WORKERS if workers is None else workers,
+        drop_last=False,
+        size_divisor=config.size_divisor,
+        pin_memory=world.device.type == "cuda",
+    )
+    evaluator = CocoEvaluator(split)
+    collect(
+        predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou
+    )
+    metrics = evaluator.compute()
+    if run is not None and branch is None and nms_iou is None and data is None:
+        _write(run.run / "eval", metrics, evaluator)
+    if predictions is not None:
+        if not predictions.parent.is_dir():
+            raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}")
+        evaluator.write_predictions(predictions)
+    return metrics
+
+
+def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:
+    """Return the primary path's or a branch's answer; nothing of a branch is computed unless it is asked for."""
+    count = len(run.model.branches)
+    if branch is not None and branch >= count:
+        raise ConfigError(f"--branch {branch}: the model has {count} branches, counted from 0")
+
+    def predict(images: Images) -> Prediction:
+        if branch is None:
+            return run.model.detector(images).prediction  # type: ignore[no-any-return]
+        last = run.model(images)[1].layers[-1]
+        return Prediction(last.logits[branch], last.boxes[branch])
+
+    return predict
+
+
+def _own_split(run: OpenedRun) -> CocoSplit:
+    """Return the images that the run itself was evaluated on."""
+    path = run.config.data.path
+    if path is None:
+        raise ConfigError("the run's config names no data", "give --data DIR")
+    overfit = run.checkpoint.state.get("overfit")
+    splits = read_splits(Path(path), run.config.data, overfit if isinstance(overfit, int) else None)
+    if splits.val is None:
+        raise DataError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
+    return splits.val.with_categories(run.categories)
+
+
+def _val_split(data: Path | None, config: DeploymentConfig) -> CocoSplit:
+    if data is None:
+        raise ConfigError("a stripped file names no data", "give --data DIR")
+    paths = find_splits(data)
+    if paths.val_annotations is None or paths.val_images is None:
+        raise DataError(f"{data}: no validation split: {paths.missing} not found")
+    policy = DataConfig()
+    split = load_coco(
+        paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data
+    )
+    return split.with_categories(config.categories)
+
+
+def _write(folder: Path, metrics: CocoMetrics, evaluator: CocoEvaluator) -> None:
+    folder.mkdir(exist_ok=True)
+    write_file(folder / "metrics.json", (json.dumps(metrics.to_json(), indent=1) + "\n").encode())
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("category_id", "name", "objects", "AP", "AP50"))
+    writer.writerows((row.category_id, row.name, row.objects, row.AP, row.AP50) for row in metrics.per_class)
+    write_file(folder / "per_class.csv", table.getvalue().encode())
+    evaluator.write_predictions(folder / "predictions.json")

@@ -1,0 +1,108 @@
+"""What a run writes while it trains: one JSON line a logged step, one an epoch, one CSV row an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lora_detr.errors import OutputError
+from lora_detr.losses.report import LossTerm
+
+
+def append_line(path: Path, record: Mapping[str, object]) -> None:
+    """Append one JSON line in a single write, so that no reader ever sees half of it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    line = json.dumps(record, allow_nan=True) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})", "free space or choose another directory") from error
+
+
+class RunningMean:
+    """Means over an epoch of named values."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the means so far; empty before the first step."""
+        return {name: total / self.count for name, total in self.sums.items()}
+
+
+def step_record(
+    step: int,
+    epoch: int,
+    loss: float,
+    terms: Sequence[LossTerm],
+    rates: Mapping[str, float],
+    gradient_norm: float,
+    seconds: float,
+) -> dict[str, object]:
+    """Build the line of a step: every term by source, layer and kind, before weighting.
+
+    ``loss_hex`` is the exact float, so that two runs can be compared bit for bit with ``diff``.
+    """
+    return {
+        "step": step,
+        "epoch": epoch,
+        "loss": loss,
+        "loss_hex": float(loss).hex(),
+        "gradient_norm": gradient_norm,
+        "lr": dict(rates),
+        "seconds": round(seconds, 4),
+        "terms": {str(term.key): term.value for term in terms},
+    }
+
+
+# Names under which the plot scripts of the DETR family look for the primary path's last layer.
+DETR_NAMES = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
+
+
+def epoch_record(
+    epoch: int,
+    step: int,
+    means: Mapping[str, float],
+    last_layer: int,
+    rate: float,
+    parameters: int,
+    metrics: Mapping[str, float] | None,
+) -> dict[str, object]:
+    """Build the line of an epoch, with the keys that DETR's plot scripts read."""
+    record: dict[str, object] = {"epoch": epoch, "step": step, "train_lr": rate, "n_parameters": parameters}
+    record["train_loss"] = means.get("loss", float("nan"))
+    for kind, name in DETR_NAMES.items():
+        record[f"train_{name}"] = means.get(f"primary/layer{last_layer}/{kind}", float("nan"))
+    if metrics is not None:
+        record["test_coco_eval_bbox"] = list(metrics.values())
+    return record
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Append a row to a CSV file, writing the header first where the file is new.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        fresh = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})", "free space or choose another directory") from error

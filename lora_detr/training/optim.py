@@ -1,0 +1,98 @@
+"""Parameter groups by rule, AdamW, and the step schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
+from lora_detr.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """One parameter group: its scale, decay and the names in it."""
+
+    scale: float
+    weight_decay: float
+    names: tuple[str, ...]
+
+
+def group_parameters(names: Iterable[str], config: OptimizerConfig) -> list[GroupSpec]:
+    """Sort parameter names into groups of equal learning rate and decay, in order of first appearance.
+
+    Args:
+        names: of all parameters that are trained.
+        config: the rules.
+
+    Raises:
+        ConfigError: a rule matches none of ``names``.
+    """
+    names = list(names)
+    for field, patterns in (
+        ("lr_rules", [rule.pattern for rule in config.lr_rules]),
+        ("no_decay", list(config.no_decay)),
+    ):
+        for index, pattern in enumerate(patterns):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"train.optimizer.{field}.{index}: '{pattern}' matches no trained parameter",
+                    f"parameter names look like {names[0] if names else '(none)'}; '*' stands for anything",
+                )
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name in names:
+        scale = 1.0
+        for rule in config.lr_rules:
+            if fnmatchcase(name, rule.pattern):
+                scale = rule.scale
+        decay = 0.0 if any(fnmatchcase(name, pattern) for pattern in config.no_decay) else config.weight_decay
+        groups.setdefault((scale, decay), []).append(name)
+    return [GroupSpec(scale, decay, tuple(members)) for (scale, decay), members in groups.items()]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parameters of ``model``, grouped by rule.
+
+    Raises:
+        ConfigError: a rule matches no parameter.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [
+        {
+            "params": [trained[name] for name in group.names],
+            "lr": config.lr * group.scale,
+            "weight_decay": group.weight_decay,
+        }
+        for group in group_parameters(trained, config)
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def rate_factor(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """Return the factor on every learning rate as a function of the step, 0 first.
+
+    Args:
+        config: the schedule.
+        steps_per_epoch: optimiser steps of an epoch.
+        total_steps: of the whole run; drops given as fractions refer to it.
+    """
+    drops = sorted(
+        [epoch * steps_per_epoch for epoch in config.drop_epochs]
+        + [int(fraction * total_steps) for fraction in config.drop_fractions]
+    )
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        return warm * config.factor ** sum(step >= drop for drop in drops)
+
+    return factor
+
+
+def set_rates(optimizer: torch.optim.Optimizer, base: Sequence[float], factor: float) -> None:
+    """Set the rate of each group to its base rate times ``factor``."""
+    for group, rate in zip(optimizer.param_groups, base, strict=True):
+        group["lr"] = rate * factor

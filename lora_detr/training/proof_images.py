@@ -1,0 +1,52 @@
+"""Batches on which a stripped detector is compared with its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lora_detr.data.dataset import CocoDataset
+from lora_detr.data.loader import collate
+from lora_detr.errors import LoraDetrError
+from lora_detr.structures import Images, Target
+from lora_detr.training.data import read_splits
+from lora_detr.training.opened import OpenedRun
+
+# Sides of noise images, when the photos are gone; odd on purpose, and each pair of them needs padding.
+NOISE_SIZES = ((255, 319), (241, 257), (320, 223), (199, 301))
+
+
+def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
+    """Return batches of photos of the run's validation split, or of noise if the data is gone.
+
+    Every image is cut to an odd size of its own. The first half comes one by one, the rest in padded pairs.
+
+    Args:
+        opened: the run; its config says where the data was.
+        count: number of images, at least 1.
+    """
+    mean, std = opened.config.model.backbone.input_statistics
+    described = f"{count} noise images"
+    pixels: list[torch.Tensor] = []
+    path = opened.config.data.path
+    if path is not None and Path(path).exists():
+        try:
+            splits = read_splits(Path(path), opened.config.data)
+            split = splits.val or splits.train
+            dataset = CocoDataset(split, opened.config.data.evaluation.build(mean, std), seed=0)
+            pixels = [dataset[i % len(dataset)][0] for i in range(count)]
+            described = f"{count} photos of {split.annotations_path.name}"
+        except LoraDetrError:
+            # Data that changed since is no obstacle to a proof: noise serves as well.
+            pixels = []
+    if not pixels:
+        generator = torch.Generator().manual_seed(0)
+        sizes = [NOISE_SIZES[i % len(NOISE_SIZES)] for i in range(count)]
+        pixels = [torch.randn(3, *size, generator=generator) for size in sizes]
+    cut = [image[:, : image.shape[1] - 2 * i - 1, : image.shape[2] - 4 * i - 3] for i, image in enumerate(pixels)]
+    cut = [small if min(small.shape) > 0 else whole for small, whole in zip(cut, pixels, strict=True)]
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (1, 1))
+    singles = max(1, count // 2)
+    groups = [[image] for image in cut[:singles]] + [cut[i : i + 2] for i in range(singles, count, 2)]
+    return [collate([(image, empty) for image in group]).images for group in groups], described

@@ -1,0 +1,173 @@
+"""From what a user asked for on the command line to one configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_detr.config.load import Loaded, load_config
+from lora_detr.config.presets import list_presets
+from lora_detr.config.run import RunConfig
+from lora_detr.data.synthetic import cached
+from lora_detr.errors import ConfigError, nearest
+
+# k of each branch by number of branches (paper, Table 4), in the order of the official Deformable code.
+TABLE_4 = {1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
+COCO_FOLDER = Path("data/coco")
+BASELINES = ("deformable",)
+BRANCH_KINDS = ("lora",)
+# Short names of a matcher's fields, as the paper writes them.
+SHORT = {"tau": "threshold", "alpha": "class_weight"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options of ``train`` that decide the configuration.
+
+    Attributes:
+        preset: named outright.
+        baseline: system whose preset is meant.
+        aux: number of branches; changes the branch list only.
+        rank: of all branches.
+        branches: ``[kind/]matcher:key=value,...``, one each; excludes ``aux``.
+        data: COCO folder or YAML file.
+        files: YAML files on top of the preset.
+        overrides: ``key=value``, strongest.
+        named: key path -> value of options that have a name of their own.
+    """
+
+    preset: str | None = None
+    baseline: str | None = None
+    aux: int | None = None
+    rank: int | None = None
+    branches: Sequence[str] = ()
+    data: Path | None = None
+    files: Sequence[Path] = ()
+    overrides: Sequence[str] = ()
+    named: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One configuration and how it came about.
+
+    Attributes:
+        loaded: the configuration with the origin of its values; ``auto`` values are replaced.
+        preset: its name.
+        data: where the data is.
+        notes: choices that were made for the user, a line each.
+    """
+
+    loaded: Loaded[RunConfig]
+    preset: str
+    data: Path
+    notes: tuple[str, ...]
+
+
+def resolve(request: Request) -> Resolved:
+    """Choose preset and data, apply all overrides, and validate.
+
+    Raises:
+        ConfigError: an option is wrong, unknown, or contradicts another.
+    """
+    if request.aux is not None and request.branches:
+        raise ConfigError("--aux and --branch exclude each other", "--branch lists the branches one by one")
+    if request.aux is not None and request.aux < 0:
+        raise ConfigError(f"--aux {request.aux}: expected 0 or more branches")
+    notes: list[str] = []
+    data = request.data
+    tiny = False
+    if data is None and not _sets_data(request):
+        if COCO_FOLDER.is_dir():
+            data = COCO_FOLDER
+            notes.append(f"no --data: using {COCO_FOLDER}")
+        else:
+            data = cached("shapes")
+            tiny = request.preset is None
+            small = ", with the tiny preset" if tiny else ""
+            notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
+    preset = request.preset or _preset_of(request, tiny)
+    base = load_config(RunConfig, preset=preset, files=request.files, overrides=request.overrides)
+    if request.preset and request.baseline and base.config.model.kind != _baseline(request):
+        raise ConfigError(
+            f"--baseline {request.baseline} contradicts --preset {preset}, which is a '{base.config.model.kind}'",
+            "give one of the two",
+        )
+    named = dict(request.named)
+    branches = _branches(request, base.config)
+    if branches is not None:
+        named["branches"] = branches
+    if data is not None:
+        named["data.path"] = str(data.resolve())
+    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
+    path = loaded.config.data.path
+    assert path is not None
+    return Resolved(Loaded(loaded.config.resolved(), loaded.origin, loaded.raw), preset, Path(path), tuple(notes))
+
+
+def branch_ks(count: int) -> tuple[int, ...]:
+    """Return k of each of ``count`` branches: Table 4 where it has the number, else spread evenly from 6 down to 2."""
+    if count in TABLE_4 or count == 0:
+        return TABLE_4.get(count, ())
+    return tuple(round(6 - 4 * i / (count - 1)) for i in range(count))
+
+
+def _sets_data(request: Request) -> bool:
+    return bool(request.files) or any(item.startswith(("data.path=", "data=")) for item in request.overrides)
+
+
+def _baseline(request: Request) -> str:
+    name = request.baseline or BASELINES[0]
+    if name not in BASELINES:
+        raise ConfigError(f"--baseline {name}: unknown{nearest(name, BASELINES)}", f"known: {', '.join(BASELINES)}")
+    return name
+
+
+def _preset_of(request: Request, tiny: bool) -> str:
+    """Return the preset that a baseline and a number of branches mean."""
+    base = _baseline(request) + ("-tiny" if tiny else "")
+    count = len(request.branches) or request.aux or 0
+    if count == 0:
+        return base
+    known = {preset.name.rpartition("/")[2] for preset in list_presets()}
+    single = f"{base}-lora1"
+    return single if count == 1 and single in known else f"{base}-lora3"
+
+
+def _branches(request: Request, config: RunConfig) -> list[dict[str, object]] | None:
+    """Return the branch list as plain data, or None when the preset's own list stays."""
+    if request.branches:
+        listed = [_parse_branch(text) for text in request.branches]
+    elif request.aux is not None:
+        template = config.branches[0].model_dump(mode="json") if config.branches else {"kind": "lora", "matcher": {}}
+        matcher = {"kind": "topk", **template["matcher"]}
+        listed = [{**template, "matcher": {**matcher, "k": k}} for k in branch_ks(request.aux)]
+    elif request.rank is not None:
+        listed = [branch.model_dump(mode="json") for branch in config.branches]
+    else:
+        return None
+    if request.rank is not None:
+        listed = [{**branch, "rank": request.rank} for branch in listed]
+    return listed
+
+
+def _parse_branch(text: str) -> dict[str, object]:
+    """Read ``[kind/]matcher:key=value,...``, such as ``topk:k=6,tau=0.4``."""
+    head, _, settings = text.partition(":")
+    kind, slash, matcher = head.rpartition("/")
+    kind = kind if slash else BRANCH_KINDS[0]
+    if kind not in BRANCH_KINDS:
+        raise ConfigError(f"--branch {text}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}")
+    values: dict[str, object] = {"kind": matcher}
+    for item in filter(None, settings.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--branch {text}: expected key=value, found '{item}'", "for example topk:k=6,tau=0.4")
+        try:
+            values[SHORT.get(key.strip(), key.strip())] = json.loads(value)
+        except json.JSONDecodeError:
+            values[SHORT.get(key.strip(), key.strip())] = value.strip()
+    return {"kind": kind, "matcher": values}

@@ -1,0 +1,157 @@
+"""Run a training from a resolved request to its last evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_detr.config.dump import dump_config
+from lora_detr.config.run import RunConfig
+from lora_detr.errors import ConfigError, LoraDetrError
+from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.training.checkpoint import clean_stale, load_checkpoint, resolve_checkpoint
+from lora_detr.training.data import read_splits
+from lora_detr.training.display import Display
+from lora_detr.training.distributed import World
+from lora_detr.training.opened import stored_config
+from lora_detr.training.request import Resolved
+from lora_detr.training.run_directory import RunDirectory, command_line, environment, next_run
+from lora_detr.training.seeding import seed_everything
+from lora_detr.training.summary import summary_lines
+from lora_detr.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended: its folder, and its last evaluation if there was a validation split."""
+
+    directory: Path
+    metrics: CocoMetrics | None
+
+
+def start(
+    resolved: Resolved, output: Path | None, overfit: int | None, dry_run: bool, display: Display
+) -> Finished:
+    """Train from the beginning.
+
+    Args:
+        resolved: configuration and data.
+        output: run directory; by default the next free one of the preset in ``runs``.
+        overfit: train and evaluate on so many images.
+        dry_run: print the summary, build everything, write nothing.
+        display: shows progress.
+
+    Raises:
+        LoraDetrError: whatever the user can cause; the run directory says how it ended.
+    """
+    config = resolved.loaded.config
+    world = World.from_environment(config.train.device)
+    directory = RunDirectory(output or next_run(Path("runs"), resolved.preset.rpartition("/")[2]))
+    for note in resolved.notes:
+        display.line(note)
+    if not dry_run and world.is_main:
+        directory.create(resume=False)
+    try:
+        splits = read_splits(resolved.data, config.data, overfit)
+        seed_everything(config.train.seed, world.rank)
+        model = config.build_model(splits.categories.num_classes, load_weights=True)
+        trainer = Trainer(config, splits, model, directory, world, display)
+        for line in summary_lines(trainer, resolved.preset, directory.path):
+            display.line(line)
+        if dry_run:
+            return Finished(directory.path, None)
+        if world.is_main:
+            directory.write_text("config.yaml", dump_config(config, resolved.loaded.origin))
+            directory.write_text("command.txt", command_line() + "\n")
+            directory.write_json("env.json", environment(world.device))
+            directory.write_json("data_report.json", splits.report())
+    except LoraDetrError:
+        if not dry_run and world.is_main:
+            # Nothing was trained: leave no empty folder that would block the next try.
+            directory.discard()
+        raise
+    return _fit(trainer)
+
+
+def resume(run: Path, epochs: int | None, max_steps: int | None, display: Display) -> Finished:
+    """Continue a run from its last checkpoint, possibly for longer.
+
+    Args:
+        run: the run directory.
+        epochs: new number of epochs; None keeps it.
+        max_steps: new limit of steps; None keeps it.
+        display: shows progress.
+
+    Raises:
+        ConfigError: there is nothing to resume, or nothing left to do.
+        LoraDetrError: whatever else the user can cause.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"--resume {run}: no such run directory", "start a run with --output-dir first", code="C10")
+    directory = RunDirectory(run)
+    directory.create(resume=True)
+    clean_stale(directory.checkpoints)
+    if not any(directory.checkpoints.glob("step-*")):
+        raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
+    path = resolve_checkpoint(run, "last")
+    checkpoint = load_checkpoint(path, with_optimizer=True)
+    config = _longer(stored_config(checkpoint, path), epochs, max_steps)
+    world = World.from_environment(config.train.device)
+    overfit = None if checkpoint.state.get("augment", True) else config_overfit(checkpoint.state)
+    if config.data.path is None:
+        raise ConfigError(f"--resume {run}: its config names no data", code="C08")
+    splits = read_splits(Path(config.data.path), config.data, overfit)
+    stored = checkpoint.state.get("data")
+    if not isinstance(stored, dict) or stored.get("train") != splits.train.fingerprint:
+        raise ConfigError(
+            f"--resume {run}: {config.data.path} has changed since the run started (ids or sizes of its images)",
+            "restore the data, or start a new run with --weights",
+            code="C08",
+        )
+    seed_everything(config.train.seed, world.rank)
+    model = config.build_model(splits.categories.num_classes, load_weights=False)
+    trainer = Trainer(config, splits, model, directory, world, display)
+    trainer.restore(checkpoint, path)
+    if trainer.step >= trainer.total_steps:
+        raise ConfigError(
+            f"--resume {run}: the run has done all of its {trainer.total_steps} steps",
+            "raise --epochs or --max-steps",
+        )
+    display.line(f"resuming {run} at step {trainer.step} of {trainer.total_steps}")
+    return _fit(trainer)
+
+
+def config_overfit(state: dict[str, object]) -> int:
+    """Return on how many images a run without augmentation was started."""
+    count = state.get("overfit")
+    assert isinstance(count, int)
+    return count
+
+
+def _longer(config: RunConfig, epochs: int | None, max_steps: int | None) -> RunConfig:
+    changes: dict[str, int | None] = {}
+    if epochs is not None:
+        changes["epochs"] = epochs
+    if max_steps is not None or epochs is not None:
+        changes["max_steps"] = max_steps
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def _fit(trainer: Trainer) -> Finished:
+    """Train, and write how it ended whatever happens."""
+    code, kind, message = 1, "InternalError", "the process ended without a message"
+    try:
+        metrics = trainer.fit()
+        code, kind, message = 0, "Done", "all steps done"
+        return Finished(trainer.directory.path, metrics)
+    except LoraDetrError as error:
+        code, kind, message = error.exit_code, type(error).__name__, error.message
+        raise
+    except KeyboardInterrupt:
+        code, kind, message = 130, "Interrupted", "interrupted from the keyboard"
+        raise
+    finally:
+        saved = None if trainer.saved is None else trainer.saved.name
+        if trainer.world.is_main and trainer.directory.path.is_dir():
+            trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
+        trainer.world.close()

@@ -1,0 +1,72 @@
+"""Seed every random generator, and save and restore their states as plain JSON (no pickle).
+
+The three generators that code of ours or of a library may draw from are Python's, numpy's global one and torch's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_detr.errors import CheckpointError
+from lora_detr.json_value import JSON
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed all generators for one process.
+
+    Args:
+        seed: of the run, at least 0.
+        rank: of the process; every rank gets streams of its own, so that dropout differs between ranks.
+    """
+    # SeedSequence mixes, so that (seed 0, rank 1) and (seed 1, rank 0) have nothing in common.
+    for_python, for_numpy, for_torch = np.random.SeedSequence([seed, rank]).generate_state(3)
+    random.seed(int(for_python))
+    np.random.seed(int(for_numpy))  # noqa: NPY002 (libraries draw from the global generator)
+    torch.manual_seed(int(for_torch))
+
+
+def rng_state() -> dict[str, JSON]:
+    """Return the state of all generators of this process; torch's states are hexadecimal text."""
+    version, words, gauss = random.getstate()
+    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(algorithm), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+        "torch": _to_text(torch.get_rng_state()),
+        "cuda": [_to_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore what ``rng_state`` returned.
+
+    States of CUDA devices are restored for the devices there are: a run that goes on with fewer of them is not
+    bitwise the same anyway.
+
+    Raises:
+        CheckpointError: the state is not of this form; some generators may have been restored already.
+    """
+    try:
+        python, numpy = state["python"], state["numpy"]
+        random.setstate((python[0], tuple(python[1]), python[2]))
+        np.random.set_state((numpy[0], np.array(numpy[1], dtype=np.uint32), *numpy[2:]))  # noqa: NPY002
+        torch.set_rng_state(_from_text(state["torch"]))
+        for i in range(min(len(state["cuda"]), torch.cuda.device_count())):
+            torch.cuda.set_rng_state(_from_text(state["cuda"][i]), i)
+    except (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        message = f"the state of the random generators cannot be restored: {error}"
+        raise CheckpointError(message, "resume from another checkpoint") from error
+
+
+def _to_text(state: Tensor) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _from_text(text: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)

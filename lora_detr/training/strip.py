@@ -1,0 +1,256 @@
+"""Drop the branches and prove that inference stays the same, bit for bit.
+
+The proof compares two independent executions: the run's checkpoint with its branches built and executed, and the
+written file, loaded in another process that never imports the code of branches.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lora_detr.branches import LoRABranch
+from lora_detr.errors import CheckpointError, ConfigError, VerificationError
+from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
+from lora_detr.evaluation.deployed import is_deployed, write_deployed
+from lora_detr.models import TwoStageDetector
+from lora_detr.structures import Images, Prediction
+from lora_detr.tensor_files import read_tensors, write_tensors
+from lora_detr.training.opened import OpenedRun
+
+# Largest difference between a branch and its merged form, which computes in another order.
+MERGE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class StripReport:
+    """What ``strip`` did and proved.
+
+    Attributes:
+        source: name of the checkpoint.
+        file: name of the file written.
+        sha256: of the file written.
+        branch: ``primary``, or the number of the branch that was merged into the last layer.
+        inputs: what the proof ran on.
+        batches: number of batches compared.
+        largest_difference: over all logits and boxes; 0 means bit-identical.
+        outputs_sha256: of all outputs of reference and candidate.
+        parameters_before: of detector and branches.
+        parameters_after: of the file.
+        bytes_before: of the checkpoint's weights.
+        bytes_after: of the file.
+        gflops: of one batch, equal for the plain detector and the file.
+        seconds_before: median of a batch with all branches executed.
+        seconds_after: median of a batch of the file, in its own process.
+    """
+
+    source: str
+    file: str
+    sha256: str
+    branch: str
+    inputs: str
+    batches: int
+    largest_difference: float
+    outputs_sha256: tuple[str, str]
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    gflops: float
+    seconds_before: float
+    seconds_after: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return all fields."""
+        return asdict(self)
+
+
+def strip(
+    opened: OpenedRun,
+    output: Path,
+    images: Sequence[Images],
+    described: str,
+    branch: int | None = None,
+    write: Callable[[Path, Mapping[str, Tensor], OpenedRun], None] | None = None,
+) -> StripReport:
+    """Write the detector without its branches, and keep the file only if it is proven.
+
+    Args:
+        opened: checkpoint with its model.
+        output: file to write; replaced when it exists.
+        images: batches of the proof.
+        described: what the batches are, for the report.
+        branch: merge this branch into the last layer instead of dropping it (for use with NMS); the earlier layers
+            stay primary, since only the primary path feeds the next layer. Checked to a tolerance.
+        write: how the file is written; replaced in tests by a writer that damages it.
+
+    Raises:
+        ConfigError: there is no such branch, or ``output`` is the input.
+        VerificationError: a bit differs, keys or FLOPs are not the plain detector's; no file is left.
+        OutputError: the file cannot be written.
+    """
+    if output.resolve() == opened.path.resolve() or opened.path.resolve() in output.resolve().parents:
+        raise ConfigError(f"{output}: lies in the checkpoint that is read", "choose another --output")
+    detector = opened.model.detector if branch is None else _with_branch(opened, branch)
+    reference = _reference(opened, branch)
+    inputs = _as_tensors(images)
+    expected, seconds_before = run_inputs(reference, inputs)
+    plain = opened.deployment.build().eval()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".strip-", dir=output.parent) as folder:
+        written = Path(folder) / "stripped.safetensors"
+        (write or _write)(written, detector.state_dict(), opened)
+        found, seconds_after = _run_candidate(written, inputs, Path(folder))
+        difference = _compare(expected, found, 0.0 if branch is None else MERGE_TOLERANCE)
+        tensors, _ = read_tensors(written)
+        _same_keys(plain, tensors)
+        gflops = _same_flops(plain, detector, images[0])
+        sha256 = hashlib.sha256(written.read_bytes()).hexdigest()
+        size = written.stat().st_size
+        os.replace(written, output)
+    return StripReport(
+        source=opened.path.name,
+        file=output.name,
+        sha256=sha256,
+        branch="primary" if branch is None else str(branch),
+        inputs=described,
+        batches=len(images),
+        largest_difference=difference,
+        outputs_sha256=(_digest(expected), _digest(found)),
+        parameters_before=sum(p.numel() for p in opened.model.parameters()),
+        parameters_after=sum(p.numel() for p in plain.parameters()),
+        bytes_before=sum(tensor.numel() * tensor.element_size() for tensor in opened.checkpoint.model.values()),
+        bytes_after=size,
+        gflops=gflops,
+        seconds_before=seconds_before,
+        seconds_after=seconds_after,
+    )
+
+
+def refuse_stripped(model: Path) -> None:
+    """Refuse to strip a file that has no branches any more.
+
+    Raises:
+        CheckpointError: ``model`` is a stripped file.
+    """
+    if is_deployed(model):
+        raise CheckpointError(f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12")
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
+    write_deployed(path, tensors, opened.deployment)
+
+
+def _reference(opened: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:
+    """Return the checkpoint's own answer, with all branches executed."""
+
+    def predict(images: Images) -> Prediction:
+        output, branches = opened.model(images)
+        if branch is None:
+            return output.prediction  # type: ignore[no-any-return]
+        last = branches.layers[-1]
+        return Prediction(last.logits[branch], last.boxes[branch])
+
+    return predict
+
+
+def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
+    members = opened.model.branches.members
+    if not 0 <= index < len(members):
+        raise ConfigError(f"--branch {index}: the model has {len(members)} branches, counted from 0")
+    member = members[index]
+    assert isinstance(member, LoRABranch)
+    detector = copy.deepcopy(opened.model.detector)
+    last = detector.num_layers - 1
+    member.merge_into(last, detector.ffn(last))
+    return detector
+
+
+def _as_tensors(images: Sequence[Images]) -> dict[str, Tensor]:
+    inputs = {}
+    for i, batch in enumerate(images):
+        inputs |= {f"{i}.pixels": batch.pixels, f"{i}.padding": batch.padding, f"{i}.sizes": batch.sizes}
+    return inputs
+
+
+def _run_candidate(written: Path, inputs: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], float]:
+    """Load the written file in another process and return its outputs and median seconds."""
+    stored, answered = folder / "inputs.safetensors", folder / "outputs.safetensors"
+    write_tensors(stored, inputs)
+    command = [sys.executable, "-m", "lora_detr.evaluation.candidate"]
+    command += [str(written), str(stored), str(answered), str(torch.get_num_threads())]
+    # The package may be run from a checkout that only this process has on its path.
+    source = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1 if "Traceback" in done.stderr else 0]
+        raise VerificationError(
+            f"the written file cannot be used: {last.removeprefix('error: ')}", "nothing was written; run strip again"
+        )
+    outputs, metadata = read_tensors(answered)
+    if metadata["imported"]:
+        raise VerificationError(f"the stripped detector needs {FORBIDDEN}: {metadata['imported']}")
+    return outputs, float(metadata["seconds"])
+
+
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> float:
+    """Return the largest difference; 0 only if all tensors are equal bit for bit.
+
+    Raises:
+        VerificationError: the difference exceeds the tolerance, or is not a number.
+    """
+    if expected.keys() != found.keys():
+        raise VerificationError("reference and candidate gave different outputs")
+    largest = 0.0
+    for name, tensor in expected.items():
+        if torch.equal(tensor, found[name]):
+            continue
+        difference = float((tensor - found[name]).abs().max())
+        largest = max(largest, difference)
+        if not difference <= tolerance or tolerance == 0.0:
+            raise VerificationError(
+                f"output {name} of the stripped file differs from the checkpoint's by up to {difference:.3g}",
+                "nothing was written; run strip again, and report it if it happens twice",
+            )
+    return largest
+
+
+def _same_keys(plain: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
+    if wanted != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+        raise VerificationError("keys or shapes of the stripped file are not those of the detector built without branches")
+
+
+def _same_flops(plain: TwoStageDetector, stripped: TwoStageDetector, images: Images) -> float:
+    """Return the GFLOPs of one batch, which must be equal for both."""
+    counts = []
+    for model in (plain, stripped):
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(images)
+        counts.append(counter.get_total_flops())
+    if counts[0] != counts[1]:
+        raise VerificationError(f"FLOPs differ: {counts[0]} for the plain detector, {counts[1]} after strip")
+    return counts[0] / 1e9
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+

@@ -1,0 +1,259 @@
+"""The trainer: owns what its annotations list, trains epoch by epoch, and at an epoch's end evaluates, saves and logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lora_detr.branches import BranchedDetector
+from lora_detr.config.run import RunConfig
+from lora_detr.data.loader import BatchLoader
+from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
+from lora_detr.evaluation.inference import collect
+from lora_detr.losses.criterion import Criterion
+from lora_detr.exact_weights import load_exact
+from lora_detr.models import TwoStageDetector
+from lora_detr.structures import Batch, Images, Prediction
+from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoint, set_best
+from lora_detr.training.data import Splits, eval_loader, train_loader
+from lora_detr.training.display import Display
+from lora_detr.training.distributed import World
+from lora_detr.training.metrics import RunningMean, append_line, append_row, epoch_record, step_record
+from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
+from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_optimizer
+from lora_detr.training.run_directory import RunDirectory
+from lora_detr.training.seeding import restore_rng_state, rng_state
+from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
+
+
+class Trainer:
+    """Train one run.
+
+    Args:
+        config: of the run, resolved.
+        splits: its data.
+        model: detector and branches, with initial weights.
+        directory: where everything is written.
+        world: ranks and device.
+        display: shows progress.
+    """
+
+    # What is trained, and on what.
+    config: RunConfig
+    splits: Splits
+    model: BranchedDetector[TwoStageDetector]
+    criterion: Criterion
+    # What trains it.
+    world: World
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    loader: BatchLoader
+    steps_per_epoch: int
+    total_steps: int
+    # Where it is written.
+    directory: RunDirectory
+    display: Display
+    # Training state; all of it is in a checkpoint.
+    step: int
+    best: float
+    saved: Path | None
+
+    def __init__(
+        self,
+        config: RunConfig,
+        splits: Splits,
+        model: BranchedDetector[TwoStageDetector],
+        directory: RunDirectory,
+        world: World,
+        display: Display,
+    ) -> None:
+        self.config, self.splits, self.directory = config, splits, directory
+        self.world, self.display = world, display
+        self.model = model.to(world.device)
+        self.criterion = config.build_criterion()
+        self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.stepper = Stepper(world.wrap(self.model), self.criterion, self.optimizer, config, world)
+        self.loader = train_loader(splits, config, world)
+        self.steps_per_epoch = math.ceil(len(self.loader) / config.train.accumulate)
+        self.total_steps = self.steps_per_epoch * config.train.epochs
+        if config.train.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.train.max_steps)
+        self.rate_factor = rate_factor(config.train.schedule, self.steps_per_epoch, self.total_steps)
+        self.step, self.best, self.saved = 0, -math.inf, None
+
+    def fit(self) -> CocoMetrics | None:
+        """Train until the last step; return the last evaluation, or None without a validation split.
+
+        Raises:
+            NumericalError: a loss is not finite; ``nan_report.json`` tells which, the last checkpoint is kept.
+            OutputError: something cannot be written.
+        """
+        metrics = None
+        self.display.begin(self.total_steps, self.step)
+        try:
+            while self.step < self.total_steps:
+                epoch = self.step // self.steps_per_epoch
+                means = self._train_epoch(epoch)
+                last = self.step >= self.total_steps
+                metrics = None
+                if self.splits.val is not None and (last or (epoch + 1) % self.config.evaluation.every == 0):
+                    metrics = self.evaluate()
+                self._save(metrics)
+                self._log_epoch(epoch, means, metrics)
+        finally:
+            self.display.end()
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> RunningMean:
+        """Train to the end of an epoch or of the run, from wherever in the epoch ``step`` stands."""
+        self.model.train()
+        first = self.step - epoch * self.steps_per_epoch
+        self.loader.set_epoch(epoch, first * self.config.train.accumulate)
+        means = RunningMean()
+        for batches in self._groups():
+            set_rates(self.optimizer, self.base_rates, self.rate_factor(self.step))
+            try:
+                result = self.stepper(batches, self.step)
+            except NonFiniteLossError as error:
+                self._report_non_finite(error)
+                raise
+            self.step += 1
+            means.add({"loss": result.loss, **{str(term.key): term.value for term in result.terms}})
+            self._log_step(epoch, result)
+            self.display.step(self.step, epoch, result.loss)
+            if self.step >= self.total_steps:
+                break
+        return means
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """Give the batches in lists of as many as are accumulated; the last list of an epoch may be shorter."""
+        group: list[Batch] = []
+        for batch in self.loader:
+            group.append(batch)
+            if len(group) == self.config.train.accumulate:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def evaluate(self) -> CocoMetrics | None:
+        """Evaluate the detector, without its branches, on the validation split; None where there is none."""
+        if self.splits.val is None:
+            return None
+        self.model.eval()
+        evaluator = CocoEvaluator(self.splits.val)
+        collect(
+            self._predict,
+            eval_loader(self.splits.val, self.config, self.world, workers=0),
+            evaluator,
+            self.world.device,
+            max_detections=self.config.evaluation.max_detections,
+        )
+        for rows in self.world.gather(evaluator.rows()):
+            evaluator.add_rows(rows)
+        return evaluator.compute() if self.world.is_main else None
+
+    def _predict(self, images: Images) -> Prediction:
+        return self.model.detector(images).prediction  # type: ignore[no-any-return]
+
+    def restore(self, checkpoint: LoadedCheckpoint, source: Path) -> None:
+        """Continue from a checkpoint: weights, optimiser, step, random state and best result.
+
+        Raises:
+            CheckpointError: weights or optimiser do not fit the model.
+        """
+        load_exact(self.model, checkpoint.model, source)
+        state = checkpoint.state
+        plain = state["optimizer"]
+        assert isinstance(plain, dict)
+        self.optimizer.load_state_dict(unflatten_optimizer(checkpoint.optimizer, plain))
+        random_state, best = state["rng"], state["best"]
+        assert isinstance(random_state, dict)
+        restore_rng_state(random_state)
+        self.step = checkpoint.step
+        self.best = float(best) if isinstance(best, int | float) else -math.inf
+        self.saved = source
+
+    def _save(self, metrics: CocoMetrics | None) -> None:
+        """Save a checkpoint, point ``best`` at it if it is, then remove old ones."""
+        improved = metrics is not None and metrics.values["AP"] > self.best
+        if metrics is not None and improved:
+            self.best = metrics.values["AP"]
+        if not self.world.is_main:
+            return
+        tensors, plain = flatten_optimizer(self.optimizer.state_dict())
+        self.saved = save_checkpoint(
+            self.directory.checkpoints,
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=tensors,
+            state={
+                "config": self.config.model_dump(mode="json"),
+                "categories": self.splits.categories.to_json(),
+                "data": {
+                    "train": self.splits.train.fingerprint,
+                    "val": None if self.splits.val is None else self.splits.val.fingerprint,
+                },
+                "optimizer": plain,
+                "rng": rng_state(),
+                "best": self.best if math.isfinite(self.best) else None,
+                "metrics": None if metrics is None else metrics.to_json(),
+                "augment": self.splits.augment,
+                "overfit": None if self.splits.augment else len(self.splits.train),
+            },
+            facts={"world_size": self.world.size},
+        )
+        if improved:
+            set_best(self.directory.checkpoints, self.step)
+        prune(self.directory.checkpoints, self.config.train.keep_last)
+
+    def _log_step(self, epoch: int, result: StepResult) -> None:
+        due = self.step % self.config.train.log_every == 0 or self.step in (1, self.total_steps)
+        if not self.world.is_main or not (due or result.skipped):
+            return
+        rates = {f"group{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+        record = step_record(
+            self.step, epoch, result.loss, result.terms, rates, result.gradient_norm, result.seconds
+        )
+        if result.skipped:
+            record["skipped"] = True
+            self.display.line(f"step {self.step}: gradient norm {result.gradient_norm}, update skipped")
+        append_line(self.directory.metrics, record)
+
+    def _log_epoch(self, epoch: int, means: RunningMean, metrics: CocoMetrics | None) -> None:
+        if not self.world.is_main:
+            return
+        average = means.means()
+        values = None if metrics is None else metrics.values
+        rate = self.optimizer.param_groups[0]["lr"]
+        last_layer = self.criterion.num_layers - 1
+        record = epoch_record(epoch, self.step, average, last_layer, rate, _trainable(self.model), values)
+        append_line(self.directory.log, record)
+        loss = average.get("loss", math.nan)
+        text = f"epoch {epoch + 1}/{self.config.train.epochs}  step {self.step}  loss {loss:.3f}"
+        if metrics is not None:
+            self.directory.write_json("eval/metrics.json", metrics.to_json())
+            row = {"epoch": epoch + 1, "step": self.step, "time": int(time.time()), "loss": round(loss, 5), "lr": rate}
+            append_row(self.directory.results, {**row, **metrics.values})
+            text += f"  AP {metrics.values['AP']:.3f}  AP50 {metrics.values['AP50']:.3f}"
+        self.display.line(text)
+
+    def _report_non_finite(self, error: NonFiniteLossError) -> None:
+        if self.world.is_main:
+            report = {
+                "step": self.step,
+                "message": error.message,
+                "image_ids": list(error.image_ids),
+                "terms": {str(term.key): term.value for term in error.terms},
+            }
+            self.directory.write_json("nan_report.json", report)
+
+
+def _trainable(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,46 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from lora_detr.data.synthetic import SHAPES, generate
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compute on one thread unless told otherwise, so that no sum depends on how work was divided."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start every test from the same random state, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shapes_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated COCO folder of 12 training and 6 validation images of 112 pixels. Shared: do not write into it."""
+    spec = replace(SHAPES, name="shapes-tiny", size=112, max_objects=8, min_scale=0.08)
+    return generate(spec, tmp_path_factory.mktemp("data") / "shapes-tiny", train_images=12, val_images=6)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real photographs, named by LORADETR_DATA or found beside the repository."""
+    path = Path(os.environ.get("LORADETR_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set LORADETR_DATA")
+    return path

@@ -1,0 +1,1 @@
+"""Reference values, and the tests that compare the package with them."""

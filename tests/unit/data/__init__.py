@@ -1,0 +1,1 @@
+"""Tests of the package's part of the same name."""

@@ -1,0 +1,226 @@
+"""Batches: padding, order, ranks, workers, and errors from workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_detr.data.coco import CocoSplit
+from lora_detr.data.dataset import CocoDataset
+from lora_detr.data.loader import BatchLoader, EpochSampler, build_loader, collate
+from lora_detr.data.transforms import TrainTransformConfig
+from lora_detr.errors import DataError, WorkerError
+from lora_detr.structures import Batch, Target
+from tests.unit.data.coco_files import content, load, write_images
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def _split(folder: Path, images: int = 7) -> CocoSplit:
+    value = content(images)
+    write_images(folder, value)
+    return load(folder, value, check_files=True)
+
+
+def _dataset(folder: Path, images: int = 7) -> CocoDataset:
+    config = TrainTransformConfig(scales=(24, 32, 40), max_size=60, crop_scales=(40, 50), crop_range=(20, 35))
+    return CocoDataset(_split(folder, images), config.build(MEAN, STD), seed=3)
+
+
+def _loader(dataset: CocoDataset, **options: int | bool | float) -> BatchLoader:
+    values = {"batch_size": 2, "shuffle": True, "rank": 0, "world_size": 1, "seed": 3, "workers": 0, "drop_last": False}
+    return build_loader(dataset, **{**values, **options})  # type: ignore[arg-type]
+
+
+def _sampler(count: int, rank: int, world: int, batch: int, *, shuffle: bool, drop_last: bool = False) -> EpochSampler:
+    return EpochSampler(
+        count, batch_size=batch, shuffle=shuffle, rank=rank, world_size=world, seed=1, drop_last=drop_last
+    )
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    pixels = torch.equal(a.images.pixels, b.images.pixels) and torch.equal(a.images.padding, b.images.padding)
+    targets = all(
+        s.image_id == t.image_id and torch.equal(s.boxes, t.boxes) and torch.equal(s.labels, t.labels)
+        for s, t in zip(a.targets, b.targets, strict=True)
+    )
+    return pixels and targets
+
+
+@pytest.mark.parametrize(("divisor", "expected"), [(1, (5, 7)), (4, (8, 8)), (32, (32, 32))])
+def test_collate_pads_right_and_below(divisor: int, expected: tuple[int, int]) -> None:
+    target = Target(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), 1, (5, 4))
+    batch = collate([(torch.ones((3, 5, 4)), target), (torch.ones((3, 2, 7)), target)], size_divisor=divisor)
+    assert tuple(batch.images.pixels.shape) == (2, 3, *expected)
+    assert batch.images.sizes.tolist() == [[5, 4], [2, 7]]
+    for i, (height, width) in enumerate(batch.images.sizes.tolist()):
+        inside = torch.zeros(expected, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(batch.images.padding[i], ~inside)
+        assert torch.equal(batch.images.pixels[i], inside.float().expand(3, -1, -1))
+
+
+def test_dataset_gives_relative_boxes_and_original_size(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path)
+    pixels, target = dataset[4]
+    assert pixels.dtype == torch.float32
+    assert (target.image_id, dataset.image_id(4), target.original_size) == (14, 14, (30, 40))
+    assert target.boxes.dtype == torch.float32
+    assert 0 <= float(target.boxes.min()) <= float(target.boxes.max()) <= 1
+    assert target.labels.dtype == torch.int64
+    dataset.set_epoch(1)
+    assert torch.equal(dataset[4][0], dataset.sample(4, 1)[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_r3_workers_do_not_matter(tmp_path: Path, workers: int) -> None:
+    expected, actual = _loader(_dataset(tmp_path)), _loader(_dataset(tmp_path), workers=workers)
+    seen: list[Tensor] = []
+    for epoch in (0, 1):
+        expected.set_epoch(epoch)
+        actual.set_epoch(epoch)
+        pairs = list(zip(expected, actual, strict=True))
+        assert len(pairs) == len(expected) == 4
+        assert all(_equal(a, b) for a, b in pairs)
+        seen.append(pairs[0][1].images.pixels)
+    actual.close()
+    assert seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1])
+
+
+def test_augmentation_depends_on_epoch_and_image_only(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path)
+    reordered = CocoDataset(dataset.split.subset([16, 12]), dataset.transform, seed=3)
+    assert torch.equal(dataset.sample(6, 5)[0], reordered.sample(1, 5)[0])
+    assert len({tuple(dataset.sample(6, epoch)[0].shape) for epoch in range(6)}) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_generator_alone(tmp_path: Path, workers: int) -> None:
+    state = torch.get_rng_state()
+    loader = _loader(_dataset(tmp_path), workers=workers)
+    assert len(list(loader)) == 4
+    loader.close()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 17])
+def test_ranks_cover_everything_in_equally_many_steps(count: int, world: int) -> None:
+    for shuffle in (True, False):
+        samplers = [_sampler(count, rank, world, 2, shuffle=shuffle) for rank in range(world)]
+        steps = [list(sampler) for sampler in samplers]
+        assert {len(part) for part in steps} == {len(samplers[0])}
+        times = Counter(index for part in steps for batch in part for index in batch)
+        assert set(times) == set(range(count))
+        if world == 1:
+            assert set(times.values()) == {1}
+        if shuffle:  # every rank has as many images in a step
+            assert all(len({len(part[t]) for part in steps}) == 1 for t in range(len(samplers[0])))
+            assert sum(times.values()) - count < world
+
+
+@pytest.mark.parametrize("count", [3, 8, 13])
+def test_r4_the_images_of_a_step_do_not_depend_on_ranks(count: int) -> None:
+    single = list(_sampler(count, 0, 1, 4, shuffle=True, drop_last=True))
+    ranks = [list(_sampler(count, rank, 2, 2, shuffle=True, drop_last=True)) for rank in range(2)]
+    for whole, *parts in zip(single, *ranks, strict=True):
+        joined = [index for part in parts for index in part]
+        assert joined[: len(whole)] == whole
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", range(1, 18))
+def test_r5_evaluation_batches_do_not_depend_on_ranks(count: int, world: int) -> None:
+    expected = {tuple(range(i, min(i + 3, count))) for i in range(0, count, 3)}
+    found = {tuple(batch) for rank in range(world) for batch in _sampler(count, rank, world, 3, shuffle=False)}
+    assert found == expected
+
+
+def test_drop_last_keeps_at_least_one_batch() -> None:
+    assert [len(batch) for batch in _sampler(7, 0, 1, 3, shuffle=True, drop_last=True)] == [3, 3]
+    assert [len(batch) for batch in _sampler(2, 0, 1, 3, shuffle=True, drop_last=True)] == [2]
+    assert [len(batch) for batch in _sampler(1, 1, 2, 3, shuffle=True, drop_last=True)] == [1]
+
+
+def test_order_changes_with_the_epoch_and_start_resumes_it() -> None:
+    sampler = _sampler(20, 0, 1, 3, shuffle=True)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0, start=2)
+    assert list(sampler) == first[2:]
+    assert len(sampler) == len(first) - 2
+    assert sampler.batches_per_epoch == len(first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_d18_error_in_a_worker_keeps_type_code_and_message(tmp_path: Path, workers: int) -> None:
+    dataset = _dataset(tmp_path)
+    (tmp_path / "5.png").write_bytes(b"<html>")
+    with pytest.raises(DataError) as caught:
+        list(_loader(dataset, workers=workers, shuffle=False))
+    assert caught.value.code == "D18"
+    assert str(caught.value).startswith(f"error[D18]: {tmp_path / '5.png'} (image id 15): ")
+    assert "Traceback" not in str(caught.value)
+
+
+class _Hanging(CocoDataset):
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        if index == 4:
+            time.sleep(3)
+        return super().sample(index, epoch)
+
+
+class _Dying(CocoDataset):
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        if index == 4:
+            os._exit(3)
+        return super().sample(index, epoch)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_p10_dead_worker_names_the_images(tmp_path: Path, workers: int) -> None:
+    dataset = _Dying(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(MEAN, STD), seed=0)
+    with pytest.raises(WorkerError, match=r"(died|exited unexpectedly).*not returned: \[.*14.*\]") as caught:
+        list(_loader(dataset, workers=workers, shuffle=False))
+    assert caught.value.exit_code == 7
+
+
+def test_p10_hanging_worker_is_given_up(tmp_path: Path) -> None:
+    dataset = _Hanging(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(MEAN, STD), seed=0)
+    with pytest.raises(WorkerError, match=r"timed out.*not returned: \[14"):
+        list(_loader(dataset, workers=1, shuffle=False, timeout=0.5))
+
+
+def test_worker_error_recognises_its_own(tmp_path: Path) -> None:
+    loader = _loader(_dataset(tmp_path))
+    assert loader.worker_error(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")) is not None
+    assert loader.worker_error(RuntimeError("shape mismatch")) is None
+    assert loader.worker_error(OSError("No space left on device")) is None
+
+
+class _Missing(CocoDataset):
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        raise OSError("a fault of the data set")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_keep_their_type(tmp_path: Path, workers: int) -> None:
+    dataset = _Missing(_split(tmp_path), TrainTransformConfig().build(MEAN, STD), seed=0)
+    with pytest.raises(OSError, match="a fault of the data set"):
+        list(_loader(dataset, workers=workers))
+
+
+def test_closed_loader_starts_again(tmp_path: Path) -> None:
+    loader = _loader(_dataset(tmp_path), workers=1)
+    for _ in range(2):
+        next(iter(loader))
+        loader.close()
+    assert len(list(loader)) == 4
+    loader.close()

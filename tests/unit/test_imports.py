@@ -1,0 +1,173 @@
+"""The architecture as assertions over the source: who may import whom, what is never called, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lora_detr
+
+PACKAGE = Path(lora_detr.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+LEVELS = (
+    {"structures", "ops", "config", "errors", "tensor_files", "atomic_files", "exact_weights", "json_value"},
+    {"matchers"},
+    {"losses", "branches", "models", "data", "evaluation"},
+    {"config.run"},
+    {"training"},
+    {"experiments"},
+    {"cli"},
+    {"__main__"},
+)
+"""Lowest first. A package imports from lower levels and from itself, and beyond that only what ``SIDEWAYS`` allows."""
+
+SIDEWAYS = {
+    ("evaluation", "data"),
+    ("evaluation", "models"),
+    ("branches", "models.layers"),  # an FFN branch is a feed-forward block; detectors stay unknown to it
+}
+"""Imports within a level. ``models`` appears on no left side: it knows neither branches nor losses."""
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FORBIDDEN_CALLS = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
+FORBIDDEN_KEYWORDS = {("shell", True), ("weights_only", False), ("allow_pickle", True)}
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name within the package; the package itself is the empty name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def place(name: str) -> tuple[int, str]:
+    """Return (level, entry of ``LEVELS``) of a module; the most specific entry decides."""
+    entries = [(entry, level) for level, names in enumerate(LEVELS) for entry in names if within(name, entry)]
+    assert entries, f"lora_detr.{name} has no place in LEVELS of {Path(__file__).name}"
+    entry, level = max(entries, key=lambda item: len(item[0]))
+    return level, entry
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield every module of the package that a file imports, wherever in the file."""
+    modules = {module_name(path) for path in FILES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if within(name, "lora_detr"):
+                inner = name.removeprefix("lora_detr").removeprefix(".")
+                yield inner if inner in modules else inner.rpartition(".")[0]
+
+
+def dotted(node: ast.expr) -> str:
+    """Return ``a.b.c`` of a chain of names, or an empty string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and dotted(node.value):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def complaints(importer: str, targets: Iterator[str]) -> list[str]:
+    level, own = place(importer)
+    faults = []
+    for target in targets:
+        if not target:  # `lora_detr` itself: only its version
+            continue
+        target_level, other = place(target)
+        sideways = any(within(importer, a) and within(target, b) for a, b in SIDEWAYS)
+        if target_level > level or (target_level == level and level > 0 and own != other and not sideways):
+            faults.append(f"{importer} imports {target}")
+    return faults
+
+
+def test_imports_point_downward() -> None:
+    faults = [
+        fault for path in FILES if module_name(path) for fault in complaints(module_name(path), imported(parse(path)))
+    ]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "target", "allowed"),
+    [
+        ("losses.boxes", "matchers.topk", True),
+        ("matchers.topk", "losses.boxes", False),
+        ("models.detector", "branches.lora", False),
+        ("models.detector", "losses.boxes", False),
+        ("models.detector", "training.optim", False),
+        ("branches.lora", "models.detector", False),
+        ("evaluation.coco_eval", "data.coco", True),
+        ("config.load", "config.run", False),
+        ("config.run", "losses.config", True),
+        ("training.trainer", "config.run", True),
+        ("config.run", "training.trainer", False),
+        ("tensor_files", "errors", True),
+    ],
+)
+def test_the_rule_itself(importer: str, target: str, allowed: bool) -> None:
+    assert (complaints(importer, iter([target])) == []) == allowed
+
+
+def test_x07_no_pickle_no_eval_no_shell() -> None:
+    faults = []
+    for path in FILES:
+        for node in ast.walk(parse(path)):
+            found = ""
+            if isinstance(node, ast.Import):
+                found = ", ".join(alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found = node.module if node.module.split(".")[0] in FORBIDDEN_MODULES else ""
+            elif isinstance(node, ast.Call):
+                found = dangerous(node)
+            if found:
+                faults.append(f"{path.name}:{node.lineno}: {found}")
+    assert faults == []
+
+
+def dangerous(call: ast.Call) -> str:
+    """Return what is wrong with a call, or an empty string."""
+    name = dotted(call.func)
+    if name in FORBIDDEN_CALLS:
+        return name
+    given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+    if name == "torch.load" and given.get("weights_only") is not True:
+        return "torch.load without weights_only=True"
+    return ", ".join(f"{key}={value}" for key, value in FORBIDDEN_KEYWORDS if key in given and given[key] is value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["eval('1')", "yaml.load(f)", "run(x, shell=True)", "torch.load(p)", "torch.load(p, weights_only=False)"],
+)
+def test_x07_the_rule_itself(source: str) -> None:
+    call = ast.parse(source, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert dangerous(call)
+
+
+def test_no_module_is_longer_than_the_limit() -> None:
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_no_catch_all_module() -> None:
+    assert not {path.stem for path in FILES} & {"utils", "util", "misc", "common", "helpers"}
