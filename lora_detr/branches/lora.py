@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,14 +106,15 @@ def lora_feed_forward(
     Returns:
         [N, B, Q, D].
     """
-    members = [branch.layers[layer] for branch in branches]
+    members = [cast(LoRALayer, branch.layers[layer]) for branch in branches]
     a1, b1 = _stack_ranks([m.a1 for m in members], [m.b1 for m in members])
     a2, b2 = _stack_ranks([m.a2 for m in members], [m.b2 for m in members])
     inputs = output.ffn_input.flatten(0, 1)  # [B*Q, D]
     low_rank = inputs @ a1 @ b1  # [N, B*Q, F]
     hidden = ffn.activate(output.ffn_hidden.flatten(0, 1) + low_rank)
     projected = ffn.linear2(hidden) + hidden @ a2 @ b2  # [N, B*Q, D]
-    return ffn.finish(inputs, projected).unflatten(1, output.ffn_input.shape[:2])
+    out: Tensor = ffn.finish(inputs, projected).unflatten(1, output.ffn_input.shape[:2])
+    return out
 
 
 def _stack_ranks(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

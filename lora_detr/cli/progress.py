@@ -6,7 +6,15 @@ import logging
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 # Steps between plain lines where there is no terminal.
 PLAIN_EVERY = 50
@@ -22,7 +30,7 @@ class ConsoleDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress: Progress | None = None
-        self.task = None
+        self.task: TaskID | None = None
         self.total, self.first, self.started = 0, 0, 0.0
 
     def line(self, text: str) -> None:

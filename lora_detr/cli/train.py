@@ -62,7 +62,7 @@ def train(
 
     Example: loradetr train --baseline deformable --aux 3 --data DIR
     """
-    named = {
+    named: dict[str, object] = {
         "data.num_classes": num_classes,
         "data.workers": workers,
         "train.epochs": epochs,
@@ -78,7 +78,7 @@ def train(
     display = ConsoleDisplay(out)
     show_log(out)
     if resume is not None:
-        given = [value for key, value in named.items() if key not in ("train.epochs", "train.max_steps")]
+        given: list[object] = [value for key, value in named.items() if key not in ("train.epochs", "train.max_steps")]
         given += [baseline, aux, preset, rank, branch, data, overfit, output_dir, config, set_]
         if any(value is not None for value in given) or dry_run:
             raise ConfigError(
@@ -93,9 +93,7 @@ def train(
         from lora_detr.training import run
         from lora_detr.training.request import Request, resolve
 
-        request = Request(
-            preset, baseline, aux, rank, branch or (), data, config or (), set_ or (), named=named
-        )
+        request = Request(preset, baseline, aux, rank, branch or (), data, config or (), set_ or (), named=named)
         finished = run.start(resolve(request), output_dir, overfit, dry_run, display)
     if dry_run:
         return

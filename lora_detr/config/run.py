@@ -23,7 +23,7 @@ class DataConfig(Strict):
     path: str | None = None
     """COCO folder, or a YAML file that names annotation files and image folders."""
     num_classes: Literal["auto", "coco91"] = "auto"
-    """``auto``: the data set's own categories; ``coco91``: COCO's ids as labels in 91 slots, as official checkpoints."""
+    """``auto``: the data set's own categories; ``coco91``: COCO's ids as labels in 91 slots (official weights)."""
     on_bad_data: Literal["error", "skip"] = "error"
     """What to do with malformed or negative boxes."""
     strict: bool = False

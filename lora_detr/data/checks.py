@@ -32,6 +32,7 @@ class AnnotationColumns:
     """Usable annotations in file order, n of them.
 
     Attributes:
+        rows: int64 [n], place in the file.
         ids: int64 [n].
         images: int64 [n], position of the image in the list given to ``check_annotations``.
         categories: int64 [n], original category ids.
@@ -43,6 +44,7 @@ class AnnotationColumns:
         bad_boxes: how many rows were left out for their box.
     """
 
+    rows: NDArray[np.int64]
     ids: NDArray[np.int64]
     images: NDArray[np.int64]
     categories: NDArray[np.int64]
@@ -138,7 +140,7 @@ def read_root(path: Path) -> Row:
         DataError: no such file; D01 with line and column: not JSON; D02: not an object of three lists.
     """
     try:
-        root = json.loads(path.read_bytes().decode("utf-8-sig"))
+        root = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=_without_outline)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path.name}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}",
@@ -161,6 +163,12 @@ def read_root(path: Path) -> Row:
     if problems:
         raise AnnotationError(path, problems)
     return dict(root)
+
+
+def _without_outline(value: Row) -> Row:
+    """Forget outlines while parsing: they are most of a COCO file and would take gigabytes."""
+    value.pop("segmentation", None)
+    return value
 
 
 def check_categories(found: Findings) -> dict[int, str]:
@@ -208,26 +216,27 @@ def check_annotations(
     Returns:
         The columns of the usable rows. Meaningless if problems were found.
     """
-    rows = found.rows
-    ids = found.integers("id", "D14")
-    found.repeated(ids, "D04", "id")
+    # Each column becomes an array before the next is taken: a list of a million numbers is large.
+    values = found.integers("id", "D14")
+    found.repeated(values, "D04", "id")
+    ids = _int64(values)
 
-    image_ids = found.integers("image_id", "D06")
-    images = [image_positions.get(image_id, -1) for image_id in image_ids]
-    if images and min(images) < 0:
-        for i, position in enumerate(images):
-            if position < 0 and image_ids[i] is not None:
-                found.add(i, "D06", f"image_id {image_ids[i]} is not in images")
+    values = found.integers("image_id", "D06")
+    images = np.array([image_positions.get(image_id, -1) for image_id in values], dtype=np.int64)
+    for i in np.flatnonzero(images < 0).tolist():
+        if values[i] is not None:
+            found.add(i, "D06", f"image_id {values[i]} is not in images")
 
-    category_ids = found.integers("category_id", "D10")
+    values = found.integers("category_id", "D10")
     known = set(categories)
-    if not set(category_ids) <= known:
-        for i, category_id in enumerate(category_ids):
+    if not set(values) <= known:
+        for i, category_id in enumerate(values):
             if category_id is not None and category_id not in known:
                 found.add(i, "D10", f"category_id {category_id} is not in categories")
+    category_ids = _int64(values)
 
     bad: dict[int, tuple[str, str]] = {}
-    boxes = _boxes(rows, bad)
+    boxes = _boxes(found.rows, bad)
     if on_bad_data == "error":
         for i, (code, what) in bad.items():
             found.add(i, code, what)
@@ -236,12 +245,13 @@ def check_annotations(
     with np.errstate(over="ignore"):
         areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
 
-    good = np.ones(len(rows), dtype=bool)
+    good = np.ones(len(boxes), dtype=bool)
     good[list(bad)] = False
     return AnnotationColumns(
-        _int64(ids)[good],
-        _int64(images)[good],
-        _int64(category_ids)[good],
+        np.flatnonzero(good),
+        ids[good],
+        images[good],
+        category_ids[good],
         boxes[good],
         areas[good],
         crowd[good] == 1,

@@ -222,11 +222,13 @@ def _load(
     problems += found.problems
     if problems:
         raise AnnotationError(annotations, problems)
+    root["annotations"].clear()  # the columns say it all; this is most of the memory
+    del found
 
     rows = [found_images.rows[i] for i in order]
     boxes, visible, counts = _clip(columns, rows)
     if strict and not visible.all():
-        raise AnnotationError(annotations, _strict_problems(found, columns, visible))
+        raise AnnotationError(annotations, _strict_problems(name, [row["id"] for row in rows], columns, visible))
     records = _records(rows, [paths[i] for i in order], columns, boxes, visible & ~columns.crowd)
     category_names = [row["name"] for row in found_categories.rows]
     report = DataReport(
@@ -280,16 +282,19 @@ def _clip(
     return boxes, visible, counts
 
 
-def _strict_problems(found: Findings, columns: AnnotationColumns, visible: NDArray[np.bool_]) -> list[Problem]:
-    row_of = {row["id"]: i for i, row in enumerate(found.rows)}
-    for position in np.flatnonzero(~visible).tolist():
-        index = row_of[int(columns.ids[position])]
-        box = found.rows[index]["bbox"]
+def _strict_problems(
+    name: str, image_ids: list[int], columns: AnnotationColumns, visible: NDArray[np.bool_]
+) -> list[Problem]:
+    problems = []
+    for i in np.flatnonzero(~visible).tolist():
+        known = f"id={columns.ids[i]}, image_id={image_ids[columns.images[i]]}"
+        where = f"{name}: annotations[{columns.rows[i]}] ({known})"
+        box = columns.boxes[i].tolist()
         if min(box[2:]) > 0:
-            found.add(index, "D16", f"bbox {box} lies outside the image")
+            problems.append(Problem("D16", f"{where}: bbox {box} lies outside the image"))
         else:
-            found.add(index, "D07", f"bbox {'width' if box[2] == 0 else 'height'} 0 must be > 0")
-    return found.problems
+            problems.append(Problem("D07", f"{where}: bbox {'width' if box[2] == 0 else 'height'} 0 must be > 0"))
+    return problems
 
 
 def _records(

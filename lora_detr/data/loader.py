@@ -162,6 +162,7 @@ class BatchLoader:
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self.workers = workers
         self._keys = _Keys(sampler)
         self._loader: DataLoader[Sample | LoraDetrError] = DataLoader(
             _Guarded(dataset),
@@ -190,6 +191,15 @@ class BatchLoader:
             DataError: an image cannot be used.
             WorkerError: a worker died, or gave nothing within the timeout.
         """
+        try:
+            yield from self._batches()
+        except RuntimeError as error:  # a signal that came while ``_batches`` dealt with the same dead worker
+            lost = self.worker_error(error)
+            if lost is None:
+                raise
+            raise lost from error
+
+    def _batches(self) -> Iterator[Batch]:
         self._keys.pending.clear()
         batches = iter(self._loader)
         while True:
@@ -197,12 +207,12 @@ class BatchLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                # A dead worker shows as any of them: its end is noticed, or a tensor can no longer be fetched from it.
-                lost = self.worker_error(error)
-                if lost is None and not isinstance(error, RuntimeError) and _CAUGHT not in str(error):
-                    lost = self._lost("a worker that reads images died")
+            except (OSError, EOFError, RuntimeError) as error:
                 self.close()
+                lost = self.worker_error(error)
+                # A tensor can no longer be fetched from a dead worker, which may be noticed before its end is.
+                if isinstance(error, OSError | EOFError) and self.workers and _CAUGHT not in str(error):
+                    lost = self._lost("a worker that reads images died")
                 if lost is None:
                     raise
                 raise lost from error

@@ -63,8 +63,6 @@ class LossReport:
         return named_terms(self.keys, to_host(self.values).tolist(), self.weights)
 
 
-def named_terms(
-    keys: Sequence[LossKey], values: Sequence[float], weights: Sequence[float]
-) -> tuple[LossTerm, ...]:
+def named_terms(keys: Sequence[LossKey], values: Sequence[float], weights: Sequence[float]) -> tuple[LossTerm, ...]:
     """Join names, values and weights."""
     return tuple(LossTerm(*term) for term in zip(keys, values, weights, strict=True))

@@ -81,9 +81,7 @@ class TopK:
         """Return the matching score M of every pair, [G, B, T, Q]."""
         return matching_score(prediction, targets, _per_group(self.class_weight, prediction.boxes))
 
-    def __call__(
-        self, prediction: Prediction, targets: PaddedTargets, priority: Tensor | None = None
-    ) -> Assignment:
+    def __call__(self, prediction: Prediction, targets: PaddedTargets, priority: Tensor | None = None) -> Assignment:
         """Match a stack: logits [G, B, Q, K] and boxes [G, B, Q, 4] against padded targets."""
         return self.match(self.score(prediction, targets), targets.mask, priority)
 

@@ -74,4 +74,6 @@ class Heads(nn.Module):
             Prediction in float32, whatever the precision of ``hidden``.
         """
         offset = self.boxes[index](hidden).float()
-        return Prediction(self.classes[index](hidden).float(), (offset + inverse_sigmoid(reference, self.eps)).sigmoid())
+        return Prediction(
+            self.classes[index](hidden).float(), (offset + inverse_sigmoid(reference, self.eps)).sigmoid()
+        )

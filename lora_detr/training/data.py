@@ -54,9 +54,7 @@ def read_splits(path: Path, config: DataConfig, overfit: int | None = None) -> S
         DataError: the data cannot be used; all faults at once.
     """
     paths = find_splits(path)
-    train = load_coco(
-        paths.train_annotations, paths.train_images, strict=config.strict, on_bad_data=config.on_bad_data
-    )
+    train = load_coco(paths.train_annotations, paths.train_images, strict=config.strict, on_bad_data=config.on_bad_data)
     names = train.categories.names_by_id
     categories = CategoryMap.coco91(names) if config.num_classes == "coco91" else CategoryMap.from_categories(names)
     train = train.with_categories(categories)

@@ -19,6 +19,7 @@ from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.inference import collect
+from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.training.data import read_splits
 from lora_detr.training.distributed import World
@@ -67,10 +68,7 @@ def evaluate_model(
         run = None
         split = _val_split(data, config)
         size = batch_size or 1
-
-        def predict(images: Images) -> Prediction:
-            return detector(images).prediction  # type: ignore[no-any-return]
-
+        predict = _plain_predictor(detector)
     else:
         run = open_run(model, which)
         run.model.to(world.device)
@@ -94,9 +92,7 @@ def evaluate_model(
         pin_memory=world.device.type == "cuda",
     )
     evaluator = CocoEvaluator(split)
-    collect(
-        predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou
-    )
+    collect(predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou)
     metrics = evaluator.compute()
     if run is not None and branch is None and nms_iou is None and data is None:
         _write(run.run / "eval", metrics, evaluator)
@@ -107,15 +103,23 @@ def evaluate_model(
     return metrics
 
 
+def _plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
+    def predict(images: Images) -> Prediction:
+        return detector(images).prediction  # type: ignore[no-any-return]
+
+    return predict
+
+
 def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:
     """Return the primary path's or a branch's answer; nothing of a branch is computed unless it is asked for."""
     count = len(run.model.branches)
     if branch is not None and branch >= count:
         raise ConfigError(f"--branch {branch}: the model has {count} branches, counted from 0")
 
+    if branch is None:
+        return _plain_predictor(run.model.detector)
+
     def predict(images: Images) -> Prediction:
-        if branch is None:
-            return run.model.detector(images).prediction  # type: ignore[no-any-return]
         last = run.model(images)[1].layers[-1]
         return Prediction(last.logits[branch], last.boxes[branch])
 
@@ -141,9 +145,7 @@ def _val_split(data: Path | None, config: DeploymentConfig) -> CocoSplit:
     if paths.val_annotations is None or paths.val_images is None:
         raise DataError(f"{data}: no validation split: {paths.missing} not found")
     policy = DataConfig()
-    split = load_coco(
-        paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data
-    )
+    split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
     return split.with_categories(config.categories)
 
 

@@ -22,7 +22,9 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})", "free space or choose another directory") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror})", "free space or choose another directory"
+        ) from error
 
 
 class RunningMean:
@@ -105,4 +107,6 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
                 writer.writeheader()
             writer.writerow(row)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})", "free space or choose another directory") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror})", "free space or choose another directory"
+        ) from error

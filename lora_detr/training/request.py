@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lora_detr.config.load import Loaded, load_config
 from lora_detr.config.presets import list_presets
@@ -46,7 +47,7 @@ class Request:
     data: Path | None = None
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()
-    named: dict[str, object] = field(default_factory=dict)
+    named: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def _branches(request: Request, config: RunConfig) -> list[dict[str, object]] | 
     if request.branches:
         listed = [_parse_branch(text) for text in request.branches]
     elif request.aux is not None:
-        template = config.branches[0].model_dump(mode="json") if config.branches else {"kind": "lora", "matcher": {}}
-        matcher = {"kind": "topk", **template["matcher"]}
+        template: dict[str, Any] = config.branches[0].model_dump(mode="json") if config.branches else {"kind": "lora"}
+        matcher = template.get("matcher", {"kind": "topk"})
         listed = [{**template, "matcher": {**matcher, "k": k}} for k in branch_ks(request.aux)]
     elif request.rank is not None:
         listed = [branch.model_dump(mode="json") for branch in config.branches]
@@ -160,7 +161,9 @@ def _parse_branch(text: str) -> dict[str, object]:
     kind, slash, matcher = head.rpartition("/")
     kind = kind if slash else BRANCH_KINDS[0]
     if kind not in BRANCH_KINDS:
-        raise ConfigError(f"--branch {text}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}")
+        raise ConfigError(
+            f"--branch {text}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}"
+        )
     values: dict[str, object] = {"kind": matcher}
     for item in filter(None, settings.split(",")):
         key, equals, value = item.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,7 @@ class Finished:
     metrics: CocoMetrics | None
 
 
-def start(
-    resolved: Resolved, output: Path | None, overfit: int | None, dry_run: bool, display: Display
-) -> Finished:
+def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run: bool, display: Display) -> Finished:
     """Train from the beginning.
 
     Args:
@@ -97,7 +96,7 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     checkpoint = load_checkpoint(path, with_optimizer=True)
     config = _longer(stored_config(checkpoint, path), epochs, max_steps)
     world = World.from_environment(config.train.device)
-    overfit = None if checkpoint.state.get("augment", True) else config_overfit(checkpoint.state)
+    overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit)
@@ -121,7 +120,7 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     return _fit(trainer)
 
 
-def config_overfit(state: dict[str, object]) -> int:
+def _overfit_count(state: Mapping[str, object]) -> int:
     """Return on how many images a run without augmentation was started."""
     count = state.get("overfit")
     assert isinstance(count, int)

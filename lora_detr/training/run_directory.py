@@ -86,9 +86,7 @@ class RunDirectory:
         """Write a JSON file of the run atomically."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
-    def write_exit(
-        self, code: int, kind: str, rank: int, step: int, message: str, last_checkpoint: str | None
-    ) -> None:
+    def write_exit(self, code: int, kind: str, rank: int, step: int, message: str, last_checkpoint: str | None) -> None:
         """Write ``exit.json``: how the run ended, for scripts."""
         self.write_json(
             "exit.json",

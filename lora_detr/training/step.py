@@ -97,9 +97,7 @@ class Stepper:
         values, total = None, None
         keys, weights = (), ()
         for batch in batches:
-            with torch.autocast(
-                self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"
-            ):
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
                 output, branches = self.model(batch.images, batch.targets)
             report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)
             report.total.backward()
@@ -142,5 +140,7 @@ class Stepper:
     def _non_finite(self, terms: Sequence[LossTerm], batches: Sequence[Batch], step: int) -> NonFiniteLossError:
         ids = [target.image_id for batch in batches for target in batch.targets]
         wrong = [term for term in terms if not torch.isfinite(torch.tensor(term.value))]
-        first = f"{wrong[0].key} is {wrong[0].value} ({len(wrong)} of {len(terms)} terms)" if wrong else "on another rank"
+        first = (
+            f"{wrong[0].key} is {wrong[0].value} ({len(wrong)} of {len(terms)} terms)" if wrong else "on another rank"
+        )
         return NonFiniteLossError(f"step {step}: loss is not finite: {first}; images {ids}", terms, ids)

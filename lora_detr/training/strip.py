@@ -145,7 +145,9 @@ def refuse_stripped(model: Path) -> None:
         CheckpointError: ``model`` is a stripped file.
     """
     if is_deployed(model):
-        raise CheckpointError(f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12")
+        raise CheckpointError(
+            f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
+        )
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
@@ -178,7 +180,7 @@ def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
 
 
 def _as_tensors(images: Sequence[Images]) -> dict[str, Tensor]:
-    inputs = {}
+    inputs: dict[str, Tensor] = {}
     for i, batch in enumerate(images):
         inputs |= {f"{i}.pixels": batch.pixels, f"{i}.padding": batch.padding, f"{i}.sizes": batch.sizes}
     return inputs
@@ -230,7 +232,9 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolera
 def _same_keys(plain: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
     if wanted != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
-        raise VerificationError("keys or shapes of the stripped file are not those of the detector built without branches")
+        raise VerificationError(
+            "keys or shapes of the stripped file are not those of the detector built without branches"
+        )
 
 
 def _same_flops(plain: TwoStageDetector, stripped: TwoStageDetector, images: Images) -> float:
@@ -252,5 +256,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-

@@ -1,4 +1,4 @@
-"""The trainer: owns what its annotations list, trains epoch by epoch, and at an epoch's end evaluates, saves and logs."""
+"""The trainer: it owns what its annotations list and trains epoch by epoch, then evaluates, saves and logs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import BatchLoader
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.inference import collect
-from lora_detr.losses.criterion import Criterion
 from lora_detr.exact_weights import load_exact
+from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Batch, Images, Prediction
 from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoint, set_best
@@ -106,8 +106,15 @@ class Trainer:
                     metrics = self.evaluate()
                 self._save(metrics)
                 self._log_epoch(epoch, means, metrics)
+        except RuntimeError as error:
+            # A worker that dies is reported by PyTorch out of any line of this process.
+            named = self.loader.worker_error(error)
+            if named is None:
+                raise
+            raise named from error
         finally:
             self.display.end()
+            self.loader.close()
         return metrics
 
     def _train_epoch(self, epoch: int) -> RunningMean:
@@ -218,9 +225,7 @@ class Trainer:
         if not self.world.is_main or not (due or result.skipped):
             return
         rates = {f"group{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
-        record = step_record(
-            self.step, epoch, result.loss, result.terms, rates, result.gradient_norm, result.seconds
-        )
+        record = step_record(self.step, epoch, result.loss, result.terms, rates, result.gradient_norm, result.seconds)
         if result.skipped:
             record["skipped"] = True
             self.display.line(f"step {self.step}: gradient norm {result.gradient_norm}, update skipped")

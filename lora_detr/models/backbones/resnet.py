@@ -34,7 +34,9 @@ class ResNet(nn.Module):
         super().__init__()
         norm = FrozenBatchNorm2d if frozen_batch_norm else group_norm
         network = torchvision.models.get_model(name, weights=None, norm_layer=norm)
-        self.body = nn.ModuleDict({key: child for key, child in network.named_children() if key not in ("avgpool", "fc")})
+        self.body = nn.ModuleDict(
+            {key: child for key, child in network.named_children() if key not in ("avgpool", "fc")}
+        )
         wide = network.fc.in_features
         self.channels: tuple[int, ...] = (wide // 4, wide // 2, wide)
         self.strides: tuple[int, ...] = tuple(STRIDES)
@@ -42,7 +44,7 @@ class ResNet(nn.Module):
         if freeze_stem:
             for key in ("conv1", "bn1", "layer1"):
                 self.body[key].requires_grad_(False)
-        self.body.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.body.to(memory_format=self.memory_format)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return maps [B, C_i, H / s_i, W / s_i] of strides 8, 16, 32."""

@@ -44,20 +44,21 @@ class TimmBackbone(nn.Module):
                 f"model.backbone.name: timm has no network '{name}'{nearest(name, timm.list_models())}",
                 "python -c 'import timm; print(timm.list_models())' lists them",
             )
-        reductions = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+        reductions = _features(name).feature_info.reduction()
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
             raise ConfigError(f"model.backbone.strides: {name} has no map of stride {missing}; it has {reductions}")
         indices = [reductions.index(stride) for stride in strides]
-        self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
-        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        body = _features(name, out_indices=indices)
+        self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
         self.strides: tuple[int, ...] = strides
-        self.channels_behind = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        self.channels_behind = getattr(body, "output_fmt", "NCHW") == "NHWC"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if frozen_batch_norm:
-            self.body = freeze_batch_norm_2d(self.body)
+            body = freeze_batch_norm_2d(body)
         else:
-            replace_batch_norm(self.body)
+            replace_batch_norm(body)
+        self.body: nn.Module = body
         self.body.to(memory_format=self.memory_format)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -142,6 +143,11 @@ class TimmConfig(Strict):
         return fetch(f"{self.name} (timm)", lambda: timm.create_model(self.name, pretrained=True).state_dict())
 
 
+def _features(name: str, **options: Any) -> Any:
+    """Return timm's network without its classifier, with random weights."""
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
+
+
 def _packaged(name: str) -> bool:
     package = PACKAGED.get(name)
     return package is not None and importlib.util.find_spec(package) is not None
@@ -155,5 +161,7 @@ def _packaged_state(name: str) -> dict[str, Tensor]:
     whole = timm.create_model(name, pretrained=False).state_dict()
     wanted = {key: value for key, value in whole.items() if not key.endswith("num_batches_tracked")}
     if [tuple(value.shape) for value in stored] != [tuple(value.shape) for value in wanted.values()]:
-        raise CheckpointError(f"backbone weights {path.name}: tensors do not have the order and shapes of timm's {name}")
+        raise CheckpointError(
+            f"backbone weights {path.name}: tensors do not have the order and shapes of timm's {name}"
+        )
     return dict(zip(wanted, stored, strict=True))

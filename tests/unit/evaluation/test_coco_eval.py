@@ -50,7 +50,7 @@ def _random_case(folder: Path, seed: int) -> tuple[CocoSplit, dict[int, Detectio
     def box() -> list[float]:
         return [float(chance.randint(0, 90)), float(chance.randint(0, 90)), *(chance.choice((9.0, 40.0, 100.0)),) * 2]
 
-    objects = [
+    objects: list[dict[str, Any]] = [
         {"image_id": 5 + chance.randrange(6), "category_id": chance.choice((7, 40)), "bbox": box()} for _ in range(25)
     ]
     for row in objects:
@@ -93,7 +93,7 @@ def test_known_value(tmp_path: Path) -> None:
 
     Precision is 1/2 up to recall 1/2, which is 51 of 101 points, at six of ten thresholds (0.5 to 0.75).
     """
-    objects = [
+    objects: list[dict[str, Any]] = [
         {"image_id": 5, "category_id": 7, "bbox": [10, 10, 40, 40]},
         {"image_id": 6, "category_id": 7, "bbox": BOX},
     ]
@@ -110,7 +110,7 @@ def test_known_value(tmp_path: Path) -> None:
 
 
 def test_detections_in_crowd_regions_are_ignored(tmp_path: Path) -> None:
-    objects = [
+    objects: list[dict[str, Any]] = [
         {"image_id": 5, "category_id": 7, "bbox": BOX},
         {"image_id": 5, "category_id": 7, "bbox": [100, 100, 90, 90], "iscrowd": 1},
     ]
