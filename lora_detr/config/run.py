@@ -46,7 +46,7 @@ class EvalConfig(Strict):
     batch_size: int = Field(2, ge=1)
     """Images of one forward pass."""
     every: int = Field(1, ge=1)
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    """Epochs between evaluations, each with a checkpoint; the last epoch always has both."""
 
 
 class TrainConfig(Strict):
@@ -65,11 +65,11 @@ class TrainConfig(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: forward pass under autocast; matching and losses stay in float32."""
     device: str = "auto"
-    """``auto``, ``cpu``, or a CUDA device."""
+    """``auto``, ``cpu`` or ``cuda``."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of ``metrics.jsonl``."""
     keep_last: int = Field(2, ge=1)
-    """Checkpoints kept, besides the best."""
+    """Newest checkpoints kept, besides the best."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its parameter groups."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -28,6 +28,19 @@ from lora_detr.structures import (
 )
 
 
+class NonFiniteMatchError(NumericalError):
+    """A matching cost is NaN or infinite, so no assignment exists.
+
+    Args:
+        where: source and layer.
+        image: index of the image in the batch.
+    """
+
+    def __init__(self, where: str, image: int) -> None:
+        super().__init__(f"matching cost of the {where} is not finite for image {image} of the batch", code="N06")
+        self.where, self.image = where, image
+
+
 class Criterion(nn.Module):
     """Losses of the primary path, the branches and the encoder; knows nothing of ranks.
 
@@ -77,7 +90,7 @@ class Criterion(nn.Module):
             priority: float [N * L, B, Q] in place of the random draw that caps one-to-many candidates.
 
         Raises:
-            NumericalError: a matching cost is not finite; names source, layer and image.
+            NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
         primary = _stack([layer.prediction for layer in output.layers])
         costs = [self.primary_matcher.cost(primary, targets)]
@@ -86,7 +99,8 @@ class Criterion(nn.Module):
         try:
             assignments = solve_together(costs, targets)
         except NonFiniteCostError as error:
-            raise self._explain(error) from error
+            where = "encoder" if error.problem == 1 else f"primary path at layer {error.group}"
+            raise NonFiniteMatchError(where, error.image) from error
 
         keys, sums, weights = list(self.primary_keys), [], []
         config, constants = self.config, self.config.constants
@@ -136,12 +150,6 @@ class Criterion(nn.Module):
         if self.config.branch.duplicates == "clean":
             pairs = without_duplicates(pairs, stack.logits.shape[-2])
         return pairs
-
-    def _explain(self, error: NonFiniteCostError) -> NumericalError:
-        source = "encoder" if error.problem == 1 else f"primary path, layer {error.group}"
-        return NumericalError(
-            f"matching cost of the {source} is not finite for image {error.image} of the batch", code="N06"
-        )
 
 
 def _stack_matchers(matchers: Sequence[Matcher], num_layers: int) -> list[tuple[Matcher, int]]:

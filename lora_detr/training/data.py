@@ -5,14 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from lora_detr.config.run import DataConfig, RunConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.coco import CocoSplit, load_coco
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layout import find_splits
-from lora_detr.data.loader import BatchLoader, build_loader
+from lora_detr.data.loader import BatchLoader, EpochDataset, build_loader
 from lora_detr.errors import DataError
+from lora_detr.structures import Target
 from lora_detr.training.distributed import World
+
+# Steps of an epoch when overfitting: a handful of images is repeated until an epoch is worth evaluating.
+OVERFIT_STEPS = 50
+
+
+class Repeated:
+    """A data set whose images come again and again.
+
+    Args:
+        dataset: what is repeated.
+        count: samples of an epoch; at least as many as the data set has.
+    """
+
+    def __init__(self, dataset: CocoDataset, count: int) -> None:
+        self.dataset, self.count = dataset, max(count, len(dataset))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        """Return the sample that ``index`` falls on."""
+        return self.dataset.sample(index % len(self.dataset), epoch)
+
+    def image_id(self, index: int) -> int:
+        """Return the id of the image that ``index`` falls on."""
+        return self.dataset.image_id(index % len(self.dataset))
 
 
 @dataclass(frozen=True)
@@ -75,7 +104,10 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
     """Return the shuffled loader of this rank."""
     mean, std = config.model.backbone.input_statistics
     prepared = config.data.train if splits.augment else config.data.evaluation
-    dataset = CocoDataset(splits.train, prepared.build(mean, std), config.train.seed)
+    dataset: EpochDataset = CocoDataset(splits.train, prepared.build(mean, std), config.train.seed)
+    if not splits.augment:
+        assert isinstance(dataset, CocoDataset)
+        dataset = Repeated(dataset, OVERFIT_STEPS * config.train.batch_size * config.train.accumulate * world.size)
     return build_loader(
         dataset,
         batch_size=config.train.batch_size,

@@ -12,7 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lora_detr.errors import ConfigError, nearest
+
 T = TypeVar("T")
+KINDS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,18 @@ class World:
         """Join the group that a launcher announced in the environment, or be alone.
 
         Args:
-            device: ``cpu``, ``cuda``, ``mps``, or ``auto`` for the best there is.
+            device: ``cpu``, ``cuda``, or ``auto`` for the best there is.
+
+        Raises:
+            ConfigError: the device is unknown or not there.
         """
         kind = device
         if device == "auto":
             kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind not in KINDS:
+            raise ConfigError(f"--device {device}: unknown{nearest(device, KINDS)}", f"known: auto, {', '.join(KINDS)}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build")
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls(0, 1, torch.device(kind))

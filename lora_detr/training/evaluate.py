@@ -25,7 +25,8 @@ from lora_detr.training.data import read_splits
 from lora_detr.training.distributed import World
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 
-WORKERS = 2
+# One is enough to keep a small detector busy, and more would take cores from it on a CPU.
+WORKERS = 1
 
 
 def evaluate_model(

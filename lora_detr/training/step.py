@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_detr.config.run import RunConfig
 from lora_detr.errors import NumericalError
-from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.criterion import Criterion, NonFiniteMatchError
 from lora_detr.losses.report import LossTerm, named_terms
 from lora_detr.ops.host import to_host
 from lora_detr.structures import Batch, PaddedTargets
@@ -22,16 +22,16 @@ MAX_SKIPPED = 10
 
 
 class NonFiniteLossError(NumericalError):
-    """A loss is NaN or infinite.
+    """A loss or a matching cost is NaN or infinite.
 
     Args:
-        message: names the first term.
-        terms: all terms of the step.
+        message: names the first term, or the layer and image of the cost.
+        terms: all terms of the step; empty when matching failed before any was computed.
         image_ids: of the step's images on this process.
     """
 
-    def __init__(self, message: str, terms: Sequence[LossTerm], image_ids: Sequence[int]) -> None:
-        super().__init__(message, "lower --lr, or look at nan_report.json in the run directory", code="N01")
+    def __init__(self, message: str, terms: Sequence[LossTerm], image_ids: Sequence[int], *, code: str = "N01") -> None:
+        super().__init__(message, "lower --lr, or look at nan_report.json in the run directory", code=code)
         self.terms, self.image_ids = tuple(terms), tuple(image_ids)
 
 
@@ -99,7 +99,17 @@ class Stepper:
         for batch in batches:
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
                 output, branches = self.model(batch.images, batch.targets)
-            report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)
+            padded = PaddedTargets.from_targets(batch.targets)
+            try:
+                report = self.criterion(output, branches, padded, normaliser)
+            except NonFiniteMatchError as error:
+                image_id = batch.targets[error.image].image_id
+                raise NonFiniteLossError(
+                    f"step {step}: matching cost of the {error.where} is not finite; image {image_id}",
+                    (),
+                    [image_id],
+                    code="N06",
+                ) from error
             report.total.backward()
             loss = report.total.detach()
             values = report.values if values is None else values + report.values

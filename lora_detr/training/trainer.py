@@ -101,11 +101,12 @@ class Trainer:
                 epoch = self.step // self.steps_per_epoch
                 means = self._train_epoch(epoch)
                 last = self.step >= self.total_steps
-                metrics = None
-                if self.splits.val is not None and (last or (epoch + 1) % self.config.evaluation.every == 0):
+                if last or (epoch + 1) % self.config.evaluation.every == 0:
                     metrics = self.evaluate()
-                self._save(metrics)
-                self._log_epoch(epoch, means, metrics)
+                    self._save(metrics)
+                    self._log_epoch(epoch, means, metrics)
+                else:
+                    self._log_epoch(epoch, means, None)
         except RuntimeError as error:
             # A worker that dies is reported by PyTorch out of any line of this process.
             named = self.loader.worker_error(error)
