@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lora_detr.data.synthetic import SHAPES, generate
+from tests import small_runs
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -35,6 +37,32 @@ def shapes_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated COCO folder of 12 training and 6 validation images of 112 pixels. Shared: do not write into it."""
     spec = replace(SHAPES, name="shapes-tiny", size=112, max_objects=8, min_scale=0.08)
     return generate(spec, tmp_path_factory.mktemp("data") / "shapes-tiny", train_images=12, val_images=6)
+
+
+@pytest.fixture(scope="session")
+def small_run(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of ``tests/small.yaml``. Shared: copy it before changing anything in it."""
+    directory = tmp_path_factory.mktemp("runs") / "small"
+    return small_runs.train(shapes_tiny, directory).directory
+
+
+@pytest.fixture
+def own_run(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of ``small_run`` that a test may change."""
+    return Path(shutil.copytree(small_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def learned_data(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two images that are trained on and evaluated on; category ids are 3, 7, 11, ... Shared."""
+    return small_runs.write_two_images(shapes_tiny, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="session")
+def learned_run(learned_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows the two images of ``learned_data``, so that its results are far from zero. Shared."""
+    directory = tmp_path_factory.mktemp("runs") / "learned"
+    return small_runs.train(learned_data, directory, *small_runs.LEARNED).directory
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,11 @@ def deformable_sampling(
         weights: [B, Q, heads, levels, points]; they sum to 1 over levels and points.
 
     Returns:
-        [B, Q, heads * d] in the dtype of ``value``.
+        [B, Q, heads * d] in the dtype of ``value``. Under autocast the sampling itself runs in the dtype of the
+        locations, since a coordinate in bfloat16 would be off by whole pixels of a fine level.
     """
+    kind = value.dtype
+    value, weights = value.to(locations.dtype), weights.to(locations.dtype)
     batch, _, heads, depth = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, B*heads, Q, P, 2]
@@ -38,10 +41,10 @@ def deformable_sampling(
         maps = level_value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
         sampled.append(
             F.grid_sample(
-                maps, grids[level].to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+                maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
             )  # [B*heads, d, Q, P]
         )
     stacked = torch.stack(sampled, dim=-2).flatten(-2)  # [B*heads, d, Q, levels*P]
     flat_weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, len(shapes) * points)
-    summed = (stacked * flat_weights.to(stacked.dtype)).sum(-1)  # [B*heads, d, Q]
-    return summed.view(batch, heads * depth, queries).transpose(1, 2)
+    summed = (stacked * flat_weights).sum(-1)  # [B*heads, d, Q]
+    return summed.view(batch, heads * depth, queries).transpose(1, 2).to(kind)

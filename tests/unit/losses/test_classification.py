@@ -1,0 +1,139 @@
+"""Classification losses and their gradients against the plain re-statement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lora_detr.losses.classification import class_targets, focal_loss, quality_loss
+from lora_detr.matchers import TopK
+from lora_detr.structures import Assignment
+from tests.reference import losses
+from tests.unit.matchers.random_problems import Problem, make_problem, problems
+
+
+def assigned(problem: Problem, k: int) -> Assignment:
+    """Return an assignment in which queries may serve several targets."""
+    return TopK([k], [0.2], [0.3], positive_fraction=None)(problem.prediction, problem.targets)
+
+
+def ordered_pairs(assignment: Assignment, group: int, image: int) -> list[tuple[int, int, int]]:
+    """Return (query, target, slot) by rising score; of equal scores the lower target comes last."""
+    target, slot = assignment.mask[group, image].nonzero(as_tuple=True)
+    query = assignment.query[group, image][target, slot]
+    score = assignment.score[group, image][target, slot]
+    triples = list(zip(score.tolist(), query.tolist(), target.tolist(), slot.tolist(), strict=True))
+    return [(q, t, s) for _, q, t, s in sorted(triples, key=lambda one: (one[0], -one[2], -one[1]))]
+
+
+def as_doubles(logits: Tensor) -> Tensor:
+    return logits.detach().double().requires_grad_()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 6))
+def test_focal_equals_the_plain_loss(problem: Problem, k: int) -> None:
+    logits = problem.prediction.logits.requires_grad_()
+    assignment = assigned(problem, k)
+    hard = class_targets(assignment, problem.targets.labels, None, *logits.shape[-2:]).hard
+    value = focal_loss(logits, hard, 0.25, 2.0)
+    value.sum().backward()
+    plain = as_doubles(logits)
+    for g in range(len(value)):
+        expected = plain.sum() * 0
+        for b, image in enumerate(problem.images):
+            pairs = [(q, t) for q, t, _ in ordered_pairs(assignment, g, b)]
+            expected = expected + losses.focal(plain[g, b], pairs, image.labels.tolist())
+        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        expected.backward()
+    assert logits.grad is not None and plain.grad is not None
+    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 6), st.booleans(), st.sampled_from([0.25, 1.0]), st.sampled_from([1.5, 2.0]))
+def test_quality_equals_the_plain_loss(problem: Problem, k: int, by_score: bool, factor: float, gamma: float) -> None:
+    logits = problem.prediction.logits.requires_grad_()
+    assignment = assigned(problem, k)
+    quality = assignment.score if by_score else torch.rand_like(assignment.score)
+    spread = class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:])
+    value = quality_loss(logits, spread, gamma, factor)
+    value.sum().backward()
+    plain = as_doubles(logits)
+    for g in range(len(value)):
+        expected = plain.sum() * 0
+        for b, image in enumerate(problem.images):
+            triples = ordered_pairs(assignment, g, b)
+            expected = expected + losses.assignment_quality(
+                plain[g, b],
+                [(q, t) for q, t, _ in triples],
+                image.labels.tolist(),
+                [quality[g, b, t, slot].item() for _, t, slot in triples],
+                negative_gamma=gamma,
+                factor=factor,
+            )
+        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        expected.backward()
+    assert logits.grad is not None and plain.grad is not None
+    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_query_with_two_targets_of_different_classes() -> None:
+    """Hard only at the class of the better pair; the other class keeps its quality as soft target."""
+    assignment = Assignment(
+        torch.tensor([[[[1], [1]]]]), torch.tensor([[[[0.6], [0.9]]]]), torch.ones(1, 1, 2, 1).bool()
+    )
+    spread = class_targets(assignment, torch.tensor([[0, 2]]), assignment.score, num_queries=2, num_classes=3)
+    assert spread.hard[0, 0].tolist() == [[0, 0, 0], [0, 0, 1]]
+    torch.testing.assert_close(spread.soft[0, 0], torch.tensor([[0, 0, 0], [0.6, 0, 0.9]]))
+
+
+def test_query_with_two_targets_of_one_class_keeps_the_quality_of_the_better_pair() -> None:
+    assignment = Assignment(
+        torch.tensor([[[[0], [0]]]]), torch.tensor([[[[0.9], [0.6]]]]), torch.ones(1, 1, 2, 1).bool()
+    )
+    quality = torch.tensor([[[[0.3], [0.8]]]])
+    spread = class_targets(assignment, torch.tensor([[1, 1]]), quality, num_queries=1, num_classes=2)
+    torch.testing.assert_close(spread.soft[0, 0], torch.tensor([[0.0, 0.3]]))
+    assert spread.hard[0, 0].tolist() == [[0, 1]]
+
+
+def test_no_gradient_flows_through_quality_or_weight() -> None:
+    problem = make_problem(seed=1, groups=1, counts=[3], queries=8, classes=2)
+    assignment = assigned(problem, 3)
+    quality = assignment.score.clone().requires_grad_()
+    logits = problem.prediction.logits.requires_grad_()
+    spread = class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:])
+    quality_loss(logits, spread, 1.5, 0.25).sum().backward()
+    assert quality.grad is None
+    # With the weight a constant, d loss / d logit of an unpaired entry is factor * p^gamma * p.
+    free = (spread.soft == 0) & (spread.hard == 0)
+    p = logits.detach().sigmoid()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[free], 0.25 * (p**2.5)[free], rtol=1e-4, atol=1e-7)
+
+
+def test_n07_without_objects_only_background_counts() -> None:
+    problem = make_problem(seed=1, groups=2, counts=[0], queries=5, classes=3)
+    logits = problem.prediction.logits.requires_grad_()
+    spread = class_targets(assigned(problem, 3), problem.targets.labels, None, *logits.shape[-2:])
+    assert not spread.hard.any()
+    value = focal_loss(logits, spread.hard, 0.25, 2.0)
+    value.sum().backward()
+    assert value.isfinite().all() and (value > 0).all()
+    assert logits.grad is not None and (logits.grad > 0).all()
+
+
+@pytest.mark.parametrize("magnitude", [60.0, 1e4])
+def test_saturated_logits_stay_finite(magnitude: float) -> None:
+    problem = make_problem(seed=1, groups=1, counts=[2], queries=6, classes=3)
+    assignment = assigned(problem, 2)
+    logits = (problem.prediction.logits.sign() * magnitude).requires_grad_()
+    spread = class_targets(assignment, problem.targets.labels, assignment.score, *logits.shape[-2:])
+    total = focal_loss(logits, spread.hard, 0.25, 2.0) + quality_loss(logits, spread, 1.5, 0.25)
+    total.sum().backward()
+    assert total.isfinite().all()
+    assert logits.grad is not None and logits.grad.isfinite().all()

@@ -1,0 +1,70 @@
+"""Random matching problems of every awkward size, for property tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lora_detr.structures import PaddedTargets, Prediction, Target
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Predictions [G, B, Q, ...] and the targets of B images."""
+
+    prediction: Prediction
+    targets: PaddedTargets
+    images: tuple[Target, ...]
+
+    @property
+    def num_queries(self) -> int:
+        return self.prediction.boxes.shape[-2]
+
+
+def draw_boxes(*shape: int) -> Tensor:
+    """Return random boxes that lie inside the image, [..., 4]."""
+    size = 0.05 + 0.6 * torch.rand(*shape, 2)
+    return torch.cat((size / 2 + (1 - size) * torch.rand(*shape, 2), size), dim=-1)
+
+
+def draw_targets(counts: list[int], classes: int) -> tuple[Target, ...]:
+    """Return one target an image, with the given numbers of objects."""
+    return tuple(
+        Target(draw_boxes(count), torch.randint(classes, (count,)), image_id, (64, 64))
+        for image_id, count in enumerate(counts)
+    )
+
+
+def near_targets(boxes: Tensor, images: tuple[Target, ...]) -> Tensor:
+    """Move about two thirds of the boxes [G, B, Q, 4] next to a target of their image, to pass thresholds."""
+    boxes = boxes.clone()
+    for b, image in enumerate(images):
+        if len(image.labels):
+            chosen = image.boxes[torch.randint(len(image.labels), boxes[:, b].shape[:-1])]
+            moved = chosen * (1 + 0.15 * torch.randn_like(chosen))
+            boxes[:, b] = torch.where(torch.rand(moved.shape[:-1])[..., None] < 0.66, moved, boxes[:, b])
+    return boxes.clamp(0.001, 0.999)
+
+
+def make_problem(seed: int, groups: int, counts: list[int], queries: int, classes: int) -> Problem:
+    """Draw a problem from a seed."""
+    torch.manual_seed(seed)
+    images = draw_targets(counts, classes)
+    boxes = near_targets(draw_boxes(groups, len(counts), queries), images)
+    logits = 2 * torch.randn(groups, len(counts), queries, classes)
+    return Problem(Prediction(logits, boxes), PaddedTargets.from_targets(images), images)
+
+
+@st.composite
+def problems(draw: st.DrawFn, groups: int | None = None) -> Problem:
+    """Any size from one query and no object on: more objects than queries, empty images, empty batches."""
+    return make_problem(
+        seed=draw(st.integers(0, 2**31)),
+        groups=draw(st.integers(1, 3)) if groups is None else groups,
+        counts=draw(st.lists(st.integers(0, 7), min_size=1, max_size=3)),
+        queries=draw(st.integers(1, 14)),
+        classes=draw(st.integers(1, 4)),
+    )
