@@ -234,26 +234,21 @@ def test_packaged_weights(name: str, package: str, monkeypatch: pytest.MonkeyPat
     assert config.input_statistics == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     backbone, blank = config.build(load_weights=True).eval(), config.build(load_weights=False).eval()
     state = backbone.body.state_dict()
-    means = [value for key, value in state.items() if key.endswith("running_mean")]
-    variances = [value for key, value in state.items() if key.endswith("running_var")]
-    assert means and any(value.abs().max() > 0.1 for value in means)
-    assert all((value > 0).all() for value in variances)
-    # The batch norm behind the stem states the distribution of what the stem gives on photographs. A picture with
-    # edges and smooth areas comes near it when weights and statistics belong together, and nowhere near otherwise.
-    axis = torch.linspace(-1, 1, 128)
-    picture = (torch.sin(7 * axis[:, None] * axis) + (axis[:, None] > 0.2 * axis).float() - 0.5).clamp(-1, 1)
-    pixels = picture.expand(1, 3, -1, -1)
+    # The file names its tensors differently, and only their order says which is which. Channels that died in training
+    # tell whether it was understood: no variance goes with no mean, and in the stem with a filter of zeros.
+    dead = {key.removesuffix(".running_var"): value == 0 for key, value in state.items() if key.endswith("_var")}
+    assert any(channels.any() for channels in dead.values())
+    for norm, channels in dead.items():
+        assert (state[f"{norm}.running_var"] >= 0).all(), norm
+        assert (state[f"{norm}.running_mean"][channels].abs() < 1e-4).all(), norm
+    filters = state["conv_stem.weight"].flatten(1).norm(dim=1)
+    assert filters[dead["bn1"]].max() < 1e-4 < filters[~dead["bn1"]].min()
+    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
     with torch.no_grad():
-        maps = backbone(pixels)
-        untrained = blank(pixels)
-        stem = backbone.body.conv_stem(pixels)
-    frozen = backbone.body.bn1
-    offset = (stem.mean((0, 2, 3)) - frozen.running_mean).abs() / frozen.running_var.sqrt()
-    assert offset.median() < 1.5
-    for item, other in zip(maps, untrained, strict=True):
-        assert item.isfinite().all()
-        assert 0.05 < item.std() < 20
-        assert not torch.allclose(item, other)
+        for item, other in zip(backbone(pixels), blank(pixels), strict=True):
+            assert item.isfinite().all()
+            assert 0.05 < item.std() < 50
+            assert not torch.allclose(item, other)
 
 
 def test_auto_without_the_package_starts_from_scratch_and_says_so(

@@ -1,7 +1,7 @@
-"""One rank of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT FIRST SECOND``.
+"""One rank of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT CASE...``.
 
-Trains one step on the image of this rank, FIRST or SECOND (a minus sign removes its objects), and writes the averaged
-gradients and the loss.
+A case is one image for each rank, such as ``0,-3``; a minus sign removes the objects of an image. For every case the
+rank trains a new model for one step and writes the averaged gradients, the weights and the loss.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def batch_of(splits: Splits, names: list[str]) -> Batch:
     return replace(batch, targets=targets)
 
 
-def main(data: str, out: str, *names: str) -> None:
+def main(data: str, out: str, *cases: str) -> None:
     """Run one rank."""
     torch.set_num_threads(1)
     world = World.from_environment("cpu")
     splits = small_runs.splits_of(Path(data), SETTINGS)
-    stepper = small_runs.stepper(SETTINGS, splits.categories.num_classes, world)
-    result = stepper([batch_of(splits, [names[world.rank]])], 0)
-    tensors = {"loss": torch.tensor(result.loss, dtype=torch.float64)}
-    for name, parameter in stepper.model.named_parameters():
-        if parameter.grad is not None:
-            tensors[f"gradient/{name.removeprefix('module.')}"] = parameter.grad
-        tensors[f"weight/{name.removeprefix('module.')}"] = parameter.data
-    write_tensors(Path(out) / f"rank{world.rank}.safetensors", tensors)
+    for case in cases:
+        stepper = small_runs.stepper(SETTINGS, splits.categories.num_classes, world)
+        result = stepper([batch_of(splits, [case.split(",")[world.rank]])], 0)
+        tensors = {"loss": torch.tensor(result.loss, dtype=torch.float64)}
+        for name, parameter in stepper.model.named_parameters():
+            if parameter.grad is not None:
+                tensors[f"gradient/{name.removeprefix('module.')}"] = parameter.grad
+            tensors[f"weight/{name.removeprefix('module.')}"] = parameter.data
+        write_tensors(Path(out) / f"{case}-rank{world.rank}.safetensors", tensors)
     world.close()
 
 

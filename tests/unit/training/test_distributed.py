@@ -22,12 +22,24 @@ from tests.unit.training.one_rank import SETTINGS, batch_of
 TIMEOUT = 100  # seconds; a hang is what these tests are about
 
 
-def run_two(data: Path, out: Path, names: list[str]) -> list[dict[str, Tensor]]:
-    """Run a step on two ranks and return what each wrote."""
+@pytest.fixture(scope="module")
+def cases(shapes_tiny: Path) -> dict[str, str]:
+    """Two images with different numbers of objects, as they are, and with the second one's objects taken away."""
+    splits = small_runs.splits_of(shapes_tiny, SETTINGS)
+    counts = [len(record.category_ids) for record in splits.train.records]
+    first = small_runs.with_objects(splits)[0]
+    second = next(i for i in small_runs.with_objects(splits) if counts[i] != counts[first])
+    return {"both": f"{first},{second}", "one empty": f"{first},-{second}"}
+
+
+@pytest.fixture(scope="module")
+def ranks(cases: dict[str, str], shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two ranks computed in all cases."""
+    out = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.unit.training.one_rank", str(data), str(out), *names]
+    command = [sys.executable, "-m", "tests.unit.training.one_rank", str(shapes_tiny), str(out), *cases.values()]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -45,7 +57,7 @@ def run_two(data: Path, out: Path, names: list[str]) -> list[dict[str, Tensor]]:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors
-    return [read_tensors(out / f"rank{rank}.safetensors")[0] for rank in range(2)]
+    return out
 
 
 # Derivation. Let s_i be the sum of all weighted losses of image i, before normalising. One process on both images has
@@ -53,29 +65,26 @@ def run_two(data: Path, out: Path, names: list[str]) -> list[dict[str, Tensor]]:
 # over both; averaging the gradients over two ranks gives the gradient of (2 s_0 / n + 2 s_1 / n) / 2 = (s_0 + s_1) / n.
 # With n of each rank alone, an image with few objects would weigh more than one with many.
 @pytest.mark.distributed
-@pytest.mark.parametrize("minus", ["", "-"], ids=["both with objects", "one rank without objects"])
-def test_two_ranks_of_one_image_equal_one_process_of_two(minus: str, shapes_tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["both", "one empty"])
+def test_two_ranks_of_one_image_equal_one_process_of_two(
+    name: str, cases: dict[str, str], ranks: Path, shapes_tiny: Path
+) -> None:
     splits = small_runs.splits_of(shapes_tiny, SETTINGS)
-    counts = [len(record.category_ids) for record in splits.train.records]
-    first = small_runs.with_objects(splits)[0]
-    second = next(i for i in small_runs.with_objects(splits) if counts[i] != counts[first])
-    names = [str(first), f"{minus}{second}"]
-
     alone = small_runs.stepper(SETTINGS, splits.categories.num_classes)
-    loss = alone([batch_of(splits, names)], 0).loss
-    expected = {name: p.grad for name, p in alone.model.named_parameters() if p.requires_grad}
-    ranks = run_two(shapes_tiny, tmp_path, names)
+    loss = alone([batch_of(splits, cases[name].split(","))], 0).loss
+    expected = {key: p.grad for key, p in alone.model.named_parameters() if p.requires_grad}
+    found = [read_tensors(ranks / f"{cases[name]}-rank{rank}.safetensors")[0] for rank in range(2)]
 
     size = torch.stack([gradient.norm() for gradient in expected.values() if gradient is not None]).norm()
-    for rank in ranks:
+    for rank in found:
         # Every parameter takes part on every rank, branches included, or averaging would wait for it for ever.
-        assert {name for name in rank if name.startswith("gradient/")} == {f"gradient/{name}" for name in expected}
-        parts = [rank[f"gradient/{name}"] - gradient for name, gradient in expected.items() if gradient is not None]
+        assert {key for key in rank if key.startswith("gradient/")} == {f"gradient/{key}" for key in expected}
+        parts = [rank[f"gradient/{key}"] - gradient for key, gradient in expected.items() if gradient is not None]
         # The tolerance is that of ``test_step.py``: exchanging two images of a batch moves the gradient by 1e-6.
         assert torch.stack([part.norm() for part in parts]).norm() <= 1e-5 * size
-    assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(loss, rel=1e-6)
-    for name, tensor in ranks[0].items():
-        assert name == "loss" or torch.equal(tensor, ranks[1][name]), name
+    assert (found[0]["loss"] + found[1]["loss"]) / 2 == pytest.approx(loss, rel=1e-6)
+    for key, tensor in found[0].items():
+        assert key == "loss" or torch.equal(tensor, found[1][key]), key
 
 
 def test_alone_there_is_nothing_to_share() -> None:

@@ -1,0 +1,99 @@
+"""Help is quick, complete and readable anywhere."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from lora_detr.cli import app
+from tests.cli.conftest import Ended, run_process
+
+COMMANDS = ("train", "eval", "strip")
+
+# Promised are 0.5 s. A machine that runs something else may take longer by the clock, but hardly by CPU time.
+WALL_SECONDS = 1.5
+CPU_SECONDS = 0.8
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Help of the root and of each command, away from a terminal, 80 columns wide."""
+    folder = tmp_path_factory.mktemp("help")
+    lines = {"": ("--help",), **{name: (name, "--help") for name in COMMANDS}}
+    return {name: run_process(*line, folder=folder, COLUMNS="80", NO_COLOR="1") for name, line in lines.items()}
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended]) -> None:
+    ended = helps[name]
+    assert (ended.code, ended.err) == (0, "")
+    assert "\x1b" not in ended.out
+    assert max(len(line) for line in ended.out.splitlines()) <= 80
+    assert f"Usage: python -m lora_detr {name}".rstrip() in ended.out
+    # Text in square brackets that was taken for markup leaves nothing, an empty pair or a doubled blank behind.
+    assert "[]" not in ended.out
+    assert not re.search(r"\(\s*\)|\bNone\b", ended.out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_listed_with_its_help(name: str, helps: dict[str, Ended]) -> None:
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", helps[name].out).split())
+    for parameter in command.params:
+        text = getattr(parameter, "help", None)
+        assert text, f"{name}: {parameter.name} has no help"
+        if parameter.param_type_name == "option":
+            assert parameter.opts[0] in shown
+        first = text.split()[:2]  # the rest may be wrapped around another column
+        assert " ".join(first) in shown, f"{name}: {text!r}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_that_its_own_parser_accepts(name: str, helps: dict[str, Ended]) -> None:
+    example = re.search(rf"Example: loradetr {name} (.*)", helps[name].out)
+    assert example, name
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert command.make_context(name, example[1].split()).params
+
+
+def test_commands_and_what_they_do_are_listed(helps: dict[str, Ended]) -> None:
+    for name in COMMANDS:
+        assert re.search(rf"│ {name} +\S", helps[""].out)
+
+
+def test_without_arguments_help_is_shown(tmp_path: Path) -> None:
+    ended = run_process(folder=tmp_path)
+    assert ended.code == 2  # a script that forgets the command must notice
+    assert "Usage:" in ended.out + ended.err
+
+
+def test_help_is_quick(tmp_path: Path) -> None:
+    # The best of three: a single start may wait for the disk.
+    wall, cpu = [], []
+    for _ in range(3):
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        assert run_process("--help", folder=tmp_path).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter() - start)
+        cpu.append(after.ru_utime - before.ru_utime)
+    assert min(wall) < WALL_SECONDS
+    assert min(cpu) < CPU_SECONDS
+
+
+def test_the_command_line_imports_no_torch() -> None:
+    code = "import sys, lora_detr.cli; sys.exit(', '.join({'torch', 'timm', 'numpy', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_version(tmp_path: Path) -> None:
+    ended = run_process("--version", folder=tmp_path)
+    assert ended.code == 0
+    assert re.fullmatch(r"loradetr \d+\.\d+\.\d+\S*\n", ended.out)
