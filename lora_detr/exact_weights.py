@@ -28,7 +28,7 @@ def load_exact(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -
         shown = "\n".join(f"  {line}" for line in differences[:SHOWN])
         more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         message = f"{source}: does not fit the model in {len(differences)} places\n{shown}{more}"
-        remedy = "use the configuration it was trained with; `loradetr convert` changes names and precision"
+        remedy = "use the configuration it was trained with"
         raise CheckpointError(message, remedy, code="K08")
     module.load_state_dict(dict(tensors), strict=True)
 

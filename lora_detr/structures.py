@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from lora_detr.ops.boxes import Corners, corners
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,11 @@ class PaddedTargets:
         slot = torch.arange(width, device=first.device)
         mask = slot < torch.tensor(counts, device=first.device)[:, None]  # [B, T]
         return cls(boxes, labels, mask, counts)
+
+    @cached_property
+    def corners(self) -> Corners:
+        """The boxes as corners [B, T, 1], to be compared with predictions [..., B, 1, Q]; computed once a step."""
+        return corners(self.boxes).unsqueeze(-1)
 
     def with_single_class(self) -> PaddedTargets:
         """Return the same targets with every label 0 (encoder loss of the Deformable family)."""

@@ -23,7 +23,9 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="COCO folder or YAML (default: the run's own data).")] = None,
     checkpoint: Annotated[str, typer.Option(help="best or last, of a run directory.")] = "best",
     branch: Annotated[str, typer.Option(help="primary, or the number of a branch.")] = "primary",
-    nms: Annotated[float | None, typer.Option(help="Suppress duplicates above this IoU, e.g. 0.7.")] = None,
+    nms: Annotated[
+        float | None, typer.Option(help="Suppress duplicates above this IoU, e.g. 0.7.", min=0, max=1)
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Where to write COCO results.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images of one forward pass.", min=1)] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read images.", min=0)] = None,
@@ -37,7 +39,9 @@ def evaluate(
     from lora_detr.training.evaluate import evaluate_model
 
     if checkpoint not in ("best", "last"):
-        raise ConfigError(f"--checkpoint {checkpoint}: expected best or last")
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: expected best or last", "best has the highest AP, last is the newest"
+        )
     out = console()
     show_log(console(stderr=True))
     metrics = evaluate_model(
@@ -65,7 +69,9 @@ def _branch_index(text: str) -> int | None:
         return None
     if text.isdigit():
         return int(text)
-    raise ConfigError(f"--branch {text}: expected primary or the number of a branch, 0 first")
+    raise ConfigError(
+        f"--branch {text}: expected primary or the number of a branch, 0 first", "primary is what strip keeps"
+    )
 
 
 def _class_table(metrics: CocoMetrics) -> Table:

@@ -35,7 +35,9 @@ def strip(
     from lora_detr.training.strip import strip as strip_run
 
     if checkpoint not in ("best", "last"):
-        raise ConfigError(f"--checkpoint {checkpoint}: expected best or last")
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: expected best or last", "best has the highest AP, last is the newest"
+        )
     refuse_stripped(model)
     opened = open_run(model, "best" if checkpoint == "best" else "last")
     target = output or opened.run / "stripped.safetensors"

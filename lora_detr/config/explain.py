@@ -51,7 +51,7 @@ def explain(
         known_paths: key paths of the schema, to suggest one for a key given in the wrong section.
     """
     faults: dict[str, list[str]] = {}  # a field that may be of several types is refused once for each
-    remedy, code = "change the values named above; `loradetr config show` prints all of them", "C05"
+    remedy, code = "change the values named above", "C05"
     for detail in error.errors(include_url=False):
         path = _path(detail, raw)
         if detail["type"] == "extra_forbidden":

@@ -96,7 +96,7 @@ def _nested(keys: list[str], value: JSON, tree: JSON, at: str, whole: str) -> JS
         return {key: _nested(rest, value, tree.get(key) if tree else None, here, whole)}
     raise ConfigError(
         f"`{whole}` cannot be set: `{at}` is {tree!r}, which has no keys",
-        "see `loradetr config show` for the key paths",
+        "the config.yaml of any run shows all key paths",
     )
 
 

@@ -123,7 +123,7 @@ class CocoSplit:
         """Return the split with the labels of a model, such as those of the training split.
 
         Raises:
-            DataError: D10, an object's category is not among them.
+            DataError: D10, an object's category is not among them, or has another name.
         """
         used = np.unique(self.ground_truth.category_ids).tolist()
         unknown = [category_id for category_id in used if category_id not in categories]
@@ -132,6 +132,15 @@ class CocoSplit:
             raise DataError(
                 f"{self.annotations_path.name}: {len(unknown)} categories are not among the model's: {named}",
                 "use annotation files with the same categories",
+                code="D10",
+            )
+        own, names = self.categories.names_by_id, categories.names_by_id
+        renamed = [f"{i} '{own.get(i)}', not '{names.get(i)}'" for i in used if own.get(i) != names.get(i)]
+        if renamed:
+            raise DataError(
+                f"{self.annotations_path.name}: {len(renamed)} categories are named differently in the model: "
+                + ", ".join(renamed[:5]),
+                "use annotation files with the same ids and names",
                 code="D10",
             )
         return replace(self, categories=categories)

@@ -1,13 +1,14 @@
-"""Box losses, elementwise on the pairs of an assignment."""
+"""Box losses, elementwise on the pairs of several assignments at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lora_detr.ops.boxes import cxcywh_to_xyxy, iou_and_giou_xyxy
+from lora_detr.ops.boxes import corners, iou_and_giou
 from lora_detr.structures import Assignment
 
 
@@ -26,23 +27,35 @@ class BoxLosses:
     iou: Tensor
 
 
-def box_losses(boxes: Tensor, targets: Tensor, assignment: Assignment) -> BoxLosses:
-    """Compare the boxes of paired queries with their targets.
+def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) -> list[BoxLosses]:
+    """Compare the boxes of paired queries with their targets, all sources in one pass.
 
     A query that is paired twice counts twice. Groups without pairs give 0 and keep the graph.
 
     Args:
-        boxes: predicted, [G, B, Q, 4].
-        targets: [B, T, 4].
-        assignment: [G, B, T, k].
+        sources: predicted boxes [G, B, Q, 4] with their assignment [G, B, T, k]; G, Q and k differ between sources.
+        targets: [B, T, 4], the same for all sources.
+
+    Returns:
+        The losses of each source.
     """
+    paired = torch.cat([_paired_boxes(boxes, assignment) for boxes, assignment in sources])
+    batch, width, _ = targets.shape
+    slots = targets.view(1, batch, width, 1, 4)
+    wanted = torch.cat([slots.expand(*assignment.query.shape, 4).reshape(-1, 4) for _, assignment in sources])
+    iou, giou = iou_and_giou(corners(paired), corners(wanted))
+    terms = torch.stack(((paired - wanted).abs().sum(-1), 1 - giou))  # [2, pairs of all sources]
+    terms = torch.where(torch.cat([assignment.mask.flatten() for _, assignment in sources]), terms, 0.0)
+    sizes = [assignment.mask.numel() for _, assignment in sources]
+    results = []
+    parts = zip(terms.split(sizes, dim=1), iou.detach().split(sizes), sources, strict=True)
+    for term, overlap, (_, assignment) in parts:
+        l1, lost = term.view(2, assignment.mask.shape[0], -1).sum(-1).unbind()
+        results.append(BoxLosses(l1, lost, overlap.view(assignment.mask.shape)))
+    return results
+
+
+def _paired_boxes(boxes: Tensor, assignment: Assignment) -> Tensor:
+    """Return the predicted box of each slot of an assignment, [G * B * T * k, 4]."""
     index = assignment.query.flatten(2)[..., None].expand(-1, -1, -1, 4)  # [G, B, T*k, 4]
-    paired = boxes.gather(2, index).view(*assignment.query.shape, 4)
-    wanted = targets[None, :, :, None]  # [1, B, T, 1, 4]
-    iou, giou = iou_and_giou_xyxy(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(wanted))
-    distance = (paired - wanted).abs().sum(-1)
-    return BoxLosses(
-        torch.where(assignment.mask, distance, 0.0).flatten(1).sum(1),
-        torch.where(assignment.mask, 1 - giou, 0.0).flatten(1).sum(1),
-        iou.detach(),
-    )
+    return boxes.gather(2, index).view(-1, 4)

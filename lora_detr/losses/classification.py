@@ -27,7 +27,12 @@ class ClassTargets:
 
 @torch.no_grad()
 def class_targets(
-    assignment: Assignment, labels: Tensor, quality: Tensor | None, num_queries: int, num_classes: int
+    assignment: Assignment,
+    labels: Tensor,
+    quality: Tensor | None,
+    num_queries: int,
+    num_classes: int,
+    one_to_one: bool = False,
 ) -> ClassTargets:
     """Spread pairs over the class logits.
 
@@ -40,16 +45,20 @@ def class_targets(
         quality: [G, B, T, k] in [0, 1]; None when no soft target is wanted, ``soft`` is ``hard`` then.
         num_queries: Q.
         num_classes: K.
+        one_to_one: no query is paired twice, so that there is no conflict to resolve.
     """
     groups, batch = assignment.mask.shape[:2]
-    cells = (assignment.query * num_classes + labels[None, :, :, None]).flatten(2)  # [G, B, P] into Q * K
-    best = best_pair_of_query(assignment, num_queries).flatten(2)
+    cells = (assignment.query * num_classes + labels.view(1, batch, -1, 1)).flatten(2)  # [G, B, P] into Q * K
+    mask = assignment.mask.flatten(2)
+    best = mask if one_to_one else best_pair_of_query(assignment, num_queries).flatten(2)
     empty = torch.zeros((groups, batch, num_queries * num_classes), device=labels.device)
     hard = empty.scatter_add(-1, cells, best.float())
     shape = (groups, batch, num_queries, num_classes)
     if quality is None:
         return ClassTargets(hard.view(shape), hard.view(shape))
-    mask = assignment.mask.flatten(2)
+    if one_to_one:
+        soft = empty.scatter_add(-1, cells, torch.where(mask, quality.flatten(2), 0.0))
+        return ClassTargets(hard.view(shape), soft.view(shape))
     score = assignment.score.flatten(2).masked_fill(~mask, -torch.inf)
     highest = (empty - torch.inf).scatter_reduce(-1, cells, score, "amax")
     wins = mask & (score == highest.gather(-1, cells))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_detr.errors import NumericalError
-from lora_detr.losses.boxes import box_losses
+from lora_detr.losses.boxes import BoxLosses, box_losses
 from lora_detr.losses.classification import class_targets, focal_loss, quality_loss
 from lora_detr.losses.config import ClassificationConfig, CriterionConfig, TermWeights
 from lora_detr.losses.report import KINDS, LossKey, LossReport
@@ -95,36 +96,40 @@ class Criterion(nn.Module):
         primary = _stack([layer.prediction for layer in output.layers])
         costs = [self.primary_matcher.cost(primary, targets)]
         if output.encoder is not None:
-            costs.append(self._encoder_cost(output.encoder, targets.with_single_class()))
+            costs.append(self._encoder_cost(output.encoder, targets))
         try:
             assignments = solve_together(costs, targets)
         except NonFiniteCostError as error:
             where = "encoder" if error.problem == 1 else f"primary path at layer {error.group}"
             raise NonFiniteMatchError(where, error.image) from error
 
-        keys, sums, weights = list(self.primary_keys), [], []
-        config, constants = self.config, self.config.constants
-        quality = "iou" if config.primary.classification == "quality" else None
-        sums.append(_losses(primary, targets, assignments[0], quality, constants))
-        weights += _weights(config.primary.weights, self.num_layers)
+        config = self.config
+        quality: Literal["score", "iou"] | None = "iou" if config.primary.classification == "quality" else None
+        sources = [_Source(primary, assignments[0], targets.labels, quality, one_to_one=True)]
+        keys, weights = list(self.primary_keys), _weights(config.primary.weights, self.num_layers)
         if branches is not None:
             stack = _flatten_branches(branches)
             pairs = self._match_branches(stack, targets, assignments[0], priority)
             quality = config.branch.quality if config.branch.classification == "quality" else None
-            sums.append(_losses(stack, targets, pairs, quality, constants))
+            sources.append(_Source(stack, pairs, targets.labels, quality, one_to_one=False))
             count = len(self.branch_keys) // (3 * self.num_layers)
             weights += _weights(config.branch.weights, self.num_layers * count, scale=1 / count)
             keys += self.branch_keys
         if output.encoder is not None:
+            foreground = targets.with_single_class().labels
             stack = _stack([output.encoder.prediction])
-            sums.append(_losses(stack, targets.with_single_class(), assignments[1], None, constants))
+            sources.append(_Source(stack, assignments[1], foreground, None, one_to_one=True))
             weights += _weights(config.encoder.weights, 1)
             keys += self.encoder_keys
+        boxes = box_losses([(source.prediction.boxes, source.assignment) for source in sources], targets.boxes)
+        sums = [_terms(source, found, config.constants) for source, found in zip(sources, boxes, strict=True)]
         values = torch.cat(sums) / normaliser
         total = (values * values.new_tensor(weights)).sum()
         return LossReport(total, tuple(keys), values.detach(), tuple(weights))
 
     def _encoder_cost(self, encoder: EncoderOutput, targets: PaddedTargets) -> Tensor:
+        if self.encoder_matcher.class_cost != 0:
+            targets = targets.with_single_class()
         boxes = encoder.anchors if self.config.encoder.match_to == "anchors" else encoder.prediction.boxes
         return self.encoder_matcher.cost(Prediction(encoder.prediction.logits[None], boxes[None]), targets)
 
@@ -168,22 +173,27 @@ def _stack_matchers(matchers: Sequence[Matcher], num_layers: int) -> list[tuple[
     return stacks
 
 
-def _losses(
-    prediction: Prediction,
-    targets: PaddedTargets,
-    assignment: Assignment,
-    quality: str | None,
-    constants: ClassificationConfig,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Source:
+    """One stack that is supervised: what was predicted, its pairs, its labels [B, T], and what quality means."""
+
+    prediction: Prediction
+    assignment: Assignment
+    labels: Tensor
+    quality: Literal["score", "iou"] | None
+    one_to_one: bool
+
+
+def _terms(source: _Source, boxes: BoxLosses, constants: ClassificationConfig) -> Tensor:
     """Return the sums of all terms of a stack, [G * 3], group by group in the order of ``KINDS``."""
-    boxes = box_losses(prediction.boxes, targets.boxes, assignment)
-    soft = {None: None, "iou": boxes.iou, "score": assignment.score}[quality]
-    queries, classes = prediction.logits.shape[-2:]
-    spread = class_targets(assignment, targets.labels, soft, queries, classes)
-    if quality is None:
-        classification = focal_loss(prediction.logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
+    soft = {None: None, "iou": boxes.iou, "score": source.assignment.score}[source.quality]
+    logits = source.prediction.logits
+    queries, classes = logits.shape[-2:]
+    spread = class_targets(source.assignment, source.labels, soft, queries, classes, one_to_one=source.one_to_one)
+    if source.quality is None:
+        classification = focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
     else:
-        classification = quality_loss(prediction.logits, spread, constants.negative_gamma, constants.quality_factor)
+        classification = quality_loss(logits, spread, constants.negative_gamma, constants.quality_factor)
     return torch.stack((classification, boxes.l1, boxes.giou), dim=-1).flatten()
 
 

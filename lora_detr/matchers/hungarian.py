@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
@@ -71,29 +72,32 @@ def solve_together(costs: Sequence[Tensor], targets: PaddedTargets) -> list[Assi
     Raises:
         NonFiniteCostError: a cost of a real target is NaN or infinite.
     """
-    host = to_host(torch.cat([cost.flatten() for cost in costs])).split([cost.numel() for cost in costs])
+    # One copy, then plain arrays: an operation on tensors for each problem would cost more than the problem.
+    host = to_host(torch.cat([cost.flatten() for cost in costs])).numpy()
     assignments = []
-    for index, (cost, values) in enumerate(zip(costs, host, strict=True)):
-        table = values.view(cost.shape)
+    start = 0
+    for index, cost in enumerate(costs):
+        table = host[start : start + cost.numel()].reshape(cost.shape)
+        start += cost.numel()
         groups, batch, width, _ = cost.shape
-        query = torch.zeros((groups, batch, width), dtype=torch.int64)
-        matched = torch.zeros((groups, batch, width), dtype=torch.bool)
+        query = np.zeros((groups, batch, width, 1), dtype=np.int64)
+        matched = np.zeros((groups, batch, width, 1), dtype=np.bool_)
         for group in range(groups):
             for image, count in enumerate(targets.counts):
                 if count == 0:
                     continue
                 problem = table[group, image, :count]
                 try:
-                    rows, columns = linear_sum_assignment(problem.numpy())
+                    rows, columns = linear_sum_assignment(problem)
                 except ValueError as error:  # scipy refuses NaN and -inf; +inf only when nothing else is left
                     raise NonFiniteCostError(index, group, image) from error
-                query[group, image, rows] = torch.from_numpy(columns)
-                matched[group, image, rows] = True
-                if not torch.isfinite(problem[rows, columns]).all():
+                query[group, image, rows, 0] = columns
+                matched[group, image, rows, 0] = True
+                if not np.isfinite(problem[rows, columns]).all():
                     raise NonFiniteCostError(index, group, image)
-        query = query.to(cost.device, non_blocking=True)[..., None]
-        mask = matched.to(cost.device, non_blocking=True)[..., None]
-        assignments.append(Assignment(query, -cost.gather(-1, query), mask))
+        chosen = torch.from_numpy(query).to(cost.device, non_blocking=True)
+        mask = torch.from_numpy(matched).to(cost.device, non_blocking=True)
+        assignments.append(Assignment(chosen, -cost.gather(-1, chosen), mask))
     return assignments
 
 

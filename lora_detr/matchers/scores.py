@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lora_detr.ops.boxes import cxcywh_to_xyxy, iou_and_giou_xyxy, iou_xyxy, pairwise
+from lora_detr.ops.boxes import corners, iou, iou_and_giou
 from lora_detr.structures import PaddedTargets, Prediction
 
 # The focal form of the class cost, as all members of the family match by it (golden settings of Deformable-DETR).
@@ -15,7 +15,7 @@ COST_FOCAL_ALPHA = 0.25
 def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Pick from logits [G, B, Q, K] those of each target's class, labels [B, T], as [G, B, T, Q]."""
     groups, batch, queries, _ = logits.shape
-    index = labels[None, :, None, :].expand(groups, batch, queries, -1)
+    index = labels.view(1, batch, 1, -1).expand(groups, batch, queries, -1)
     return logits.gather(-1, index).transpose(-1, -2)
 
 
@@ -32,11 +32,8 @@ def matching_score(prediction: Prediction, targets: PaddedTargets, class_weight:
         float32 [G, B, T, Q].
     """
     probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
-    first, second = pairwise(
-        cxcywh_to_xyxy(targets.boxes)[None], cxcywh_to_xyxy(prediction.boxes.float())
-    )  # [1, B, T, 1, 4], [G, B, 1, Q, 4]
-    overlap = iou_xyxy(second, first)
-    weight = class_weight[:, None, None, None]
+    overlap = iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+    weight = class_weight.view(-1, 1, 1, 1)
     return weight * probability + (1 - weight) * overlap
 
 
@@ -63,8 +60,7 @@ def matching_cost(
         float32 [G, B, T, Q].
     """
     boxes = prediction.boxes.float()
-    first, second = pairwise(cxcywh_to_xyxy(targets.boxes)[None], cxcywh_to_xyxy(boxes))
-    _, giou = iou_and_giou_xyxy(second, first)
+    _, giou = iou_and_giou(targets.corners, corners(boxes).unsqueeze(-2))
     distance = torch.cdist(targets.boxes[None].expand(boxes.shape[0], -1, -1, -1), boxes, p=1)  # [G, B, T, Q]
     cost = l1_cost * distance - giou_cost * giou
     if class_cost != 0:

@@ -99,9 +99,9 @@ class TopK:
             Assignment [G, B, T, min(max k, Q)], within a target by falling score; all masked for T = 0.
         """
         queries = score.shape[-1]
-        score = score.masked_fill(~mask[None, :, :, None], -torch.inf)
+        score = score.masked_fill(~mask.view(1, *mask.shape, 1), -torch.inf)
         preferred_score, preferred = score.max(dim=2)  # [G, B, Q]
-        threshold = _per_group(self.threshold, score)[:, None, None]
+        threshold = _per_group(self.threshold, score).view(-1, 1, 1)
         reaches = preferred_score > threshold if self.strict_threshold else preferred_score >= threshold
         candidate = reaches
         if self.force_best and self.candidates == "official":
@@ -119,7 +119,7 @@ class TopK:
         else:
             value, query = score.topk(limit, dim=-1)
             number = torch.zeros_like(score[..., 0]).scatter_add(-1, preferred, candidate.to(score.dtype))
-        number = torch.minimum(number, _per_group(self.k, score)[:, None, None])
+        number = torch.minimum(number, _per_group(self.k, score).view(-1, 1, 1))
         keep = torch.arange(limit, device=score.device) < number[..., None]  # [G, B, T, k]
         return Assignment(query, torch.where(keep, value, 0.0), keep)
 

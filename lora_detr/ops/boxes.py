@@ -1,6 +1,12 @@
-"""Box formats and overlaps. All functions are pure, batched and differentiable where that makes sense."""
+"""Overlap of boxes. All functions are pure, batched and differentiable.
+
+Overlaps are computed on corners that are split once and shared, since matching and losses compare the same boxes over
+and over: a handful of tensor operations a call is what their speed depends on.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,49 +16,64 @@ from torch import Tensor
 SMALLEST_AREA = 1e-20
 
 
+@dataclass(frozen=True)
+class Corners:
+    """Boxes as corners.
+
+    Attributes:
+        low: [..., 2], (x1, y1).
+        high: [..., 2], (x2, y2), in the same unit.
+        area: [...].
+    """
+
+    low: Tensor
+    high: Tensor
+    area: Tensor
+
+    def unsqueeze(self, dim: int) -> Corners:
+        """Insert an axis of length 1 among the leading axes; ``dim`` is negative and counts from ``area``'s last."""
+        return Corners(self.low.unsqueeze(dim - 1), self.high.unsqueeze(dim - 1), self.area.unsqueeze(dim))
+
+
+def corners(boxes: Tensor) -> Corners:
+    """Split boxes [..., 4] in (cx, cy, w, h) into corners and areas."""
+    centre, size = boxes.chunk(2, dim=-1)
+    half = 0.5 * size
+    low, high = centre - half, centre + half
+    return Corners(low, high, _area(high - low))
+
+
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Convert boxes [..., 4] from (cx, cy, w, h) to corners (x1, y1, x2, y2), in the same unit."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+    split = corners(boxes)
+    return torch.cat((split.low, split.high), dim=-1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Convert boxes [..., 4] from corners (x1, y1, x2, y2) to (cx, cy, w, h), in the same unit."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
-def _overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return intersection and union areas of corner boxes whose leading axes broadcast."""
-    low = torch.maximum(first[..., :2], second[..., :2])
-    high = torch.minimum(first[..., 2:], second[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
-    union = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1) - intersection
-    return intersection, union
-
-
-def iou_xyxy(first: Tensor, second: Tensor) -> Tensor:
-    """Return the intersection over union of corner boxes, elementwise over broadcast leading axes.
-
-    Two boxes without area have overlap 0. The gradient flows to both.
-    """
+def iou(first: Corners, second: Corners) -> Tensor:
+    """Return the intersection over union, elementwise over broadcast leading axes; 0 for two boxes without area."""
     intersection, union = _overlap(first, second)
     return intersection / union.clamp(min=SMALLEST_AREA)
 
 
-def iou_and_giou_xyxy(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and generalized IoU (Rezatofighi et al., 2019) of corner boxes over broadcast leading axes.
+def iou_and_giou(first: Corners, second: Corners) -> tuple[Tensor, Tensor]:
+    """Return IoU and generalized IoU (Rezatofighi et al., 2019), elementwise over broadcast leading axes.
 
     GIoU = IoU - (hull - union) / hull, in [-1, 1]. Boxes without area give finite values and gradients.
     """
     intersection, union = _overlap(first, second)
-    iou = intersection / union.clamp(min=SMALLEST_AREA)
-    low = torch.minimum(first[..., :2], second[..., :2])
-    high = torch.maximum(first[..., 2:], second[..., 2:])
-    hull = (high - low).prod(-1)
-    return iou, iou - (hull - union) / hull.clamp(min=SMALLEST_AREA)
+    overlap = intersection / union.clamp(min=SMALLEST_AREA)
+    hull = _area(torch.maximum(first.high, second.high) - torch.minimum(first.low, second.low))
+    return overlap, overlap - (hull - union) / hull.clamp(min=SMALLEST_AREA)
 
 
-def pairwise(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Give boxes [..., Q, 4] and [..., T, 4] the broadcast shapes [..., Q, 1, 4] and [..., 1, T, 4]."""
-    return first.unsqueeze(-2), second.unsqueeze(-3)
+def _overlap(first: Corners, second: Corners) -> tuple[Tensor, Tensor]:
+    """Return intersection and union areas."""
+    extent = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
+    intersection = _area(extent.clamp(min=0))
+    return intersection, first.area + second.area - intersection
+
+
+def _area(extent: Tensor) -> Tensor:
+    """Multiply width and height, [..., 2]; ``prod`` would copy to the host in its backward pass."""
+    width, height = extent.unbind(-1)
+    return width * height

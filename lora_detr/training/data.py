@@ -14,6 +14,7 @@ from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layout import find_splits
 from lora_detr.data.loader import BatchLoader, EpochDataset, build_loader
 from lora_detr.errors import DataError
+from lora_detr.json_value import JSON
 from lora_detr.structures import Target
 from lora_detr.training.distributed import World
 
@@ -61,6 +62,11 @@ class Splits:
     categories: CategoryMap
     missing: str = ""
     augment: bool = True
+
+    @property
+    def fingerprints(self) -> dict[str, JSON]:
+        """Return what tells whether a resumed run sees the same data."""
+        return {"train": self.train.fingerprint, "val": None if self.val is None else self.val.fingerprint}
 
     def report(self) -> dict[str, object]:
         """Return the counts of both splits for ``data_report.json``."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from lora_detr.atomic_files import write_file
+from lora_detr.atomic_files import reporting, write_file
 from lora_detr.config.run import DataConfig
 from lora_detr.data.coco import CocoSplit, load_coco
 from lora_detr.data.dataset import CocoDataset
@@ -59,6 +59,8 @@ def evaluate_model(
     Raises:
         LoraDetrError: whatever the user can cause.
     """
+    if predictions is not None:
+        _check_place(predictions)
     world = World.from_environment(device)
     stripped = open_stripped(model)
     if stripped is not None:
@@ -98,10 +100,17 @@ def evaluate_model(
     if run is not None and branch is None and nms_iou is None and data is None:
         _write(run.run / "eval", metrics, evaluator)
     if predictions is not None:
-        if not predictions.parent.is_dir():
-            raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}")
-        evaluator.write_predictions(predictions)
+        with reporting(predictions):
+            evaluator.write_predictions(predictions)
     return metrics
+
+
+def _check_place(predictions: Path) -> None:
+    """Refuse a place that cannot be written before the evaluation, not after it."""
+    if predictions.is_dir():
+        raise ConfigError(f"--predictions {predictions}: is a folder", "give the name of a file")
+    if not predictions.parent.is_dir():
+        raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}", "make it first")
 
 
 def _plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
@@ -115,7 +124,10 @@ def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Predict
     """Return the primary path's or a branch's answer; nothing of a branch is computed unless it is asked for."""
     count = len(run.model.branches)
     if branch is not None and branch >= count:
-        raise ConfigError(f"--branch {branch}: the model has {count} branches, counted from 0")
+        raise ConfigError(
+            f"--branch {branch}: the model has {count} branches, counted from 0",
+            "leave --branch out to evaluate the primary path",
+        )
 
     if branch is None:
         return _plain_predictor(run.model.detector)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_detr.errors import OutputError
+from lora_detr.atomic_files import reporting, write_file
 from lora_detr.losses.report import LossTerm
 
 
@@ -18,13 +19,8 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
         OutputError: the file cannot be written.
     """
     line = json.dumps(record, allow_nan=True) + "\n"
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror})", "free space or choose another directory"
-        ) from error
+    with reporting(path), path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 class RunningMean:
@@ -99,14 +95,39 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        fresh = not path.exists()
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror})", "free space or choose another directory"
-        ) from error
+    fresh = not path.exists()
+    with reporting(path), path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def cut_back(metrics: Path, log: Path, results: Path, *, step: int) -> None:
+    """Remove what was logged after a step, so that a resumed run does not log it twice.
+
+    Args:
+        metrics: JSON lines with a ``step``.
+        log: likewise.
+        results: CSV rows with a ``step``.
+        step: the last one to stay.
+
+    Raises:
+        OutputError: a file cannot be rewritten.
+    """
+    for path in (metrics, log):
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A process that was killed while writing leaves a line without its end.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_file(path, "".join(kept).encode())
+    if results.exists():
+        with results.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["step"]) <= step]
+            fields = list(reader.fieldnames or ())
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=fields)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(results, table.getvalue().encode())

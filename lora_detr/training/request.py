@@ -11,6 +11,7 @@ from typing import Any
 from lora_detr.config.load import Loaded, load_config
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
+from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.synthetic import cached
 from lora_detr.errors import ConfigError, nearest
 
@@ -80,7 +81,7 @@ def resolve(request: Request) -> Resolved:
     notes: list[str] = []
     data = request.data
     tiny = False
-    if data is None and not _sets_data(request):
+    if data is None and not _names_data(request):
         if COCO_FOLDER.is_dir():
             data = COCO_FOLDER
             notes.append(f"no --data: using {COCO_FOLDER}")
@@ -100,13 +101,15 @@ def resolve(request: Request) -> Resolved:
     branches = _branches(request, base.config)
     if branches is not None:
         named["branches"] = branches
-    if data is not None:
-        named["data.path"] = str(data.resolve())
+    if data is None:
+        assert base.config.data.path is not None
+        data = Path(base.config.data.path)
+    # Absolute, so that the run can be resumed and stripped from another folder.
+    named["data.path"] = str(data.resolve())
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
-    path = loaded.config.data.path
-    assert path is not None
-    return Resolved(Loaded(loaded.config.resolved(), loaded.origin, loaded.raw), preset, Path(path), tuple(notes))
+    config = loaded.config.resolved()
+    return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, data.resolve(), tuple(notes))
 
 
 def branch_ks(count: int) -> tuple[int, ...]:
@@ -116,8 +119,15 @@ def branch_ks(count: int) -> tuple[int, ...]:
     return tuple(round(6 - 4 * i / (count - 1)) for i in range(count))
 
 
-def _sets_data(request: Request) -> bool:
-    return bool(request.files) or any(item.startswith(("data.path=", "data=")) for item in request.overrides)
+def _names_data(request: Request) -> bool:
+    """Return whether the preset, a file or an override already says where the data is."""
+    if request.preset is not None:
+        loaded = load_config(RunConfig, preset=request.preset, files=request.files, overrides=request.overrides)
+        return loaded.config.data.path is not None
+    # Without a named preset only files and overrides can: no preset of a baseline names data.
+    sections = [read_yaml(path).get("data") for path in request.files]
+    in_files = any(isinstance(section, dict) and section.get("path") is not None for section in sections)
+    return in_files or any(item.startswith("data.path=") for item in request.overrides)
 
 
 def _baseline(request: Request) -> str:
@@ -151,6 +161,8 @@ def _branches(request: Request, config: RunConfig) -> list[dict[str, object]] | 
     else:
         return None
     if request.rank is not None:
+        if not listed:
+            raise ConfigError(f"--rank {request.rank}: there are no branches to set it on", "add --aux N or --branch")
         listed = [{**branch, "rank": request.rank} for branch in listed]
     return listed
 

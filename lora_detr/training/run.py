@@ -10,10 +10,11 @@ from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError, LoraDetrError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.training.checkpoint import clean_stale, load_checkpoint, resolve_checkpoint
+from lora_detr.training.checkpoint import clean_stale, load_latest
 from lora_detr.training.data import read_splits
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
+from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
 from lora_detr.training.run_directory import RunDirectory, command_line, environment, next_run
@@ -45,7 +46,7 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
     """
     config = resolved.loaded.config
     world = World.from_environment(config.train.device)
-    directory = RunDirectory(output or next_run(Path("runs"), resolved.preset.rpartition("/")[2]))
+    directory = RunDirectory(output or next_run(Path("runs"), Path(resolved.preset).name.removesuffix(".yaml")))
     for note in resolved.notes:
         display.line(note)
     if not dry_run and world.is_main:
@@ -90,18 +91,19 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     directory = RunDirectory(run)
     directory.create(resume=True)
     clean_stale(directory.checkpoints)
-    if not any(directory.checkpoints.glob("step-*")):
+    checkpoint, skipped = load_latest(directory.checkpoints)
+    for error in skipped:
+        display.line(f"skipped: {error.message}")
+    if checkpoint is None:
         raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
-    path = resolve_checkpoint(run, "last")
-    checkpoint = load_checkpoint(path, with_optimizer=True)
+    path = directory.checkpoints / f"step-{checkpoint.step:08d}"
     config = _longer(stored_config(checkpoint, path), epochs, max_steps)
     world = World.from_environment(config.train.device)
     overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit)
-    stored = checkpoint.state.get("data")
-    if not isinstance(stored, dict) or stored.get("train") != splits.train.fingerprint:
+    if checkpoint.state.get("data") != splits.fingerprints:
         raise ConfigError(
             f"--resume {run}: {config.data.path} has changed since the run started (ids or sizes of its images)",
             "restore the data, or start a new run with --weights",
@@ -116,6 +118,8 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
             f"--resume {run}: the run has done all of its {trainer.total_steps} steps",
             "raise --epochs or --max-steps",
         )
+    if world.is_main:
+        cut_back(directory.metrics, directory.log, directory.results, step=trainer.step)
     display.line(f"resuming {run} at step {trainer.step} of {trainer.total_steps}")
     return _fit(trainer)
 

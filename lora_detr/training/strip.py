@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lora_detr.atomic_files import prepare_directory
 from lora_detr.branches import LoRABranch
-from lora_detr.errors import CheckpointError, ConfigError, VerificationError
+from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
 from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
 from lora_detr.evaluation.deployed import is_deployed, write_deployed
 from lora_detr.models import TwoStageDetector
@@ -107,7 +108,9 @@ def strip(
     inputs = _as_tensors(images)
     expected, seconds_before = run_inputs(reference, inputs)
     plain = opened.deployment.build().eval()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "give --output the name of a file")
+    prepare_directory(output.parent)
     with tempfile.TemporaryDirectory(prefix=".strip-", dir=output.parent) as folder:
         written = Path(folder) / "stripped.safetensors"
         (write or _write)(written, detector.state_dict(), opened)
@@ -170,7 +173,10 @@ def _reference(opened: OpenedRun, branch: int | None) -> Callable[[Images], Pred
 def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
     members = opened.model.branches.members
     if not 0 <= index < len(members):
-        raise ConfigError(f"--branch {index}: the model has {len(members)} branches, counted from 0")
+        raise ConfigError(
+            f"--branch {index}: the model has {len(members)} branches, counted from 0",
+            "leave --branch out to keep the primary path",
+        )
     member = members[index]
     assert isinstance(member, LoRABranch)
     detector = copy.deepcopy(opened.model.detector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_detr.config.run import RunConfig
+from lora_detr.models.backbones.weights import NONE
 from lora_detr.training.data import Splits
 from lora_detr.training.trainer import Trainer
 
@@ -19,7 +20,7 @@ def summary_lines(trainer: Trainer, preset: str, output: Path) -> list[str]:
     rate, batch = config.train.optimizer, config.train.batch_size * config.train.accumulate * world.size
     return [
         f"preset      {preset}",
-        f"detector    {config.model.kind}, {backbone.name} ({backbone.weights} weights), "
+        f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights)}), "
         f"{config.model.encoder_layers} + {config.model.decoder_layers} layers, {config.model.num_queries} queries",
         *_branch_lines(config),
         f"parameters  {(detector + branches) / 1e6:.2f} M: {detector / 1e6:.2f} M stay after strip, "
@@ -30,6 +31,10 @@ def summary_lines(trainer: Trainer, preset: str, output: Path) -> list[str]:
         f"device      {world.device}, {world.size} process{'es' if world.size > 1 else ''}",
         f"output      {output}",
     ]
+
+
+def _weights(name: str) -> str:
+    return "from scratch" if name == NONE else f"{name} weights"
 
 
 def _branch_lines(config: RunConfig) -> list[str]:

@@ -204,10 +204,7 @@ class Trainer:
             state={
                 "config": self.config.model_dump(mode="json"),
                 "categories": self.splits.categories.to_json(),
-                "data": {
-                    "train": self.splits.train.fingerprint,
-                    "val": None if self.splits.val is None else self.splits.val.fingerprint,
-                },
+                "data": self.splits.fingerprints,
                 "optimizer": plain,
                 "rng": rng_state(),
                 "best": self.best if math.isfinite(self.best) else None,

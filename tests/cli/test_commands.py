@@ -51,9 +51,7 @@ def test_what_train_says(pipeline: tuple[Path, list[Ended]], shapes_tiny: Path) 
     assert re.search(r"^epoch 1/2  step 2  loss \d+\.\d+  AP ", train.out, re.MULTILINE)
     assert train.out.splitlines()[-1] == "next: loradetr eval run; loradetr strip run"
     command = (folder / "run" / "command.txt").read_text()
-    assert command == (
-        f"loradetr train --preset {SMALL} --data {shapes_tiny} --aux 3 --max-steps 2 --output-dir run\n"
-    )
+    assert command == (f"loradetr train --preset {SMALL} --data {shapes_tiny} --aux 3 --max-steps 2 --output-dir run\n")
     assert "max_steps: 2  # override" in (folder / "run" / "config.yaml").read_text()
     assert json.loads((folder / "run" / "exit.json").read_text())["code"] == 0
 
@@ -74,12 +72,8 @@ def test_what_eval_says(pipeline: tuple[Path, list[Ended]]) -> None:
 def test_what_strip_says(pipeline: tuple[Path, list[Ended]]) -> None:
     folder, (_, _, strip) = pipeline
     lines = strip.out.splitlines()
-    assert lines[0] == (
-        "proven on 2 photos of instances_val.json, 2 batches: logits and boxes are equal bit for bit"
-    )
-    assert [line.split()[0] for line in lines[1:]] == [
-        *("before", "parameters", "megabytes", "ms", "GFLOPs", "wrote")
-    ]
+    assert lines[0] == ("proven on 2 photos of instances_val.json, 2 batches: logits and boxes are equal bit for bit")
+    assert [line.split()[0] for line in lines[1:]] == [*("before", "parameters", "megabytes", "ms", "GFLOPs", "wrote")]
     assert lines[-1] == "wrote run/stripped.safetensors"
     report = json.loads((folder / "run" / "strip_report.json").read_text())
     assert report["largest_difference"] == 0
@@ -162,7 +156,6 @@ class TestMistakesOfTrain:
             (("--set", "train.epochs"), "expected key.path=value"),
             (("--epochs", 0), "train.epochs"),
             (("--precision", "fp8"), "train.precision"),
-            (("--aux", 3, "--rank", 0), "rank"),
             (("--aux", 3, "--branch", "topk:k=3"), "exclude each other"),
             (("--config", "absent.yaml"), "absent.yaml"),
             (("--preset", "absent.yaml"), "absent.yaml"),
@@ -173,6 +166,12 @@ class TestMistakesOfTrain:
         ended = loradetr("train", *options, "--data", shapes_tiny, "--output-dir", "run")
         assert_is_a_fault(ended, 2, part)
         assert not Path("run").exists()
+
+    def test_several_wrong_settings_are_told_at_once(self, loradetr: Command, shapes_tiny: Path) -> None:
+        ended = loradetr("train", "--aux", 2, "--rank", 0, "--epochs", 0, "--data", shapes_tiny)
+        assert ended.code == 2
+        for key in ("branches.0.rank", "branches.1.rank", "train.epochs"):
+            assert f"`{key}` is 0 (from override); must be at least 1" in ended.err
 
     def test_data_that_is_not_there(self, loradetr: Command) -> None:
         assert_is_a_fault(loradetr(*SMALL_ON, "absent"), 2, "--data")
@@ -241,7 +240,9 @@ class TestMistakesWithModels:
         assert_is_a_fault(loradetr(command, own_run), 4, "its hash does not fit")
 
     def test_an_unknown_branch(self, command: str, loradetr: Command, small_run: Path) -> None:
-        assert_is_a_fault(loradetr(command, small_run, "--branch", 3), 2, "the model has 3 branches")
+        ended = loradetr(command, small_run, "--branch", 3)
+        assert ended.code == 2
+        assert ended.err.startswith("error: --branch 3: the model has 3 branches, counted from 0\n")
 
     def test_an_unknown_checkpoint(self, command: str, loradetr: Command, small_run: Path) -> None:
         assert_is_a_fault(loradetr(command, small_run, "--checkpoint", "first"), 2, "expected best or last")

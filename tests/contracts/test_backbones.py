@@ -283,7 +283,6 @@ def test_a_config_without_weights_names_the_same_architecture(settings: dict[str
     assert frozen == [name for name, value in copy.named_parameters() if not value.requires_grad]
 
 
-@pytest.mark.xfail(reason="timm renames the stages of such a network when it is reduced to its feature maps")
 @pytest.mark.parametrize("name", ["test_convnext", "test_byobnet"])
 def test_weights_of_a_timm_network_whose_stages_form_a_sequence(name: str, tmp_path: Path) -> None:
     path = written(timm.create_model(name).state_dict(), tmp_path / "weights.pth")

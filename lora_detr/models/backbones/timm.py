@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +133,8 @@ class TimmConfig(Strict):
         backbone = TimmBackbone(config.name, config.strides, frozen, config.channels_last)
         if load_weights and config.weights != NONE:
             # The classifier and whatever lies behind the last map used are not part of the backbone.
-            fit(backbone.body, config._state(), config.weights, lambda _: True)
+            state = _as_features(config._state(), backbone.body)
+            fit(backbone.body, state, config.weights, lambda _: True)
         return backbone
 
     def _state(self) -> Mapping[str, Tensor]:
@@ -146,6 +148,13 @@ class TimmConfig(Strict):
 def _features(name: str, **options: Any) -> Any:
     """Return timm's network without its classifier, with random weights."""
     return timm.create_model(name, features_only=True, pretrained=False, **options)
+
+
+def _as_features(state: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tensor]:
+    """Name tensors as in a network reduced to its features: timm may have turned ``stages.0`` into ``stages_0``."""
+    wanted = body.state_dict().keys()
+    renamed = {key: re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key) for key in state}
+    return {renamed[key] if renamed[key] in wanted else key: value for key, value in state.items()}
 
 
 def _packaged(name: str) -> bool:

@@ -24,7 +24,7 @@ def one_pair(query: int) -> Assignment:
 def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -> None:
     boxes = problem.prediction.boxes.requires_grad_()
     assignment = TopK([k], [0.2], [0.3], positive_fraction=None)(problem.prediction, problem.targets)
-    found = box_losses(boxes, problem.targets.boxes, assignment)
+    found = box_losses([(boxes, assignment)], problem.targets.boxes)[0]
     (found.l1 + 2 * found.giou).sum().backward()
     plain = boxes.detach().double().requires_grad_()
     for g in range(boxes.shape[0]):
@@ -59,7 +59,7 @@ def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -
 )
 def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
     boxes = torch.tensor(box).view(1, 1, 1, 4).requires_grad_()
-    found = box_losses(boxes, torch.tensor(target).view(1, 1, 4), one_pair(0))
+    found = box_losses([(boxes, one_pair(0))], torch.tensor(target).view(1, 1, 4))[0]
     (found.l1 + found.giou).sum().backward()
     assert found.l1.isfinite().all() and found.giou.isfinite().all()
     assert 0 <= found.giou.item() <= 2 + 1e-6
@@ -70,7 +70,7 @@ def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
 def test_n04_saturated_box_logits(logit: float) -> None:
     """Width and height come from a sigmoid: saturated logits make boxes without area."""
     logits = torch.full((1, 1, 2, 4), logit, requires_grad=True)
-    found = box_losses(logits.sigmoid(), torch.tensor([[[0.4, 0.4, 0.2, 0.2]]]), one_pair(1))
+    found = box_losses([(logits.sigmoid(), one_pair(1))], torch.tensor([[[0.4, 0.4, 0.2, 0.2]]]))[0]
     (5 * found.l1 + 2 * found.giou).sum().backward()
     assert found.giou.isfinite().all()
     assert logits.grad is not None and logits.grad.isfinite().all()
@@ -79,7 +79,7 @@ def test_n04_saturated_box_logits(logit: float) -> None:
 def test_n07_groups_without_pairs_give_zero_and_keep_the_graph() -> None:
     problem = make_problem(seed=1, groups=2, counts=[0, 0], queries=4, classes=2)
     boxes = problem.prediction.boxes.requires_grad_()
-    found = box_losses(boxes, problem.targets.boxes, TopK([3])(problem.prediction, problem.targets))
+    found = box_losses([(boxes, TopK([3])(problem.prediction, problem.targets))], problem.targets.boxes)[0]
     assert not found.l1.any() and not found.giou.any()
     (found.l1 + found.giou).sum().backward()
     assert boxes.grad is not None and not boxes.grad.any()
@@ -90,4 +90,4 @@ def test_a_query_with_two_pairs_counts_twice() -> None:
     targets = torch.rand(1, 2, 4)
     twice = Assignment(torch.ones(1, 1, 2, 1, dtype=torch.int64), torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1) > 0)
     expected = (boxes[0, 0, 1] - targets[0]).abs().sum()
-    torch.testing.assert_close(box_losses(boxes, targets, twice).l1[0], expected)
+    torch.testing.assert_close(box_losses([(boxes, twice)], targets)[0].l1[0], expected)

@@ -258,11 +258,9 @@ def test_operations_do_not_grow_with_objects_or_branches(objects: int, branches:
     assert operations(2, objects, branches, config) <= 1.1 * operations(2, 8, 3, config)
 
 
-@pytest.mark.xfail(reason="one-to-one matching indexes tensors problem by problem")
 def test_operations_do_not_grow_with_the_batch() -> None:
     assert operations(8, 20, 3, QUALITY) <= 1.1 * operations(2, 8, 3, QUALITY)
 
 
-@pytest.mark.xfail(reason="boxes are converted and compared once a source, and matching indexes problem by problem")
 def test_at_most_400_operations_forward() -> None:
     assert operations(2, 8, 3, QUALITY) <= 400

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from lora_detr.errors import ConfigError
 from lora_detr.tensor_files import read_tensors

@@ -193,7 +193,6 @@ class TestWithoutData:
         resolved = self.resolved(baseline="deformable", overrides=("data.path=elsewhere",))
         assert (resolved.preset, resolved.data, resolved.notes) == ("deformable", Path("elsewhere"), ())
 
-    @pytest.mark.xfail(reason="a settings file is taken to name data", raises=AssertionError)
     def test_a_file_of_settings_that_names_no_data_leaves_the_choice(self, tmp_path: Path) -> None:
         (tmp_path / "more.yaml").write_text("train: {epochs: 3}\n")
         resolved = self.resolved(preset="deformable-tiny", files=(tmp_path / "more.yaml",))

@@ -152,7 +152,9 @@ def nudge(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("writer", "part"), [(damage_a_bit, "differs"), (cut, "truncated"), (nudge, "differs")], ids=lambda item: str(item)
+    ("writer", "part"),
+    [(damage_a_bit, "differs"), (cut, "truncated"), (nudge, "differs")],
+    ids=lambda item: getattr(item, "__name__", None),
 )
 def test_a_file_that_is_not_proven_is_not_kept(
     writer: Writer, part: str, opened: OpenedRun, images: list[Images], tmp_path: Path
@@ -238,9 +240,7 @@ class TestProofImages:
         assert len(set(sizes)) == 5
         assert images[2].padding.any()
 
-    def test_noise_takes_their_place_when_the_data_is_gone_or_damaged(
-        self, opened: OpenedRun, tmp_path: Path
-    ) -> None:
+    def test_noise_takes_their_place_when_the_data_is_gone_or_damaged(self, opened: OpenedRun, tmp_path: Path) -> None:
         for path in (tmp_path / "absent", tmp_path):
             data = opened.config.data.model_copy(update={"path": str(path)})
             without = replace(opened, config=opened.config.model_copy(update={"data": data}))
