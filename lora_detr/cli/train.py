@@ -30,11 +30,9 @@ def train(
     overfit: Annotated[
         int | None, typer.Option(help="Train and evaluate on the first N images.", min=1, rich_help_panel=DATA)
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.", min=1, rich_help_panel=OPTIMISATION)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=OPTIMISATION)] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps.", min=1, rich_help_panel=OPTIMISATION)
+        int | None, typer.Option(help="Stop after so many steps.", rich_help_panel=OPTIMISATION)
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step of one process.", rich_help_panel=OPTIMISATION)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lora_detr.config.base import Strict
+
+Moment = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LrRule(Strict):
@@ -23,7 +27,7 @@ class OptimizerConfig(Strict):
     """Learning rate for the reference batch."""
     weight_decay: float = Field(1e-4, ge=0)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Moment, Moment] = (0.9, 0.999)
     """Decay of the running moments."""
     clip_norm: float | None = Field(0.1, gt=0)
     """Largest norm of the whole gradient; null does not clip."""
@@ -40,9 +44,9 @@ class ScheduleConfig(Strict):
 
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises linearly from zero."""
-    drop_epochs: tuple[int, ...] = ()
+    drop_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Epochs at whose start the rate is multiplied by ``factor``."""
-    drop_fractions: tuple[float, ...] = ()
+    drop_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """The same, as shares of all steps of the run."""
     factor: float = Field(0.1, gt=0, le=1)
     """Factor of each drop."""

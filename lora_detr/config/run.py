@@ -100,6 +100,12 @@ class RunConfig(Strict):
                     f"`branches.{i}.matcher.k` is {branch.matcher.k} but `model.num_queries` is "
                     f"{self.model.num_queries}; lower k or raise the number of queries"
                 )
+        maps = self.model.backbone.num_maps
+        if self.model.levels < maps:
+            raise ValueError(
+                f"`model.levels` is {self.model.levels} but `model.backbone` gives {maps} feature maps; "
+                "raise the levels or list fewer strides"
+            )
         if self.model.hidden_dim % self.model.heads:
             raise ValueError(
                 f"`model.hidden_dim` is {self.model.hidden_dim}, not a multiple of `model.heads` {self.model.heads}"

@@ -63,6 +63,8 @@ class Criterion(nn.Module):
         super().__init__()
         if len(branch_names) != len(branch_matchers):
             raise ValueError(f"{len(branch_names)} branch names but {len(branch_matchers)} branch matchers")
+        if config.branch.merge_one_to_one and not all(isinstance(matcher, TopK) for matcher in branch_matchers):
+            raise ValueError("loss.branch.merge_one_to_one compares scores and needs TopK matchers")
         self.num_layers = num_layers
         self.config = config
         self.primary_matcher = config.primary.matcher.build()

@@ -206,13 +206,14 @@ def best_step(directory: Path) -> int | None:
     return int(match[1])
 
 
-def prune(directory: Path, keep_last: int, keep: Collection[int] = ()) -> list[Path]:
+def prune(directory: Path, keep_last: int, keep: Collection[int] = (), *, newest: int | None = None) -> list[Path]:
     """Remove old checkpoints and return them, once the newest verifies; the best one always stays.
 
     Args:
         directory: the run's ``checkpoints`` folder.
         keep_last: how many of the newest stay, at least 1.
         keep: steps that stay too.
+        newest: the step just saved; later ones, which a resumed run skipped as damaged, are left alone.
 
     Raises:
         CheckpointError: the newest checkpoint does not verify; nothing is removed.
@@ -220,7 +221,7 @@ def prune(directory: Path, keep_last: int, keep: Collection[int] = ()) -> list[P
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; must be at least 1")
-    steps = sorted(_steps(directory).items(), reverse=True)
+    steps = sorted(((s, path) for s, path in _steps(directory).items() if newest is None or s <= newest), reverse=True)
     if len(steps) <= keep_last:
         return []
     manifests.verify(steps[0][1])

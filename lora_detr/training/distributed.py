@@ -18,6 +18,11 @@ T = TypeVar("T")
 KINDS = ("cpu", "cuda")
 
 
+def is_main_process() -> bool:
+    """Return whether this process has rank 0, before it has joined the others."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @dataclass(frozen=True)
 class World:
     """Made once at the start and passed down; nothing else asks a global for its rank.

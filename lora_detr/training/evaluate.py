@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from lora_detr.atomic_files import reporting, write_file
+from lora_detr.atomic_files import prepare_directory, reporting
 from lora_detr.config.run import DataConfig
 from lora_detr.data.coco import CocoSplit, load_coco
 from lora_detr.data.dataset import CocoDataset
@@ -23,6 +20,7 @@ from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.training.data import read_splits
 from lora_detr.training.distributed import World
+from lora_detr.training.eval_results import write_results
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
@@ -69,7 +67,7 @@ def evaluate_model(
         detector, config = stripped
         detector.to(world.device)
         run = None
-        split = _val_split(data, config)
+        split = _val_split(data, config, DataConfig())
         size = batch_size or 1
         predict = _plain_predictor(detector)
     else:
@@ -77,7 +75,7 @@ def evaluate_model(
         run.model.to(world.device)
         predict = _predictor(run, branch)
         config = run.deployment
-        split = _val_split(data, config) if data is not None else _own_split(run)
+        split = _val_split(data, config, run.config.data) if data is not None else _own_split(run)
         size = batch_size or run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     say(f"{source}: {len(split)} images of {split.annotations_path.name}")
@@ -94,11 +92,13 @@ def evaluate_model(
         size_divisor=config.size_divisor,
         pin_memory=world.device.type == "cuda",
     )
+    if run is not None and _is_own(run, branch, nms_iou, data):
+        prepare_directory(run.run / "eval")  # before the evaluation, not after it
     evaluator = CocoEvaluator(split)
     collect(predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou)
     metrics = evaluator.compute()
-    if run is not None and branch is None and nms_iou is None and data is None:
-        _write(run.run / "eval", metrics, evaluator)
+    if run is not None and _is_own(run, branch, nms_iou, data):
+        write_results(run.run / "eval", metrics, evaluator, run.path.name)
     if predictions is not None:
         with reporting(predictions):
             evaluator.write_predictions(predictions)
@@ -151,23 +151,20 @@ def _own_split(run: OpenedRun) -> CocoSplit:
     return splits.val.with_categories(run.categories)
 
 
-def _val_split(data: Path | None, config: DeploymentConfig) -> CocoSplit:
+def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) -> CocoSplit:
     if data is None:
         raise ConfigError("a stripped file names no data", "give --data DIR")
     paths = find_splits(data)
     if paths.val_annotations is None or paths.val_images is None:
         raise DataError(f"{data}: no validation split: {paths.missing} not found")
-    policy = DataConfig()
     split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
     return split.with_categories(config.categories)
 
 
-def _write(folder: Path, metrics: CocoMetrics, evaluator: CocoEvaluator) -> None:
-    folder.mkdir(exist_ok=True)
-    write_file(folder / "metrics.json", (json.dumps(metrics.to_json(), indent=1) + "\n").encode())
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(("category_id", "name", "objects", "AP", "AP50"))
-    writer.writerows((row.category_id, row.name, row.objects, row.AP, row.AP50) for row in metrics.per_class)
-    write_file(folder / "per_class.csv", table.getvalue().encode())
-    evaluator.write_predictions(folder / "predictions.json")
+def _is_own(run: OpenedRun | None, branch: int | None, nms_iou: float | None, data: Path | None) -> bool:
+    """Return whether the result is the run's own, to be kept in its folder; a checkpoint elsewhere has none."""
+    return (
+        run is not None
+        and run.path.parent.name == "checkpoints"
+        and (branch is None and nms_iou is None and data is None)
+    )

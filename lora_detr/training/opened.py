@@ -38,8 +38,8 @@ class OpenedRun:
 
     @property
     def run(self) -> Path:
-        """The run directory, or the checkpoint's own folder when it stands alone."""
-        return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path
+        """The run directory, or the folder beside a checkpoint that stands alone."""
+        return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
 
     @property
     def deployment(self) -> DeploymentConfig:

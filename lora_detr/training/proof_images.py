@@ -46,7 +46,13 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
         pixels = [torch.randn(3, *size, generator=generator) for size in sizes]
     cut = [image[:, : image.shape[1] - 2 * i - 1, : image.shape[2] - 4 * i - 3] for i, image in enumerate(pixels)]
     cut = [small if min(small.shape) > 0 else whole for small, whole in zip(cut, pixels, strict=True)]
+    # An even side is cut once more: odd sizes are what level shapes and padding get wrong first.
+    cut = [image[:, : _odd(image.shape[1]), : _odd(image.shape[2])] for image in cut]
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, (1, 1))
     singles = max(1, count // 2)
     groups = [[image] for image in cut[:singles]] + [cut[i : i + 2] for i in range(singles, count, 2)]
     return [collate([(image, empty) for image in group]).images for group in groups], described
+
+
+def _odd(side: int) -> int:
+    return side - 1 + side % 2

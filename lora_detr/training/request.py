@@ -36,7 +36,7 @@ class Request:
         branches: ``[kind/]matcher:key=value,...``, one each; excludes ``aux``.
         data: COCO folder or YAML file.
         files: YAML files on top of the preset.
-        overrides: ``key=value``, strongest.
+        overrides: ``key=value``; an option of its own name is stronger.
         named: key path -> value of options that have a name of their own.
     """
 
@@ -101,15 +101,17 @@ def resolve(request: Request) -> Resolved:
     branches = _branches(request, base.config)
     if branches is not None:
         named["branches"] = branches
-    if data is None:
-        assert base.config.data.path is not None
-        data = Path(base.config.data.path)
-    # Absolute, so that the run can be resumed and stripped from another folder.
-    named["data.path"] = str(data.resolve())
+    if data is not None:
+        named["data.path"] = str(data)
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
     config = loaded.config.resolved()
-    return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, data.resolve(), tuple(notes))
+    if config.data.path is None:
+        raise ConfigError("`data.path` is null: there is nothing to train on", "give --data DIR")
+    # Absolute, so that the run can be resumed and stripped from another folder.
+    path = Path(config.data.path).resolve()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(path)})})
+    return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, path, tuple(notes))
 
 
 def branch_ks(count: int) -> tuple[int, ...]:

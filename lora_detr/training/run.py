@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
-from lora_detr.errors import ConfigError, LoraDetrError
+from lora_detr.errors import ConfigError, LoraDetrError, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.training.checkpoint import clean_stale, load_latest
 from lora_detr.training.data import read_splits
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World
+from lora_detr.training.distributed import World, is_main_process
 from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
@@ -49,8 +52,17 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
     directory = RunDirectory(output or next_run(Path("runs"), Path(resolved.preset).name.removesuffix(".yaml")))
     for note in resolved.notes:
         display.line(note)
-    if not dry_run and world.is_main:
-        directory.create(resume=False)
+    if dry_run or not world.is_main:
+        return _start(resolved, directory, world, overfit, dry_run, display)
+    directory.create(resume=False)
+    with directory.lock():
+        return _start(resolved, directory, world, overfit, dry_run, display)
+
+
+def _start(
+    resolved: Resolved, directory: RunDirectory, world: World, overfit: int | None, dry_run: bool, display: Display
+) -> Finished:
+    config = resolved.loaded.config
     try:
         splits = read_splits(resolved.data, config.data, overfit)
         seed_everything(config.train.seed, world.rank)
@@ -65,7 +77,7 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
             directory.write_text("command.txt", command_line() + "\n")
             directory.write_json("env.json", environment(world.device))
             directory.write_json("data_report.json", splits.report())
-    except LoraDetrError:
+    except BaseException:
         if not dry_run and world.is_main:
             # Nothing was trained: leave no empty folder that would block the next try.
             directory.discard()
@@ -89,8 +101,18 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     if not run.is_dir():
         raise ConfigError(f"--resume {run}: no such run directory", "start a run with --output-dir first", code="C10")
     directory = RunDirectory(run)
+    if not directory.checkpoints.is_dir():
+        raise ConfigError(f"--resume {run}: not a run directory (no checkpoints folder)", "give one", code="C10")
     directory.create(resume=True)
-    clean_stale(directory.checkpoints)
+    # Every process reads; the main one also holds the folder and cleans up in it.
+    with directory.lock() if is_main_process() else contextlib.nullcontext():
+        return _resume(directory, epochs, max_steps, display)
+
+
+def _resume(directory: RunDirectory, epochs: int | None, max_steps: int | None, display: Display) -> Finished:
+    run = directory.path
+    if is_main_process():
+        clean_stale(directory.checkpoints)
     checkpoint, skipped = load_latest(directory.checkpoints)
     for error in skipped:
         display.line(f"skipped: {error.message}")
@@ -106,7 +128,7 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     if checkpoint.state.get("data") != splits.fingerprints:
         raise ConfigError(
             f"--resume {run}: {config.data.path} has changed since the run started (ids or sizes of its images)",
-            "restore the data, or start a new run with --weights",
+            "restore the data, or start a new run",
             code="C08",
         )
     seed_everything(config.train.seed, world.rank)
@@ -132,6 +154,9 @@ def _overfit_count(state: Mapping[str, object]) -> int:
 
 
 def _longer(config: RunConfig, epochs: int | None, max_steps: int | None) -> RunConfig:
+    for option, value in (("--epochs", epochs), ("--max-steps", max_steps)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} {value}: expected at least 1", "give a number of epochs or steps")
     changes: dict[str, int | None] = {}
     if epochs is not None:
         changes["epochs"] = epochs
@@ -147,8 +172,15 @@ def _fit(trainer: Trainer) -> Finished:
         metrics = trainer.fit()
         code, kind, message = 0, "Done", "all steps done"
         return Finished(trainer.directory.path, metrics)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        out = WorkerError("out of memory", "lower --batch-size (raise --accum to keep the global batch)", code="P19")
+        code, kind, message = out.exit_code, type(out).__name__, out.message
+        raise out from error
     except LoraDetrError as error:
         code, kind, message = error.exit_code, type(error).__name__, error.message
+        raise
+    except Exception as error:
+        message = repr(error)
         raise
     except KeyboardInterrupt:
         code, kind, message = 130, "Interrupted", "interrupted from the keyboard"

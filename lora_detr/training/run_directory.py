@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from lora_detr.atomic_files import prepare_directory, write_file
+from lora_detr.atomic_files import prepare_directory, reporting, write_file
 from lora_detr.errors import ConfigError, OutputError
 
+LOCK = ".lock"
 PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
 
 
@@ -68,8 +72,35 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.evaluation):
             prepare_directory(folder)
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, so that no second process trains into it; freed when this process ends, however it ends.
+
+        Raises:
+            ConfigError: C09, another process holds it; names its process id and host.
+            OutputError: the lock cannot be written.
+        """
+        with reporting(self.path):
+            file = (self.path / LOCK).open("a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise ConfigError(
+                    f"{self.path}: another process trains here ({file.read().strip()})",
+                    "wait for it to end, or choose another --output-dir",
+                    code="C09",
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
     def discard(self) -> None:
-        """Remove the folder again if nothing but empty folders is in it."""
+        """Remove the folder again if nothing but empty folders and the lock is in it."""
+        if {entry.name for entry in self.path.iterdir()} <= {LOCK, self.checkpoints.name, self.evaluation.name}:
+            (self.path / LOCK).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.evaluation, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

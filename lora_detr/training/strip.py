@@ -108,6 +108,10 @@ def strip(
     inputs = _as_tensors(images)
     expected, seconds_before = run_inputs(reference, inputs)
     plain = opened.deployment.build().eval()
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output {output}: expected a name that ends in .safetensors", "rename it")
+    if (output.parent / "MANIFEST.json").exists():
+        raise ConfigError(f"--output {output}: lies in a checkpoint", "choose another --output")
     if output.is_dir():
         raise OutputError(f"{output}: is a folder", "give --output the name of a file")
     prepare_directory(output.parent)

@@ -23,6 +23,7 @@ from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoi
 from lora_detr.training.data import Splits, eval_loader, train_loader
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
+from lora_detr.training.eval_results import write_results
 from lora_detr.training.metrics import RunningMean, append_line, append_row, epoch_record, step_record
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_optimizer
@@ -151,7 +152,7 @@ class Trainer:
             yield group
 
     def evaluate(self) -> CocoMetrics | None:
-        """Evaluate the detector, without its branches, on the validation split; None where there is none."""
+        """Evaluate the detector, without its branches, and write ``eval/``; None where there is no validation split."""
         if self.splits.val is None:
             return None
         self.model.eval()
@@ -165,7 +166,11 @@ class Trainer:
         )
         for rows in self.world.gather(evaluator.rows()):
             evaluator.add_rows(rows)
-        return evaluator.compute() if self.world.is_main else None
+        if not self.world.is_main:
+            return None
+        metrics = evaluator.compute()
+        write_results(self.directory.evaluation, metrics, evaluator, f"step-{self.step:08d}")
+        return metrics
 
     def _predict(self, images: Images) -> Prediction:
         return self.model.detector(images).prediction  # type: ignore[no-any-return]
@@ -216,7 +221,7 @@ class Trainer:
         )
         if improved:
             set_best(self.directory.checkpoints, self.step)
-        prune(self.directory.checkpoints, self.config.train.keep_last)
+        prune(self.directory.checkpoints, self.config.train.keep_last, newest=self.step)
 
     def _log_step(self, epoch: int, result: StepResult) -> None:
         due = self.step % self.config.train.log_every == 0 or self.step in (1, self.total_steps)
@@ -241,7 +246,6 @@ class Trainer:
         loss = average.get("loss", math.nan)
         text = f"epoch {epoch + 1}/{self.config.train.epochs}  step {self.step}  loss {loss:.3f}"
         if metrics is not None:
-            self.directory.write_json("eval/metrics.json", metrics.to_json())
             row = {"epoch": epoch + 1, "step": self.step, "time": int(time.time()), "loss": round(loss, 5), "lr": rate}
             append_row(self.directory.results, {**row, **metrics.values})
             text += f"  AP {metrics.values['AP']:.3f}  AP50 {metrics.values['AP50']:.3f}"

@@ -77,6 +77,11 @@ class ResNetConfig(Strict):
         """Mean and standard deviation of the pixels that the weights expect."""
         return IMAGENET_MEAN, IMAGENET_STD
 
+    @property
+    def num_maps(self) -> int:
+        """Number of feature maps."""
+        return len(STRIDES)
+
     def resolved(self) -> ResNetConfig:
         """Return the same config: nothing here depends on what is installed."""
         return self

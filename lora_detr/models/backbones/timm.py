@@ -97,6 +97,11 @@ class TimmConfig(Strict):
         std = self.std or (tuple(stated.std) if stated else fallback)
         return mean, std
 
+    @property
+    def num_maps(self) -> int:
+        """Number of feature maps."""
+        return len(self.strides)
+
     def resolved(self) -> TimmConfig:
         """Replace ``auto`` by what this machine has, and pin the input statistics, so that a run can be repeated."""
         mean, std = self.input_statistics

@@ -63,7 +63,8 @@ def test_run_checkpoint_and_stripped_file_give_the_same_numbers(
     assert found[0].to_json() == found[1].to_json() == found[2].to_json()
     assert written[0] == written[1] == written[2]
     # And the numbers are those that training ended with, in batches of the same size.
-    assert found[0].to_json() == json.loads((learned_run / "eval" / "metrics.json").read_text())
+    stored = json.loads((learned_run / "eval" / "metrics.json").read_text())
+    assert {"checkpoint": "step-00000040", **found[0].to_json()} == stored
 
 
 def test_evaluating_a_run_writes_its_folder(own: Path) -> None:
@@ -71,7 +72,8 @@ def test_evaluating_a_run_writes_its_folder(own: Path) -> None:
     lines: list[str] = []
     metrics = evaluate(own, batch_size=None, say=lines.append)
     assert lines == ["step-00000040: 2 images of two.json"]
-    assert json.loads((own / "eval" / "metrics.json").read_text()) == metrics.to_json()
+    stored = json.loads((own / "eval" / "metrics.json").read_text())
+    assert stored == {"checkpoint": "step-00000040", **metrics.to_json()}
     header, *rows = (own / "eval" / "per_class.csv").read_text().splitlines()
     assert header == "category_id,name,objects,AP,AP50"
     assert [row.split(",")[:2] for row in rows[:2]] == [["3", "circle"], ["7", "square"]]

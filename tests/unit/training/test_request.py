@@ -191,7 +191,8 @@ class TestWithoutData:
 
     def test_data_that_a_setting_names_is_used(self) -> None:
         resolved = self.resolved(baseline="deformable", overrides=("data.path=elsewhere",))
-        assert (resolved.preset, resolved.data, resolved.notes) == ("deformable", Path("elsewhere"), ())
+        assert (resolved.preset, resolved.data, resolved.notes) == ("deformable", Path("elsewhere").resolve(), ())
+        assert resolved.loaded.config.data.path == str(Path("elsewhere").resolve())
 
     def test_a_file_of_settings_that_names_no_data_leaves_the_choice(self, tmp_path: Path) -> None:
         (tmp_path / "more.yaml").write_text("train: {epochs: 3}\n")

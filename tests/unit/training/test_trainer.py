@@ -77,7 +77,8 @@ def test_r2_a_resumed_run_equals_an_uninterrupted_one(
     for key in ("rng", "optimizer", "metrics"):
         assert state(directory, 12)[key] == state(small_run, 12)[key]
     assert finished.metrics is not None
-    assert finished.metrics.to_json() == json.loads((small_run / "eval" / "metrics.json").read_text())
+    stored = json.loads((small_run / "eval" / "metrics.json").read_text())
+    assert {"checkpoint": "step-00000012", **finished.metrics.to_json()} == stored
 
 
 def test_resuming_for_more_epochs(own_run: Path) -> None:
@@ -114,7 +115,8 @@ def test_the_run_directory_holds_what_the_documentation_lists(small_run: Path) -
     assert names == {
         "checkpoints/best",
         *(f"checkpoints/step-{step:08d}/{part}" for step in (6, 12) for part in parts),
-        *("command.txt", "config.yaml", "data_report.json", "env.json", "eval/metrics.json", "exit.json"),
+        *("command.txt", "config.yaml", "data_report.json", "env.json", "exit.json", ".lock"),
+        *(f"eval/{name}" for name in ("metrics.json", "per_class.csv", "predictions.json")),
         *("log.txt", "metrics.jsonl", "results.csv"),
     }
 
