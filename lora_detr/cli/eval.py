@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from lora_detr.cli.choices import which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
@@ -38,16 +39,12 @@ def evaluate(
     """
     from lora_detr.training.evaluate import evaluate_model
 
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(
-            f"--checkpoint {checkpoint}: expected best or last", "best has the highest AP, last is the newest"
-        )
     out = console()
     show_log(console(stderr=True))
     metrics = evaluate_model(
         model,
         data=data,
-        which="best" if checkpoint == "best" else "last",
+        which=which_checkpoint(checkpoint),
         branch=_branch_index(branch),
         nms_iou=nms,
         predictions=predictions,

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lora_detr.cli.choices import which_checkpoint
 from lora_detr.cli.console import console
-from lora_detr.errors import ConfigError
 
 
 def strip(
@@ -34,12 +34,9 @@ def strip(
     from lora_detr.training.strip import refuse_stripped
     from lora_detr.training.strip import strip as strip_run
 
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(
-            f"--checkpoint {checkpoint}: expected best or last", "best has the highest AP, last is the newest"
-        )
+    which = which_checkpoint(checkpoint)
     refuse_stripped(model)
-    opened = open_run(model, "best" if checkpoint == "best" else "last")
+    opened = open_run(model, which)
     target = output or opened.run / "stripped.safetensors"
     images, described = proof_images(opened, inputs)
     report = strip_run(opened, target, images, described, branch)

@@ -14,6 +14,7 @@ from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layout import find_splits
 from lora_detr.data.loader import BatchLoader, EpochDataset, build_loader
 from lora_detr.errors import DataError
+from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.json_value import JSON
 from lora_detr.structures import Target
 from lora_detr.training.distributed import World
@@ -129,20 +130,20 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
 
 
 def eval_loader(
-    split: CocoSplit, config: RunConfig, world: World, *, batch_size: int | None = None, workers: int | None = None
+    split: CocoSplit, config: DeploymentConfig, world: World, *, batch_size: int, workers: int
 ) -> BatchLoader:
-    """Return the loader of this rank's share of a split, in order."""
-    mean, std = config.model.backbone.input_statistics
-    dataset = CocoDataset(split, config.data.evaluation.build(mean, std), config.train.seed)
+    """Return the loader of this rank's share of a split, in order, prepared as the deployed detector expects."""
+    # The transform of an evaluation draws nothing, so the seed is without effect.
+    dataset = CocoDataset(split, config.transform.build(config.mean, config.std), seed=0)
     return build_loader(
         dataset,
-        batch_size=batch_size or config.evaluation.batch_size,
+        batch_size=batch_size,
         shuffle=False,
         rank=world.rank,
         world_size=world.size,
-        seed=config.train.seed,
-        workers=config.data.workers if workers is None else workers,
+        seed=0,
+        workers=workers,
         drop_last=False,
-        size_divisor=config.data.size_divisor,
+        size_divisor=config.size_divisor,
         pin_memory=world.device.type == "cuda",
     )

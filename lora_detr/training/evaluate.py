@@ -9,16 +9,14 @@ from typing import Literal
 from lora_detr.atomic_files import prepare_directory, reporting
 from lora_detr.config.run import DataConfig
 from lora_detr.data.coco import CocoSplit, load_coco
-from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layout import find_splits
-from lora_detr.data.loader import build_loader
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.inference import collect
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.data import read_splits
+from lora_detr.training.data import eval_loader, read_splits
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped
@@ -79,26 +77,15 @@ def evaluate_model(
         size = batch_size or run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     say(f"{source}: {len(split)} images of {split.annotations_path.name}")
-    dataset = CocoDataset(split, config.transform.build(config.mean, config.std), seed=0)
-    loader = build_loader(
-        dataset,
-        batch_size=size,
-        shuffle=False,
-        rank=world.rank,
-        world_size=world.size,
-        seed=0,
-        workers=WORKERS if workers is None else workers,
-        drop_last=False,
-        size_divisor=config.size_divisor,
-        pin_memory=world.device.type == "cuda",
-    )
-    if run is not None and _is_own(run, branch, nms_iou, data):
-        prepare_directory(run.run / "eval")  # before the evaluation, not after it
+    loader = eval_loader(split, config, world, batch_size=size, workers=WORKERS if workers is None else workers)
+    folder = run.run / "eval" if run is not None and _is_own(run, branch, nms_iou, data) else None
+    if folder is not None:
+        prepare_directory(folder)  # before the evaluation, not after it
     evaluator = CocoEvaluator(split)
     collect(predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou)
     metrics = evaluator.compute()
-    if run is not None and _is_own(run, branch, nms_iou, data):
-        write_results(run.run / "eval", metrics, evaluator, run.path.name)
+    if folder is not None:
+        write_results(folder, metrics, evaluator, source)
     if predictions is not None:
         with reporting(predictions):
             evaluator.write_predictions(predictions)
@@ -161,10 +148,6 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
     return split.with_categories(config.categories)
 
 
-def _is_own(run: OpenedRun | None, branch: int | None, nms_iou: float | None, data: Path | None) -> bool:
+def _is_own(run: OpenedRun, branch: int | None, nms_iou: float | None, data: Path | None) -> bool:
     """Return whether the result is the run's own, to be kept in its folder; a checkpoint elsewhere has none."""
-    return (
-        run is not None
-        and run.path.parent.name == "checkpoints"
-        and (branch is None and nms_iou is None and data is None)
-    )
+    return run.path.parent.name == "checkpoints" and branch is None and nms_iou is None and data is None

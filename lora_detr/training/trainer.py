@@ -159,7 +159,13 @@ class Trainer:
         evaluator = CocoEvaluator(self.splits.val)
         collect(
             self._predict,
-            eval_loader(self.splits.val, self.config, self.world, workers=0),
+            eval_loader(
+                self.splits.val,
+                self.config.deployment(self.splits.categories),
+                self.world,
+                batch_size=self.config.evaluation.batch_size,
+                workers=0,
+            ),
             evaluator,
             self.world.device,
             max_detections=self.config.evaluation.max_detections,
