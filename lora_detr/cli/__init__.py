@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 
 from lora_detr import __version__
+from lora_detr.cli.choices import fill_in_values
+from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
+from lora_detr.cli.demo import demo
 from lora_detr.cli.eval import evaluate
+from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 
@@ -24,6 +28,9 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("strip")(strip)
+app.command("predict")(predict)
+app.add_typer(config_app, name="config")
+app.command("demo")(demo)
 
 
 def _version(wanted: bool) -> None:
@@ -44,4 +51,5 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with the code of the contract (see ``errors``)."""
-    sys.exit(run_guarded(app, debug="--debug" in sys.argv[1:2]))
+    arguments = fill_in_values(sys.argv[1:])
+    sys.exit(run_guarded(lambda: app(arguments), debug="--debug" in arguments[:1]))

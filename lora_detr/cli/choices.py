@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from lora_detr.errors import ConfigError
+
+OPTIONAL_VALUES = {"--nms": "0.7"}
+"""Options whose number may be left out, and what it is then: typer knows no such options."""
 
 
 def which_checkpoint(text: str) -> Literal["best", "last"]:
@@ -18,3 +22,35 @@ def which_checkpoint(text: str) -> Literal["best", "last"]:
     if text == "last":
         return "last"
     raise ConfigError(f"--checkpoint {text}: expected best or last", "best has the highest AP, last is the newest")
+
+
+def bad_data(text: str) -> Literal["error", "skip"]:
+    """Return the value of ``--on-bad-data``.
+
+    Raises:
+        ConfigError: it is neither of the two.
+    """
+    if text == "error":
+        return "error"
+    if text == "skip":
+        return "skip"
+    raise ConfigError(f"--on-bad-data {text}: expected error or skip", "skip drops malformed boxes and counts them")
+
+
+def fill_in_values(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the value of each option of ``OPTIONAL_VALUES`` that was given without one."""
+    filled: list[str] = []
+    for i, argument in enumerate(arguments):
+        filled.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if argument in OPTIONAL_VALUES and not _is_number(following):
+            filled.append(OPTIONAL_VALUES[argument])
+    return filled
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -8,32 +8,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from lora_detr.cli.choices import which_checkpoint
+from lora_detr.cli.choices import bad_data, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
+
+WHAT, HOW = "What is evaluated", "How"
 
 if TYPE_CHECKING:
     from lora_detr.evaluation.coco_eval import CocoMetrics
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run directory, checkpoint directory or stripped file.")],
-    data: Annotated[Path | None, typer.Option(help="COCO folder or YAML (default: the run's own data).")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best or last, of a run directory.")] = "best",
-    branch: Annotated[str, typer.Option(help="primary, or the number of a branch.")] = "primary",
-    nms: Annotated[
-        float | None, typer.Option(help="Suppress duplicates above this IoU, e.g. 0.7.", min=0, max=1)
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint directory, or stripped file.", metavar="MODEL")],
+    data: Annotated[
+        Path | None, typer.Option(help="COCO folder or YAML (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Where to write COCO results.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of one forward pass.", min=1)] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.", min=0)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    checkpoint: Annotated[
+        str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=WHAT)
+    ] = "best",
+    branch: Annotated[
+        str, typer.Option(help="Part that answers.", metavar="primary|N", rich_help_panel=WHAT)
+    ] = "primary",
+    no_ema: Annotated[
+        bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.", rich_help_panel=WHAT)
+    ] = False,
+    nms: Annotated[
+        float | None,
+        typer.Option(
+            help="Suppress duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT
+        ),
+    ] = None,
+    on_bad_data: Annotated[
+        str | None, typer.Option(help="What to do with malformed boxes.", metavar="error|skip", rich_help_panel=WHAT)
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=HOW)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images (1).", min=0, metavar="N", rich_help_panel=HOW)
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=HOW)
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=HOW)
+    ] = False,
 ) -> None:
-    """Evaluate on the validation split: COCO's 12 numbers and a table of classes.
+    """Evaluate on the validation split: COCO numbers, class table.
 
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
@@ -47,6 +75,8 @@ def evaluate(
         which=which_checkpoint(checkpoint),
         branch=_branch_index(branch),
         nms_iou=nms,
+        ema=not no_ema,
+        on_bad_data=None if on_bad_data is None else bad_data(on_bad_data),
         predictions=predictions,
         batch_size=batch_size,
         workers=workers,
@@ -56,8 +86,14 @@ def evaluate(
     if as_json:
         sys.stdout.write(json.dumps(metrics.to_json()) + "\n")
         return
-    out.print("  ".join(f"{name} {value:.3f}" for name, value in list(metrics.values.items())[:6]))
-    out.print("  ".join(f"{name} {value:.3f}" for name, value in list(metrics.values.items())[6:]))
+    show_metrics(out, metrics)
+
+
+def show_metrics(out: Console, metrics: CocoMetrics) -> None:
+    """Print COCO's twelve numbers and a table of classes."""
+    numbers = [f"{name} {value:.3f}" for name, value in metrics.values.items()]
+    out.print("  ".join(numbers[:6]))
+    out.print("  ".join(numbers[6:]))
     out.print(_class_table(metrics))
 
 

@@ -46,12 +46,12 @@ class ConsoleDisplay:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.2f}"),
+            TextColumn("loss {task.fields[loss]:.2f}  AP {task.fields[ap]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.task = self.progress.add_task("", total=total, completed=done, epoch=1, loss=float("nan"))
+        self.task = self.progress.add_task("", total=total, completed=done, epoch=1, loss=float("nan"), ap="-")
         self.progress.start()
 
     def step(self, done: int, epoch: int, loss: float) -> None:
@@ -62,6 +62,11 @@ class ConsoleDisplay:
             elapsed = time.monotonic() - self.started
             left = elapsed / (done - self.first) * (self.total - done)
             self.line(f"step {done}/{self.total}  loss {loss:.3f}  {elapsed:.0f} s, about {left:.0f} s left")
+
+    def evaluated(self, ap: float) -> None:
+        """Show the last result beside the loss."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, ap=f"{ap:.3f}")
 
     def end(self) -> None:
         """Stop the bar."""

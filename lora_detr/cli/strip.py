@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from lora_detr.cli.choices import which_checkpoint
 from lora_detr.cli.console import console
 
+if TYPE_CHECKING:
+    from lora_detr.training.strip import StripReport
+
 
 def strip(
-    model: Annotated[Path, typer.Argument(help="Run directory or checkpoint directory.")],
-    output: Annotated[Path | None, typer.Option(help="File to write (default: RUN/stripped.safetensors).")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best or last, of a run directory.")] = "best",
-    branch: Annotated[
-        int | None, typer.Option(help="Keep this branch, merged into the last layer, for use with NMS.", min=0)
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint directory.", metavar="MODEL")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write (RUN/stripped.safetensors).", metavar="FILE")
     ] = None,
-    inputs: Annotated[int, typer.Option(help="Images of the proof.", min=1)] = 8,
+    checkpoint: Annotated[str, typer.Option(help="Of a run directory.", metavar="best|last")] = "best",
+    no_ema: Annotated[bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.")] = False,
+    branch: Annotated[int | None, typer.Option(help="Keep this branch, for use with NMS.", min=0, metavar="N")] = None,
+    inputs: Annotated[int, typer.Option(help="Images of the proof.", min=1, metavar="N")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
 ) -> None:
     """Drop the branches and prove that inference is bit-identical.
@@ -28,28 +33,31 @@ def strip(
     The checkpoint with its branches executed, and the written file in another process, must agree on every bit.
     Example: loradetr strip runs/deformable-tiny-lora3-1
     """
-    from lora_detr.atomic_files import write_file
     from lora_detr.training.opened import open_run
     from lora_detr.training.proof_images import proof_images
-    from lora_detr.training.strip import refuse_stripped
+    from lora_detr.training.strip import refuse_stripped, write_report
     from lora_detr.training.strip import strip as strip_run
 
     which = which_checkpoint(checkpoint)
     refuse_stripped(model)
-    opened = open_run(model, which)
+    opened = open_run(model, which, ema=not no_ema)
     target = output or opened.run / "stripped.safetensors"
     images, described = proof_images(opened, inputs)
     report = strip_run(opened, target, images, described, branch)
-    text = json.dumps(report.to_json(), indent=1)
-    write_file(target.with_name("strip_report.json"), (text + "\n").encode())
+    write_report(report, target)
     if as_json:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
         return
-    out = console()
-    if branch is None:
-        verdict = f"proven on {described}, {report.batches} batches: logits and boxes are equal bit for bit"
+    show_report(console(), report, target)
+
+
+def show_report(out: Console, report: StripReport, target: Path) -> None:
+    """Print what was proven, and what the detector costs before and after."""
+    if report.branch == "primary":
+        verdict = f"proven on {report.inputs}, {report.batches} batches: logits and boxes are equal bit for bit"
     else:
-        verdict = f"checked on {described}: branch {branch} merged, largest difference {report.largest_difference:.1e}"
+        difference = f"largest difference {report.largest_difference:.1e}"
+        verdict = f"checked on {report.inputs}: branch {report.branch} merged, {difference}"
     out.print(verdict, soft_wrap=True)
     out.print(f"{'':<12}{'before':>14}{'after':>14}")
     out.print(f"{'parameters':<12}{report.parameters_before:>14,}{report.parameters_after:>14,}")

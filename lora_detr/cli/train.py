@@ -15,88 +15,157 @@ MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
 
 
 def train(
-    baseline: Annotated[str | None, typer.Option(help="System: deformable.", rich_help_panel=MODEL)] = None,
-    aux: Annotated[int | None, typer.Option(help="Number of auxiliary branches.", rich_help_panel=MODEL)] = None,
-    preset: Annotated[str | None, typer.Option(help="Preset by name, or a YAML file.", rich_help_panel=MODEL)] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of all branches.", rich_help_panel=MODEL)] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="System: deformable.", metavar="NAME", rich_help_panel=MODEL)
+    ] = None,
+    aux: Annotated[
+        int | None, typer.Option(help="Number of auxiliary branches.", metavar="N", rich_help_panel=MODEL)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="From loradetr config list, or a YAML file.", metavar="NAME", rich_help_panel=MODEL),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of all branches.", metavar="R", rich_help_panel=MODEL)] = None,
     branch: Annotated[
-        list[str] | None, typer.Option(help="One branch, e.g. topk:k=6,tau=0.4; repeatable.", rich_help_panel=MODEL)
+        list[str] | None,
+        typer.Option(help="One branch: topk:k=6,tau=0.4; repeatable.", metavar="SPEC", rich_help_panel=MODEL),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="COCO folder, or a YAML naming the paths.", rich_help_panel=DATA)
+        Path | None, typer.Option(help="COCO folder, or a YAML of four paths.", metavar="PATH", rich_help_panel=DATA)
     ] = None,
-    num_classes: Annotated[str | None, typer.Option(help="auto or coco91.", rich_help_panel=DATA)] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.", rich_help_panel=DATA)] = None,
+    num_classes: Annotated[
+        str | None,
+        typer.Option(help="Classes of the data, or ids of COCO.", metavar="auto|coco91", rich_help_panel=DATA),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images.", metavar="N", rich_help_panel=DATA)
+    ] = None,
+    on_bad_data: Annotated[
+        str | None, typer.Option(help="What to do with malformed boxes.", metavar="error|skip", rich_help_panel=DATA)
+    ] = None,
     overfit: Annotated[
-        int | None, typer.Option(help="Train and evaluate on the first N images.", min=1, rich_help_panel=DATA)
+        int | None,
+        typer.Option(help="Train and evaluate on the first N images.", metavar="N", min=1, rich_help_panel=DATA),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=OPTIMISATION)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", metavar="N", rich_help_panel=OPTIMISATION)
+    ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps.", rich_help_panel=OPTIMISATION)
+        int | None, typer.Option(help="Stop after so many steps.", metavar="N", rich_help_panel=OPTIMISATION)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a step of one process.", rich_help_panel=OPTIMISATION)
+        int | None, typer.Option(help="Images of one process and pass.", metavar="N", rich_help_panel=OPTIMISATION)
     ] = None,
     accum: Annotated[
-        int | None, typer.Option(help="Batches added up to one step.", rich_help_panel=OPTIMISATION)
+        int | None, typer.Option(help="Passes added up to one step.", metavar="N", rich_help_panel=OPTIMISATION)
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=OPTIMISATION)] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=OPTIMISATION)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", rich_help_panel=OPTIMISATION)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate, at the reference batch.", metavar="RATE", rich_help_panel=OPTIMISATION),
+    ] = None,
+    scale_lr: Annotated[
+        str | None,
+        typer.Option(help="Let the rate follow the global batch.", metavar="linear|sqrt", rich_help_panel=OPTIMISATION),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Average the weights; 0.999 for short runs.", metavar="DECAY", rich_help_panel=OPTIMISATION),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Not to train: detector.backbone, say.", metavar="PREFIX", rich_help_panel=OPTIMISATION),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the forward pass.", metavar="fp32|bf16", rich_help_panel=OPTIMISATION)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random (42).", metavar="N", rich_help_panel=OPTIMISATION)
+    ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory (default: runs/PRESET-n).", rich_help_panel=RUN)
+        Path | None, typer.Option(help="Run directory (runs/PRESET-n).", metavar="DIR", rich_help_panel=RUN)
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run directory.", rich_help_panel=RUN)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)] = None,
-    config: Annotated[
-        list[Path] | None, typer.Option(help="YAML on top of the preset; repeatable.", rich_help_panel=RUN)
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Start from a run, a file or a .pth.", metavar="MODEL", rich_help_panel=RUN),
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, key.path=value; repeatable.", rich_help_panel=RUN)
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue a run directory.", metavar="RUN", rich_help_panel=RUN)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the summary and stop.", rich_help_panel=RUN)
+        bool, typer.Option("--dry-run", help="Print summary and cost, then stop.", rich_help_panel=RUN)
     ] = False,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(help="Epochs between checkpoints kept.", metavar="N", rich_help_panel=RUN),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard too.", rich_help_panel=RUN)
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute (auto).", metavar="auto|cpu|cuda", rich_help_panel=RUN)
+    ] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML on top of the preset; repeatable.", metavar="FILE", rich_help_panel=RUN),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting; repeatable.", metavar="KEY=VALUE", rich_help_panel=RUN),
+    ] = None,
 ) -> None:
     """Train a detector with auxiliary branches.
 
+    What is left out keeps the preset's value; see loradetr config show PRESET.
     Example: loradetr train --baseline deformable --aux 3 --data DIR
     """
     named: dict[str, object] = {
         "data.num_classes": num_classes,
         "data.workers": workers,
+        "data.on_bad_data": on_bad_data,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.batch_size": batch_size,
         "train.accumulate": accum,
         "train.optimizer.lr": lr,
+        "train.optimizer.scale_lr": scale_lr,
+        "train.ema_decay": ema,
+        "train.freeze": freeze or None,
         "train.precision": precision,
         "train.seed": seed,
         "train.device": device,
+        "train.keep_every": keep_every,
+        "train.tensorboard": tensorboard or None,
     }
     out = console()
     display = ConsoleDisplay(out)
     show_log(out)
     if resume is not None:
-        given: list[object] = [value for key, value in named.items() if key not in ("train.epochs", "train.max_steps")]
-        given += [baseline, aux, preset, rank, branch, data, overfit, output_dir, config, set_]
-        if any(value is not None for value in given) or dry_run:
-            raise ConfigError(
-                "--resume continues a run with its own settings; only --epochs and --max-steps may be given",
-                "start a new run to change anything else",
-                code="C07",
-            )
+        choosing = {"--baseline": baseline, "--aux": aux, "--preset": preset, "--rank": rank, "--branch": branch}
+        starting = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir, "--config": config}
+        _refuse_beside_resume({**choosing, **starting, "--dry-run": dry_run or None})
         from lora_detr.training import run
+        from lora_detr.training.request import settings_of
 
-        finished = run.resume(resume, epochs, max_steps, display)
+        finished = run.resume(resume, {**settings_of(set_ or ()), **named, "data.path": data}, display)
     else:
         from lora_detr.training import run
         from lora_detr.training.request import Request, resolve
 
-        request = Request(preset, baseline, aux, rank, branch or (), data, config or (), set_ or (), named=named)
+        request = Request(preset, baseline, aux, rank, branch or (), data, config or (), set_ or (), named, weights)
         finished = run.start(resolve(request), output_dir, overfit, dry_run, display)
     if dry_run:
         return
     if finished.metrics is not None:
         out.print(f"AP {finished.metrics.values['AP']:.3f}  AP50 {finished.metrics.values['AP50']:.3f}")
-    out.print(f"next: loradetr eval {finished.directory}; loradetr strip {finished.directory}", soft_wrap=True)
+    directory = finished.directory
+    out.print(f"next: loradetr eval {directory}; loradetr strip {directory}", soft_wrap=True)
+
+
+def _refuse_beside_resume(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigError(
+            f"--resume continues a run with its own settings; {', '.join(given)} cannot be given beside it",
+            "leave it out, or start a new run",
+            code="C07",
+        )

@@ -76,7 +76,7 @@ def load_config(
     layers += [_Layer(f"file {path}", _read_file(path, root)) for path in files]
     for layer in layers:
         raw, origin = _apply(raw, origin, layer.values, layer.values, layer.label)
-    for path, value in sorted(map(_parse_override, overrides), key=_override_order):
+    for path, value in sorted(map(parse_override, overrides), key=_override_order):
         change = nested(path, value, raw)
         assert isinstance(change, dict)
         raw, origin = _apply(raw, origin, change, value, "override", path)
@@ -157,7 +157,12 @@ def _read_file(path: Path, root: type[BaseModel]) -> dict[str, JSON]:
     return values
 
 
-def _parse_override(text: str) -> tuple[str, JSON]:
+def parse_override(text: str) -> tuple[str, JSON]:
+    """Return (key path, value) of ``key.path=value``.
+
+    Raises:
+        ConfigError: the text is not of this form, or the value is not of the YAML that is read.
+    """
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not path or "" in path.split("."):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,6 +38,13 @@ class OptimizerConfig(Strict):
     """Patterns of parameters without weight decay."""
     reference_batch: int = Field(16, ge=1)
     """Global batch that ``lr`` is meant for; printed beside the real one."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """How ``lr`` follows the global batch: not at all, in proportion to it, or to its square root."""
+
+    def rate_for(self, batch: int) -> float:
+        """Return the learning rate for a global batch of ``batch`` images, at least 1."""
+        ratio = batch / self.reference_batch
+        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.scale_lr]
 
 
 class ScheduleConfig(Strict):

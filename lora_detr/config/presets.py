@@ -6,6 +6,8 @@ named by its path below that folder without the suffix, or by its stem alone whe
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from lora_detr.errors import ConfigError, nearest
 
 EXCLUDED = frozenset({"ablations"})
 """Folders whose files are not presets of a run."""
+
+# A statement goes on until the next one begins (`Command: ...`) or a line is empty.
+_PAPER = re.compile(r"^Paper: *(.+(?:\n(?!\w+:).+)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,17 @@ class PresetInfo:
     name: str
     path: Path
     description: str
+
+    @property
+    def title(self) -> str:
+        """The first line of the description; three dots stand for the rest of a sentence that goes on."""
+        first = self.description.partition("\n")[0]
+        return first if not first or first.endswith(".") else f"{first} ..."
+
+    @property
+    def paper(self) -> tuple[str, ...]:
+        """What the description says behind each ``Paper:``, on one line; empty where it claims nothing."""
+        return tuple(" ".join(text.split()) for text in _PAPER.findall(self.description))
 
 
 def configs_root() -> Path:
@@ -68,6 +84,12 @@ def find_preset(name: str, root: Path | None = None) -> Path:
         raise ConfigError(f"preset '{name}' is ambiguous: {', '.join(same_stem)}", "give the name with its folder")
     stems = {full.rpartition("/")[2] for full in known}
     raise ConfigError(f"unknown preset '{name}'{nearest(name, known.keys() | stems)}", f"known presets: {names}")
+
+
+def short_name(preset: PresetInfo, presets: Sequence[PresetInfo]) -> str:
+    """Return the stem of ``preset`` where ``find_preset`` takes it among ``presets``, else its name."""
+    stem = preset.path.stem
+    return stem if [other.path.stem for other in presets].count(stem) == 1 else preset.name
 
 
 def describe(path: Path) -> str:

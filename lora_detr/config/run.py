@@ -70,6 +70,14 @@ class TrainConfig(Strict):
     """Steps between lines of ``metrics.jsonl``."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best."""
+    keep_every: int | None = Field(None, ge=1)
+    """Epochs between checkpoints that are kept for good; null keeps only the newest and the best."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay of a running average of all weights, such as 0.9997; what is evaluated and deployed is then the average."""
+    freeze: tuple[str, ...] = ()
+    """Prefixes of parameter names that are not trained, such as ``detector.backbone``."""
+    tensorboard: bool = False
+    """Write what is logged for TensorBoard too, into ``tensorboard/`` of the run."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its parameter groups."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -91,6 +99,8 @@ class RunConfig(Strict):
     """Optimisation."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation."""
+    weights: str | None = None
+    """Run, checkpoint, stripped file or official ``.pth`` that the weights start from; what does not fit is listed."""
 
     @model_validator(mode="after")
     def _check_sections_fit(self) -> RunConfig:

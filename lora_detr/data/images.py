@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,24 +41,8 @@ def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.
             the path and the image id.
     """
     where = f"{record.path} (image id {record.id})"
-    try:
-        with _own_size_limit(), Image.open(record.path, formats=_formats()) as file:
-            width, height = file.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"{where}: {width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}",
-                    "remove or shrink the image, or raise the limit",
-                    code="D25",
-                )
-            pixels = _rgb(ImageOps.exif_transpose(file))
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged input
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"{where}: the image cannot be read: {reason}", "replace or remove the file", code="D18"
-        ) from error
-    height, width = pixels.shape[:2]
+    pixels = decode_file(record.path, max_pixels, where=where)
+    height, width = pixels.shape[1:]
     if (width, height) != (record.width, record.height):
         raise DataError(
             f"{where}: the file is {width}x{height} after its EXIF orientation is applied, "
@@ -65,7 +50,43 @@ def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.
             "correct width and height, or the orientation of the file",
             code="D23",
         )
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+    return pixels
+
+
+def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") -> tv_tensors.Image:
+    """Decode a file, as ``read_image`` does, whatever its size.
+
+    Args:
+        path: of the file.
+        max_pixels: limit of width times height, checked before anything is decoded.
+        where: what messages call the file; by default its path.
+
+    Returns:
+        uint8 [3, height, width].
+
+    Raises:
+        DataError: D18 (unreadable), D25 (too large).
+    """
+    with _faults_of(where or str(path)), _own_size_limit(), Image.open(path, formats=_formats()) as file:
+        return _decode(file, max_pixels)
+
+
+def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: str = "the image") -> tv_tensors.Image:
+    """Return the pixels of an image of Pillow, as ``decode_file`` does those of a file.
+
+    Args:
+        image: any mode; left as it is. An EXIF orientation that it still carries is applied.
+        max_pixels: limit of width times height.
+        where: what messages call the image.
+
+    Returns:
+        uint8 [3, height, width].
+
+    Raises:
+        DataError: D18 (unreadable: Pillow decodes late), D25 (too large).
+    """
+    with _faults_of(where):
+        return _decode(image, max_pixels)
 
 
 def find_unreadable(records: Iterable[ImageRecord], max_pixels: int = MAX_PIXELS) -> dict[int, Problem]:
@@ -80,6 +101,31 @@ def find_unreadable(records: Iterable[ImageRecord], max_pixels: int = MAX_PIXELS
         except DataError as error:
             problems[record.id] = Problem(error.code, error.message)
     return problems
+
+
+def _decode(image: Image.Image, max_pixels: int) -> tv_tensors.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}",
+            "remove or shrink the image, or raise the limit",
+            code="D25",
+        )
+    return tv_tensors.Image(torch.from_numpy(_rgb(ImageOps.exif_transpose(image))).permute(2, 0, 1))
+
+
+@contextmanager
+def _faults_of(where: str) -> Iterator[None]:
+    """Name the image in every fault."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.remedy, code=error.code) from None
+    except Exception as error:  # decoders raise almost anything on damaged input
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"{where}: the image cannot be read: {reason}", "replace or remove the file", code="D18"
+        ) from error
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -71,8 +71,8 @@ SHAPES = ShapesSpec("shapes", tuple(LABELLED), train_images=2000, val_images=400
 SHAPES_EASY = ShapesSpec(
     "shapes-easy",
     ("circle", "square", "triangle", "star"),
-    train_images=800,
-    val_images=200,
+    train_images=400,
+    val_images=100,
     size=160,
     max_objects=5,
     min_scale=0.2,
@@ -101,7 +101,8 @@ def cached(spec_name: str, cache_dir: Path | None = None) -> Path:
         )
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_detr"
-    return generate(SPECS[spec_name], cache_dir / f"{spec_name}-v{VERSION}")
+    spec = SPECS[spec_name]
+    return generate(spec, cache_dir / f"{spec_name}-{spec.train_images}-v{VERSION}")
 
 
 def generate(

@@ -96,6 +96,18 @@ def read_deployed(path: Path) -> Deployed:
     Raises:
         CheckpointError: not a stripped file, of a newer version, or damaged.
     """
+    tensors, config = read_file(path)
+    detector = config.build()
+    load_exact(detector, tensors, path)
+    return Deployed(detector.eval(), config)
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
+    """Return the weights and the config of a stripped file, without building its detector.
+
+    Raises:
+        CheckpointError: not a stripped file, of a newer version, or damaged.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
@@ -108,9 +120,6 @@ def read_deployed(path: Path) -> Deployed:
             f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}", "install a newer lora-detr"
         )
     try:
-        config = DeploymentConfig.model_validate_json(metadata["config"])
+        return tensors, DeploymentConfig.model_validate_json(metadata["config"])
     except (ValidationError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}") from error
-    detector = config.build()
-    load_exact(detector, tensors, path)
-    return Deployed(detector.eval(), config)

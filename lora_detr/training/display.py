@@ -17,6 +17,9 @@ class Display(Protocol):
     def step(self, done: int, epoch: int, loss: float) -> None:
         """One optimiser step is done."""
 
+    def evaluated(self, ap: float) -> None:
+        """The detector was evaluated; ``ap`` in [0, 1], or -1 if nothing could be measured."""
+
     def end(self) -> None:
         """Training is over, for whatever reason."""
 
@@ -32,6 +35,9 @@ class Silent:
 
     def step(self, done: int, epoch: int, loss: float) -> None:
         """Ignore the step."""
+
+    def evaluated(self, ap: float) -> None:
+        """Ignore the result."""
 
     def end(self) -> None:
         """Ignore the end."""

@@ -28,29 +28,33 @@ WORKERS = 1
 def evaluate_model(
     model: Path,
     *,
-    data: Path | None,
-    which: Literal["best", "last"],
-    branch: int | None,
-    nms_iou: float | None,
-    predictions: Path | None,
-    batch_size: int | None,
-    workers: int | None,
-    device: str,
     say: Callable[[str], None],
+    data: Path | None = None,
+    which: Literal["best", "last"] = "best",
+    branch: int | None = None,
+    nms_iou: float | None = None,
+    ema: bool = True,
+    on_bad_data: Literal["error", "skip"] | None = None,
+    predictions: Path | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
 ) -> CocoMetrics:
     """Evaluate and, for a run, write ``eval/`` in its folder.
 
     Args:
         model: run directory, checkpoint directory or stripped file.
+        say: told a line about what is evaluated.
         data: COCO folder or YAML; None for the run's own.
         which: checkpoint of a run directory.
         branch: evaluate this branch of the last layer instead of the primary path.
         nms_iou: suppress duplicates.
+        ema: take the averaged weights where the checkpoint has them.
+        on_bad_data: what to do with malformed boxes; None for the run's own choice, else ``error``.
         predictions: where to write COCO results besides the run's folder.
         batch_size: of a forward pass; None for the run's own, 1 for a stripped file.
         workers: processes that read images.
         device: where to compute.
-        say: told a line about what is evaluated.
 
     Raises:
         LoraDetrError: whatever the user can cause.
@@ -65,20 +69,24 @@ def evaluate_model(
         detector, config = stripped
         detector.to(world.device)
         run = None
-        split = _val_split(data, config, DataConfig())
+        split = _val_split(data, config, _policy(DataConfig(), on_bad_data))
         size = batch_size or 1
         predict = _plain_predictor(detector)
     else:
-        run = open_run(model, which)
+        run = open_run(model, which, ema=ema)
         run.model.to(world.device)
         predict = _predictor(run, branch)
         config = run.deployment
-        split = _val_split(data, config, run.config.data) if data is not None else _own_split(run)
+        policy = _policy(run.config.data, on_bad_data)
+        split = _val_split(data, config, policy) if data is not None else _own_split(run, policy)
         size = batch_size or run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
-    say(f"{source}: {len(split)} images of {split.annotations_path.name}")
+    averaged = ", averaged weights" if run is not None and run.averaged else ""
+    say(f"{source}{averaged}: {len(split)} images of {split.annotations_path.name}")
     loader = eval_loader(split, config, world, batch_size=size, workers=WORKERS if workers is None else workers)
-    folder = run.run / "eval" if run is not None and _is_own(run, branch, nms_iou, data) else None
+    # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
+    plain = branch is None and nms_iou is None and data is None and ema
+    folder = run.run / "eval" if run is not None and run.path.parent.name == "checkpoints" and plain else None
     if folder is not None:
         prepare_directory(folder)  # before the evaluation, not after it
     evaluator = CocoEvaluator(split)
@@ -126,13 +134,17 @@ def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Predict
     return predict
 
 
-def _own_split(run: OpenedRun) -> CocoSplit:
+def _policy(config: DataConfig, on_bad_data: Literal["error", "skip"] | None) -> DataConfig:
+    return config if on_bad_data is None else config.model_copy(update={"on_bad_data": on_bad_data})
+
+
+def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
     """Return the images that the run itself was evaluated on."""
     path = run.config.data.path
     if path is None:
         raise ConfigError("the run's config names no data", "give --data DIR")
     overfit = run.checkpoint.state.get("overfit")
-    splits = read_splits(Path(path), run.config.data, overfit if isinstance(overfit, int) else None)
+    splits = read_splits(Path(path), policy, overfit if isinstance(overfit, int) else None)
     if splits.val is None:
         raise DataError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
     return splits.val.with_categories(run.categories)
@@ -146,8 +158,3 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
         raise DataError(f"{data}: no validation split: {paths.missing} not found")
     split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
     return split.with_categories(config.categories)
-
-
-def _is_own(run: OpenedRun, branch: int | None, nms_iou: float | None, data: Path | None) -> bool:
-    """Return whether the result is the run's own, to be kept in its folder; a checkpoint elsewhere has none."""
-    return run.path.parent.name == "checkpoints" and branch is None and nms_iou is None and data is None

@@ -28,6 +28,7 @@ class OpenedRun:
         categories: labels of the model.
         model: in evaluation mode, on the CPU.
         checkpoint: what was read.
+        averaged: whether the model has the averaged weights of the checkpoint (EMA).
     """
 
     path: Path
@@ -35,6 +36,7 @@ class OpenedRun:
     categories: CategoryMap
     model: BranchedDetector[TwoStageDetector]
     checkpoint: LoadedCheckpoint
+    averaged: bool = False
 
     @property
     def run(self) -> Path:
@@ -47,8 +49,16 @@ class OpenedRun:
         return self.config.deployment(self.categories)
 
 
-def open_run(model: Path, which: Literal["best", "last"] = "best", *, with_optimizer: bool = False) -> OpenedRun:
+def open_run(
+    model: Path, which: Literal["best", "last"] = "best", *, ema: bool = True, with_optimizer: bool = False
+) -> OpenedRun:
     """Open a run or checkpoint directory.
+
+    Args:
+        model: either of them.
+        which: checkpoint of a run directory.
+        ema: take the averaged weights where the checkpoint has them.
+        with_optimizer: read the state of the optimiser too.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it does not fit its own config.
@@ -58,8 +68,9 @@ def open_run(model: Path, which: Literal["best", "last"] = "best", *, with_optim
     config = stored_config(checkpoint, path)
     categories = CategoryMap.from_json(checkpoint.state.get("categories"))
     built = config.build_model(categories.num_classes, load_weights=False)
-    load_exact(built, checkpoint.model, path)
-    return OpenedRun(path, config, categories, built.eval(), checkpoint)
+    averaged = checkpoint.ema if ema else None
+    load_exact(built, checkpoint.model if averaged is None else averaged, path)
+    return OpenedRun(path, config, categories, built.eval(), checkpoint, averaged is not None)
 
 
 def stored_config(checkpoint: LoadedCheckpoint, path: Path) -> RunConfig:

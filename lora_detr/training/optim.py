@@ -22,26 +22,28 @@ class GroupSpec:
     names: tuple[str, ...]
 
 
-def group_parameters(names: Iterable[str], config: OptimizerConfig) -> list[GroupSpec]:
+def group_parameters(names: Iterable[str], config: OptimizerConfig, frozen: Iterable[str] = ()) -> list[GroupSpec]:
     """Sort parameter names into groups of equal learning rate and decay, in order of first appearance.
 
     Args:
         names: of all parameters that are trained.
         config: the rules.
+        frozen: names of the other parameters; a rule that matches only these is no mistake.
 
     Raises:
-        ConfigError: a rule matches none of ``names``.
+        ConfigError: a rule matches no parameter at all.
     """
     names = list(names)
+    known = [*names, *frozen]
     for field, patterns in (
         ("lr_rules", [rule.pattern for rule in config.lr_rules]),
         ("no_decay", list(config.no_decay)),
     ):
         for index, pattern in enumerate(patterns):
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(fnmatchcase(name, pattern) for name in known):
                 raise ConfigError(
-                    f"train.optimizer.{field}.{index}: '{pattern}' matches no trained parameter",
-                    f"parameter names look like {names[0] if names else '(none)'}; '*' stands for anything",
+                    f"train.optimizer.{field}.{index}: '{pattern}' matches no parameter",
+                    f"parameter names look like {known[0] if known else '(none)'}; '*' stands for anything",
                 )
     groups: dict[tuple[float, float], list[str]] = {}
     for name in names:
@@ -54,23 +56,32 @@ def group_parameters(names: Iterable[str], config: OptimizerConfig) -> list[Grou
     return [GroupSpec(scale, decay, tuple(members)) for (scale, decay), members in groups.items()]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float | None = None) -> torch.optim.AdamW:
     """Build AdamW over the trainable parameters of ``model``, grouped by rule.
 
+    Args:
+        model: what is trained.
+        config: rates, decay, rules.
+        lr: learning rate, if the global batch changes the one of ``config``.
+
     Raises:
-        ConfigError: a rule matches no parameter.
+        ConfigError: a rule matches no parameter, or no parameter is trained.
     """
+    lr = config.lr if lr is None else lr
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not trained:
+        raise ConfigError("every parameter is frozen: there is nothing to train", "freeze less")
     groups = [
         {
             "params": [trained[name] for name in group.names],
-            "lr": config.lr * group.scale,
+            "lr": lr * group.scale,
             "weight_decay": group.weight_decay,
         }
-        for group in group_parameters(trained, config)
+        for group in group_parameters(trained, config, frozen)
     ]
     # The fused kernel is the quick one on every device, the CPU included.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
 
 
 def rate_factor(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:

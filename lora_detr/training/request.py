@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_detr.config.load import Loaded, load_config
+from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.synthetic import cached
 from lora_detr.errors import ConfigError, nearest
+from lora_detr.json_value import JSON
 
 # k of each branch by number of branches (paper, Table 4), in the order of the official Deformable code.
 TABLE_4 = {1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
@@ -38,6 +39,7 @@ class Request:
         files: YAML files on top of the preset.
         overrides: ``key=value``; an option of its own name is stronger.
         named: key path -> value of options that have a name of their own.
+        weights: to start from; a run directory also brings its settings unless a preset or baseline is named.
     """
 
     preset: str | None = None
@@ -49,6 +51,7 @@ class Request:
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()
     named: Mapping[str, object] = field(default_factory=dict)
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class Resolved:
     data: Path
     notes: tuple[str, ...]
 
+    @property
+    def run_name(self) -> str:
+        """Name for the run's directory: the preset's, or that of the run whose settings were taken."""
+        path = Path(self.preset)
+        if path.name == "config.yaml":
+            return f"{path.resolve().parent.name}-tuned"
+        return path.name.removesuffix(".yaml")
+
 
 def resolve(request: Request) -> Resolved:
     """Choose preset and data, apply all overrides, and validate.
@@ -79,6 +90,9 @@ def resolve(request: Request) -> Resolved:
     if request.aux is not None and request.aux < 0:
         raise ConfigError(f"--aux {request.aux}: expected 0 or more branches")
     notes: list[str] = []
+    if request.weights is not None and request.preset is None and request.baseline is None:
+        request = _with_settings_of(request, request.weights)
+        notes.append(f"settings of {request.weights}; --preset or --baseline would choose others")
     data = request.data
     tiny = False
     if data is None and not _names_data(request):
@@ -103,6 +117,8 @@ def resolve(request: Request) -> Resolved:
         named["branches"] = branches
     if data is not None:
         named["data.path"] = str(data)
+    if request.weights is not None:
+        named["weights"] = str(request.weights.resolve())
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
     config = loaded.config.resolved()
@@ -114,11 +130,34 @@ def resolve(request: Request) -> Resolved:
     return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, path, tuple(notes))
 
 
+def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
+    """Return key path -> value of ``--set`` texts.
+
+    Raises:
+        ConfigError: a text is not ``key.path=value``.
+    """
+    return dict(map(parse_override, overrides))
+
+
 def branch_ks(count: int) -> tuple[int, ...]:
     """Return k of each of ``count`` branches: Table 4 where it has the number, else spread evenly from 6 down to 2."""
     if count in TABLE_4 or count == 0:
         return TABLE_4.get(count, ())
     return tuple(round(6 - 4 * i / (count - 1)) for i in range(count))
+
+
+def _with_settings_of(request: Request, weights: Path) -> Request:
+    """Return the request on top of the settings of the run that the weights come from."""
+    settings = weights / "config.yaml"
+    if not settings.is_file():
+        found = "a run directory brings its own" if weights.exists() else "nothing is there"
+        raise ConfigError(
+            f"--weights {weights}: it does not say which detector the weights are for ({found})",
+            "add --preset NAME, the one they were trained with, or check the path",
+        )
+    # How far that run went, and what it started from itself, says nothing about this one.
+    fresh = ("train.max_steps=null", "weights=null")
+    return replace(request, preset=str(settings), overrides=(*fresh, *request.overrides))
 
 
 def _names_data(request: Request) -> bool:

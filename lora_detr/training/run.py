@@ -9,17 +9,21 @@ from pathlib import Path
 
 import torch
 
+from lora_detr.branches import BranchedDetector
 from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError, LoraDetrError, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.models import TwoStageDetector
 from lora_detr.training.checkpoint import clean_stale, load_latest
-from lora_detr.training.data import read_splits
+from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World, is_main_process
+from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
+from lora_detr.training.resumption import changed
 from lora_detr.training.run_directory import RunDirectory, command_line, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
@@ -49,7 +53,7 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
     """
     config = resolved.loaded.config
     world = World.from_environment(config.train.device)
-    directory = RunDirectory(output or next_run(Path("runs"), Path(resolved.preset).name.removesuffix(".yaml")))
+    directory = RunDirectory(output or next_run(Path("runs"), resolved.run_name))
     for note in resolved.notes:
         display.line(note)
     if dry_run or not world.is_main:
@@ -66,9 +70,9 @@ def _start(
     try:
         splits = read_splits(resolved.data, config.data, overfit)
         seed_everything(config.train.seed, world.rank)
-        model = config.build_model(splits.categories.num_classes, load_weights=True)
+        model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display)
-        for line in summary_lines(trainer, resolved.preset, directory.path):
+        for line in summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run):
             display.line(line)
         if dry_run:
             return Finished(directory.path, None)
@@ -77,6 +81,8 @@ def _start(
             directory.write_text("command.txt", command_line() + "\n")
             directory.write_json("env.json", environment(world.device))
             directory.write_json("data_report.json", splits.report())
+            if initialised is not None:
+                directory.write_json("weights.json", initialised.to_json())
     except BaseException:
         if not dry_run and world.is_main:
             # Nothing was trained: leave no empty folder that would block the next try.
@@ -85,17 +91,23 @@ def _start(
     return _fit(trainer)
 
 
-def resume(run: Path, epochs: int | None, max_steps: int | None, display: Display) -> Finished:
-    """Continue a run from its last checkpoint, possibly for longer.
+def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[TwoStageDetector], Initialised | None]:
+    if config.weights is None:
+        return config.build_model(splits.categories.num_classes, load_weights=True), None
+    return build_from_weights(config, splits.categories, read_initial_weights(Path(config.weights)))
+
+
+def resume(run: Path, changes: Mapping[str, object], display: Display) -> Finished:
+    """Continue a run from its last checkpoint, possibly for longer or on another machine.
 
     Args:
         run: the run directory.
-        epochs: new number of epochs; None keeps it.
-        max_steps: new limit of steps; None keeps it.
+        changes: key path -> value of settings to change; see ``resumption.changed`` for those that may differ.
+            New ``train.epochs`` without ``train.max_steps`` lift the limit of steps.
         display: shows progress.
 
     Raises:
-        ConfigError: there is nothing to resume, or nothing left to do.
+        ConfigError: there is nothing to resume, nothing left to do, or a change would make it another run.
         LoraDetrError: whatever else the user can cause.
     """
     if not run.is_dir():
@@ -106,10 +118,10 @@ def resume(run: Path, epochs: int | None, max_steps: int | None, display: Displa
     directory.create(resume=True)
     # Every process reads; the main one also holds the folder and cleans up in it.
     with directory.lock() if is_main_process() else contextlib.nullcontext():
-        return _resume(directory, epochs, max_steps, display)
+        return _resume(directory, changes, display)
 
 
-def _resume(directory: RunDirectory, epochs: int | None, max_steps: int | None, display: Display) -> Finished:
+def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Display) -> Finished:
     run = directory.path
     if is_main_process():
         clean_stale(directory.checkpoints)
@@ -119,7 +131,7 @@ def _resume(directory: RunDirectory, epochs: int | None, max_steps: int | None, 
     if checkpoint is None:
         raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
     path = directory.checkpoints / f"step-{checkpoint.step:08d}"
-    config = _longer(stored_config(checkpoint, path), epochs, max_steps)
+    config = changed(stored_config(checkpoint, path), changes)
     world = World.from_environment(config.train.device)
     overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
     if config.data.path is None:
@@ -127,7 +139,7 @@ def _resume(directory: RunDirectory, epochs: int | None, max_steps: int | None, 
     splits = read_splits(Path(config.data.path), config.data, overfit)
     if checkpoint.state.get("data") != splits.fingerprints:
         raise ConfigError(
-            f"--resume {run}: {config.data.path} has changed since the run started (ids or sizes of its images)",
+            f"--resume {run}: {config.data.path} is not what the run started on (ids or sizes of its images differ)",
             "restore the data, or start a new run",
             code="C08",
         )
@@ -151,18 +163,6 @@ def _overfit_count(state: Mapping[str, object]) -> int:
     count = state.get("overfit")
     assert isinstance(count, int)
     return count
-
-
-def _longer(config: RunConfig, epochs: int | None, max_steps: int | None) -> RunConfig:
-    for option, value in (("--epochs", epochs), ("--max-steps", max_steps)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option} {value}: expected at least 1", "give a number of epochs or steps")
-    changes: dict[str, int | None] = {}
-    if epochs is not None:
-        changes["epochs"] = epochs
-    if max_steps is not None or epochs is not None:
-        changes["max_steps"] = max_steps
-    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
 def _fit(trainer: Trainer) -> Finished:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_detr.atomic_files import prepare_directory
+from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.branches import LoRABranch
 from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
 from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
@@ -143,6 +144,16 @@ def strip(
         seconds_before=seconds_before,
         seconds_after=seconds_after,
     )
+
+
+def write_report(report: StripReport, output: Path) -> None:
+    """Write ``strip_report.json`` beside the stripped file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(report.to_json(), indent=1)
+    write_file(output.with_name("strip_report.json"), (text + "\n").encode())
 
 
 def refuse_stripped(model: Path) -> None:

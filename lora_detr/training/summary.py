@@ -7,33 +7,69 @@ from pathlib import Path
 from lora_detr.config.run import RunConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.training.data import Splits
+from lora_detr.training.initial_weights import BACKBONE, Initialised
+from lora_detr.training.rehearsal import WORTHWHILE_STEPS, rehearse
 from lora_detr.training.trainer import Trainer
 
 
-def summary_lines(trainer: Trainer, preset: str, output: Path) -> list[str]:
-    """Return detector, branches, parameters, data, schedule and devices, a line or a few each."""
+def summary_lines(
+    trainer: Trainer, preset: str, output: Path, initialised: Initialised | None = None, *, measure: bool = False
+) -> list[str]:
+    """Return detector, branches, parameters, data, schedule, time and devices, a line or a few each.
+
+    Args:
+        trainer: about to start.
+        preset: name of the configuration.
+        output: run directory.
+        initialised: what was taken from ``--weights``.
+        measure: estimate the time of an epoch however short the run is.
+    """
     config, world = trainer.config, trainer.world
     detector = sum(p.numel() for p in trainer.model.detector.parameters())
     branches = sum(p.numel() for p in trainer.model.branches.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     backbone = config.model.backbone
-    rate, batch = config.train.optimizer, config.train.batch_size * config.train.accumulate * world.size
+    cost = rehearse(trainer) if measure or trainer.total_steps >= WORTHWHILE_STEPS else None
     return [
         f"preset      {preset}",
-        f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights)}), "
+        f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
         f"{config.model.encoder_layers} + {config.model.decoder_layers} layers, {config.model.num_queries} queries",
         *_branch_lines(config),
         f"parameters  {(detector + branches) / 1e6:.2f} M: {detector / 1e6:.2f} M stay after strip, "
         f"{branches / 1e6:.2f} M in branches; {trained / 1e6:.2f} M are trained",
+        *([f"frozen      {', '.join(config.train.freeze)}"] if config.train.freeze else []),
+        *_weights_lines(initialised),
         *_data_lines(trainer.splits),
-        f"schedule    {trainer.total_steps} steps ({trainer.steps_per_epoch} an epoch), global batch {batch} "
-        f"(lr {rate.lr:g} is meant for {rate.reference_batch}), {config.train.precision}",
+        f"schedule    {trainer.total_steps} steps ({trainer.steps_per_epoch} an epoch), {_rate(trainer)}, "
+        f"{config.train.precision}"
+        + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
+        *([] if cost is None else [f"time        {cost.describe(trainer.steps_per_epoch)}"]),
         f"device      {world.device}, {world.size} process{'es' if world.size > 1 else ''}",
         f"output      {output}",
     ]
 
 
-def _weights(name: str) -> str:
+def _rate(trainer: Trainer) -> str:
+    rate, batch = trainer.config.train.optimizer, trainer.global_batch
+    if batch == rate.reference_batch:
+        return f"global batch {batch}, lr {rate.lr:g}"
+    if rate.scale_lr == "none":
+        return f"global batch {batch}, lr {rate.lr:g} (meant for a batch of {rate.reference_batch}; --scale-lr adapts)"
+    return (
+        f"global batch {batch}, lr {rate.rate_for(batch):g} ({rate.lr:g} for {rate.reference_batch}, {rate.scale_lr})"
+    )
+
+
+def _weights_lines(initialised: Initialised | None) -> list[str]:
+    if initialised is None:
+        return []
+    first, *others = initialised.lines()
+    return [f"weights     {first}", *(f"            {line}" for line in others)]
+
+
+def _weights(name: str, initialised: Initialised | None) -> str:
+    if initialised is not None and not any(key.startswith(BACKBONE) for key in initialised.anew):
+        return "weights given"
     return "from scratch" if name == NONE else f"{name} weights"
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,23 +14,29 @@ from torch import nn
 from lora_detr.branches import BranchedDetector
 from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import BatchLoader
+from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.inference import collect
 from lora_detr.exact_weights import load_exact
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Batch, Images, Prediction
+from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoint, set_best
 from lora_detr.training.data import Splits, eval_loader, train_loader
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
+from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.metrics import RunningMean, append_line, append_row, epoch_record, step_record
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import restore_rng_state, rng_state
 from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
+
+if TYPE_CHECKING:
+    from lora_detr.training.tensorboard import TensorBoardLog
 
 
 class Trainer:
@@ -48,6 +55,7 @@ class Trainer:
     config: RunConfig
     splits: Splits
     model: BranchedDetector[TwoStageDetector]
+    average: WeightAverage | None
     criterion: Criterion
     # What trains it.
     world: World
@@ -59,6 +67,7 @@ class Trainer:
     # Where it is written.
     directory: RunDirectory
     display: Display
+    tensorboard: TensorBoardLog | None
     # Training state; all of it is in a checkpoint.
     step: int
     best: float
@@ -76,8 +85,13 @@ class Trainer:
         self.config, self.splits, self.directory = config, splits, directory
         self.world, self.display = world, display
         self.model = model.to(world.device)
+        freeze(self.model, config.train.freeze)
+        decay = config.train.ema_decay
+        self.average = None if decay is None else WeightAverage(self.model, decay)
         self.criterion = config.build_criterion()
-        self.optimizer = build_optimizer(self.model, config.train.optimizer)
+        self.global_batch = config.train.batch_size * config.train.accumulate * world.size
+        rate = config.train.optimizer.rate_for(self.global_batch)
+        self.optimizer = build_optimizer(self.model, config.train.optimizer, rate)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.stepper = Stepper(world.wrap(self.model), self.criterion, self.optimizer, config, world)
         self.loader = train_loader(splits, config, world)
@@ -86,7 +100,7 @@ class Trainer:
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.rate_factor = rate_factor(config.train.schedule, self.steps_per_epoch, self.total_steps)
-        self.step, self.best, self.saved = 0, -math.inf, None
+        self.step, self.best, self.saved, self.tensorboard = 0, -math.inf, None, None
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -96,6 +110,10 @@ class Trainer:
             OutputError: something cannot be written.
         """
         metrics = None
+        if self.config.train.tensorboard and self.world.is_main:
+            from lora_detr.training.tensorboard import TensorBoardLog  # an optional package
+
+            self.tensorboard = TensorBoardLog(self.directory.path / "tensorboard", self.step)
         self.display.begin(self.total_steps, self.step)
         try:
             while self.step < self.total_steps:
@@ -106,7 +124,10 @@ class Trainer:
                     metrics = self.evaluate()
                     self._save(metrics)
                     self._log_epoch(epoch, means, metrics)
+                    self._draw()
                 else:
+                    if self._is_kept(self.step):
+                        self._save(None)
                     self._log_epoch(epoch, means, None)
         except RuntimeError as error:
             # A worker that dies is reported by PyTorch out of any line of this process.
@@ -117,11 +138,13 @@ class Trainer:
         finally:
             self.display.end()
             self.loader.close()
+            if self.tensorboard is not None:
+                self.tensorboard.close()
         return metrics
 
     def _train_epoch(self, epoch: int) -> RunningMean:
         """Train to the end of an epoch or of the run, from wherever in the epoch ``step`` stands."""
-        self.model.train()
+        train_unfrozen(self.model, self.config.train.freeze)
         first = self.step - epoch * self.steps_per_epoch
         self.loader.set_epoch(epoch, first * self.config.train.accumulate)
         means = RunningMean()
@@ -133,6 +156,8 @@ class Trainer:
                 self._report_non_finite(error)
                 raise
             self.step += 1
+            if self.average is not None and not result.skipped:
+                self.average.update(self.model)
             means.add({"loss": result.loss, **{str(term.key): term.value for term in result.terms}})
             self._log_step(epoch, result)
             self.display.step(self.step, epoch, result.loss)
@@ -152,13 +177,21 @@ class Trainer:
             yield group
 
     def evaluate(self) -> CocoMetrics | None:
-        """Evaluate the detector, without its branches, and write ``eval/``; None where there is no validation split."""
+        """Evaluate the detector, without its branches, and write ``eval/``; None where there is no validation split.
+
+        With averaged weights it is these that are evaluated, since it is these that will be deployed.
+        """
         if self.splits.val is None:
             return None
-        self.model.eval()
+        evaluated = self.model if self.average is None else self.average.model
+        detector = evaluated.eval().detector
+
+        def predict(images: Images) -> Prediction:
+            return detector(images).prediction  # type: ignore[no-any-return]
+
         evaluator = CocoEvaluator(self.splits.val)
         collect(
-            self._predict,
+            predict,
             eval_loader(
                 self.splits.val,
                 self.config.deployment(self.splits.categories),
@@ -178,9 +211,6 @@ class Trainer:
         write_results(self.directory.evaluation, metrics, evaluator, f"step-{self.step:08d}")
         return metrics
 
-    def _predict(self, images: Images) -> Prediction:
-        return self.model.detector(images).prediction  # type: ignore[no-any-return]
-
     def restore(self, checkpoint: LoadedCheckpoint, source: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, step, random state and best result.
 
@@ -189,6 +219,11 @@ class Trainer:
         """
         load_exact(self.model, checkpoint.model, source)
         state = checkpoint.state
+        if self.average is not None:
+            updates = state.get("ema_updates")
+            if checkpoint.ema is None or not isinstance(updates, int):
+                raise CheckpointError(f"{source}: holds no averaged weights, but `train.ema_decay` is set", code="K08")
+            self.average.restore(checkpoint.ema, updates, source)
         plain = state["optimizer"]
         assert isinstance(plain, dict)
         self.optimizer.load_state_dict(unflatten_optimizer(checkpoint.optimizer, plain))
@@ -212,6 +247,7 @@ class Trainer:
             step=self.step,
             model=self.model.state_dict(),
             optimizer=tensors,
+            ema=None if self.average is None else self.average.model.state_dict(),
             state={
                 "config": self.config.model_dump(mode="json"),
                 "categories": self.splits.categories.to_json(),
@@ -222,12 +258,21 @@ class Trainer:
                 "metrics": None if metrics is None else metrics.to_json(),
                 "augment": self.splits.augment,
                 "overfit": None if self.splits.augment else len(self.splits.train),
+                "ema_updates": None if self.average is None else self.average.updates,
             },
             facts={"world_size": self.world.size},
         )
         if improved:
             set_best(self.directory.checkpoints, self.step)
-        prune(self.directory.checkpoints, self.config.train.keep_last, newest=self.step)
+        kept = [
+            step for step in range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch) if self._is_kept(step)
+        ]
+        prune(self.directory.checkpoints, self.config.train.keep_last, kept, newest=self.step)
+
+    def _is_kept(self, step: int) -> bool:
+        """Return whether the checkpoint of a step, which ends an epoch, is kept for good."""
+        every = self.config.train.keep_every
+        return every is not None and step % (every * self.steps_per_epoch) == 0
 
     def _log_step(self, epoch: int, result: StepResult) -> None:
         due = self.step % self.config.train.log_every == 0 or self.step in (1, self.total_steps)
@@ -239,6 +284,8 @@ class Trainer:
             record["skipped"] = True
             self.display.line(f"step {self.step}: gradient norm {result.gradient_norm}, update skipped")
         append_line(self.directory.metrics, record)
+        if self.tensorboard is not None:
+            self.tensorboard.step(record)
 
     def _log_epoch(self, epoch: int, means: RunningMean, metrics: CocoMetrics | None) -> None:
         if not self.world.is_main:
@@ -254,8 +301,22 @@ class Trainer:
         if metrics is not None:
             row = {"epoch": epoch + 1, "step": self.step, "time": int(time.time()), "loss": round(loss, 5), "lr": rate}
             append_row(self.directory.results, {**row, **metrics.values})
+            self.display.evaluated(metrics.values["AP"])
+            if self.tensorboard is not None:
+                self.tensorboard.epoch(self.step, metrics.values)
             text += f"  AP {metrics.values['AP']:.3f}  AP50 {metrics.values['AP50']:.3f}"
         self.display.line(text)
+
+    def _draw(self) -> None:
+        """Draw ``results.png``; a picture that cannot be written ends no run."""
+        if not self.world.is_main:
+            return
+        from lora_detr.training.plots import write_results_picture  # matplotlib is slow to import
+
+        try:
+            write_results_picture(self.directory)
+        except OutputError as error:
+            self.display.line(f"warning: {error.message}")
 
     def _report_non_finite(self, error: NonFiniteLossError) -> None:
         if self.world.is_main:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lora_detr.config.dump import as_tree, dump_aligned, dump_config
 from lora_detr.config.load import load_config
-from lora_detr.config.presets import PresetInfo, list_presets
+from lora_detr.config.presets import PresetInfo, list_presets, short_name
 from lora_detr.config.run import RunConfig
+from lora_detr.config.source import composition, find_source, load_source
+from lora_detr.config.tree import flatten
 from lora_detr.structures import Images, PaddedTargets, Target
 from lora_detr.training.optim import build_optimizer, group_parameters, rate_factor
 
@@ -41,6 +45,41 @@ def test_validates_by_name_and_by_stem(preset: PresetInfo) -> None:
     assert load_config(RunConfig, preset=preset.path.stem).config == config
     assert config.train.schedule.drop_epochs or config.train.schedule.drop_fractions
     assert all(drop < config.train.epochs for drop in config.train.schedule.drop_epochs)
+
+
+@per_preset
+def test_what_the_list_shows_of_it(preset: PresetInfo) -> None:
+    assert preset.title
+    assert load_source(RunConfig, find_source(short_name(preset, PRESETS))).config == load(preset)
+    # A published figure stands where the list finds it, and says that it is one.
+    assert preset.paper or "(published)" not in preset.description
+    assert all("(published)" in text for text in preset.paper if " AP" in text)
+
+
+@per_preset
+def test_its_file_is_valid_and_is_made_of_differences(preset: PresetInfo) -> None:
+    for name in (preset.name, str(preset.path)):
+        source = find_source(name)
+        assert load_source(RunConfig, source).config == load(preset)
+        base, _, count = composition(source).removesuffix("settings").rpartition(" + ")
+        assert base == "schema defaults" or base.removeprefix("preset ") in {other.path.stem for other in PRESETS}
+        assert 0 < int(count) < sum(1 for _ in flatten(as_tree(load(preset)))) / 2
+
+
+@per_preset
+def test_what_is_written_reads_back_as_preset_and_as_file(preset: PresetInfo, tmp_path: Path) -> None:
+    loaded = load_config(RunConfig, preset=preset.name)
+    texts = {
+        "plain": dump_config(loaded.config),
+        "commented": dump_config(loaded.config, loaded.origin),
+        "aligned": dump_aligned(as_tree(loaded.config), loaded.origin),
+    }
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text, encoding="utf-8")
+        assert load_config(RunConfig, preset=path).config == loaded.config
+        # Laid over another preset, a complete file leaves nothing of it.
+        assert load_config(RunConfig, preset="deformable-tiny-lora3", files=[path]).config == loaded.config
 
 
 @per_preset

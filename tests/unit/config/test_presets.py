@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.config.presets import configs_root, describe, find_preset, list_presets
+from lora_detr.config.presets import PresetInfo, configs_root, describe, find_preset, list_presets, short_name
 from lora_detr.errors import ConfigError
 
 
@@ -34,6 +34,34 @@ def test_description_is_the_header(root: Path) -> None:
 def test_find_by_name_and_by_stem(root: Path) -> None:
     assert find_preset("a/twin", root) == root / "a" / "twin.yaml"
     assert find_preset("only", root) == root / "b" / "only.yaml"
+
+
+def test_the_short_name_is_one_that_finds_the_same_preset(root: Path) -> None:
+    presets = list_presets(root)
+    names = [short_name(preset, presets) for preset in presets]
+    assert names == ["a/twin", "only", "b/twin", "base"]
+    assert [find_preset(name, root) for name in names] == [preset.path for preset in presets]
+
+
+def test_a_preset_that_is_named_as_another_in_a_folder_keeps_its_name(root: Path) -> None:
+    (root / "only.yaml").write_text("lr: 3\n")
+    presets = list_presets(root)
+    assert [short_name(preset, presets) for preset in presets] == ["a/twin", "b/only", "b/twin", "base", "only"]
+
+
+@pytest.mark.parametrize(
+    ("header", "title", "paper"),
+    [
+        ("", "", ()),
+        ("One line.", "One line.", ()),
+        ("A sentence that\ngoes on.\nPaper: Table 2: 43.7 AP.", "A sentence that ...", ("Table 2: 43.7 AP.",)),
+        ("A.\nPaper: Table 2,\nlast row: 49 AP.\nCommand: x", "A.", ("Table 2, last row: 49 AP.",)),
+        ("A.\nPaper: one.\nPaper: two.\n\nPaper is white.", "A.", ("one.", "two.")),
+    ],
+)
+def test_title_and_published_figures_come_from_the_description(header: str, title: str, paper: tuple[str, ...]) -> None:
+    preset = PresetInfo("any", Path("any.yaml"), header)
+    assert (preset.title, preset.paper) == (title, paper)
 
 
 def test_unknown_preset_suggests_and_lists(root: Path) -> None:

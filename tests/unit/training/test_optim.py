@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -54,11 +56,30 @@ def test_a_rule_that_matches_nothing_is_an_error(config: OptimizerConfig, key: s
     assert NAMES[0] in caught.value.remedy
 
 
-def test_a_rule_for_a_frozen_part_is_an_error() -> None:
+def test_a_rule_for_a_frozen_part_is_no_mistake() -> None:
+    # The rules of a preset stay as they are when somebody freezes its backbone.
     model = nn.ModuleDict({"frozen": nn.Linear(2, 2).requires_grad_(False), "trained": nn.Linear(2, 2)})
-    assert len(build_optimizer(model, rules(("trained.*", 0.1))).param_groups) == 1
-    with pytest.raises(ConfigError, match="frozen"):
-        build_optimizer(model, rules(("frozen.*", 0.1)))
+    optimizer = build_optimizer(model, rules(("frozen.*", 0.1)))
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    with pytest.raises(ConfigError, match="frozne"):
+        build_optimizer(model, rules(("frozne.*", 0.1)))
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), rules())
+
+
+@pytest.mark.parametrize(
+    ("scale", "batch", "expected"),
+    [("none", 64, 1e-3), ("linear", 64, 4e-3), ("sqrt", 64, 2e-3), ("linear", 8, 5e-4), ("linear", 16, 1e-3)],
+)
+def test_the_rate_follows_the_global_batch_when_asked_to(
+    scale: Literal["none", "linear", "sqrt"], batch: int, expected: float
+) -> None:
+    config = OptimizerConfig(lr=1e-3, reference_batch=16, scale_lr=scale)
+    assert config.rate_for(batch) == pytest.approx(expected)
 
 
 def test_every_parameter_of_the_detector_is_in_one_group_at_its_rate() -> None:

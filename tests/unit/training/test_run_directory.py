@@ -52,7 +52,7 @@ def test_k01_resume_goes_past_damaged_checkpoints_and_saves_again(
         shutil.copytree(kept, later)
         damage(later)
     shown = Lines()
-    finished = run.resume(directory, None, 12, shown)
+    finished = run.resume(directory, {"train.max_steps": 12}, shown)
     assert finished.metrics is not None
     assert (directory / "checkpoints" / "step-00000012" / "MANIFEST.json").exists()
     assert sum(line.startswith("skipped: ") for line in shown.lines) == 2

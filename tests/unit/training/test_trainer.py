@@ -70,7 +70,7 @@ def test_r2_a_resumed_run_equals_an_uninterrupted_one(
     directory = small_runs.train(shapes_tiny, tmp_path / "run", f"train.max_steps={stop}").directory
     assert len(losses(directory)) == stop
     torch.manual_seed(123)  # a new process starts from another state
-    finished = run.resume(directory, None, 12, Lines())
+    finished = run.resume(directory, {"train.max_steps": 12}, Lines())
     assert losses(directory) == losses(small_run)
     for name in ("model.safetensors", "optim.safetensors"):
         assert same_bits(weights(directory, 12, name), weights(small_run, 12, name))
@@ -82,13 +82,13 @@ def test_r2_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_resuming_for_more_epochs(own_run: Path) -> None:
-    finished = run.resume(own_run, 3, None, lines := Lines())
+    finished = run.resume(own_run, {"train.epochs": 3}, lines := Lines())
     assert lines.lines[0] == f"resuming {own_run} at step 12 of 18"
     assert finished.directory == own_run
     assert [record["step"] for record in read_lines(own_run / "metrics.jsonl")] == list(range(1, 19))
     assert [record["epoch"] for record in read_lines(own_run / "log.txt")] == [0, 1, 2]
     with pytest.raises(ConfigError, match="has done all of its 18 steps"):
-        run.resume(own_run, None, None, Lines())
+        run.resume(own_run, {}, Lines())
 
 
 def test_a_run_without_branches_is_trained_by_the_same_code(shapes_tiny: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_run_directory_holds_what_the_documentation_lists(small_run: Path) -
         *(f"checkpoints/step-{step:08d}/{part}" for step in (6, 12) for part in parts),
         *("command.txt", "config.yaml", "data_report.json", "env.json", "exit.json", ".lock"),
         *(f"eval/{name}" for name in ("metrics.json", "per_class.csv", "predictions.json")),
-        *("log.txt", "metrics.jsonl", "results.csv"),
+        *("log.txt", "metrics.jsonl", "results.csv", "results.png"),
     }
 
 
@@ -210,8 +210,8 @@ def test_c08_data_that_changed_since_is_refused(data: Path, tmp_path: Path) -> N
     gone = changed["images"].pop()["id"]
     changed["annotations"] = [row for row in changed["annotations"] if row["image_id"] != gone]
     path.write_text(json.dumps(changed))
-    with pytest.raises(ConfigError, match="has changed since the run started") as caught:
-        run.resume(directory, None, 4, Silent())
+    with pytest.raises(ConfigError, match="is not what the run started on") as caught:
+        run.resume(directory, {"train.max_steps": 4}, Silent())
     assert (caught.value.exit_code, caught.value.code) == (2, "C08")
     assert content(directory) == before
 
@@ -219,7 +219,7 @@ def test_c08_data_that_changed_since_is_refused(data: Path, tmp_path: Path) -> N
 def test_c10_resuming_nothing(tmp_path: Path) -> None:
     for directory in (tmp_path / "absent", tmp_path):
         with pytest.raises(ConfigError) as caught:
-            run.resume(directory, None, None, Silent())
+            run.resume(directory, {}, Silent())
         assert (caught.value.exit_code, caught.value.code) == (2, "C10")
 
 
@@ -227,7 +227,7 @@ def test_c10_resuming_where_every_checkpoint_is_broken(own_run: Path) -> None:
     for path in (own_run / "checkpoints").glob("step-*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError) as caught:
-        run.resume(own_run, 3, None, Silent())
+        run.resume(own_run, {"train.epochs": 3}, Silent())
     assert caught.value.exit_code == 4
 
 
@@ -255,7 +255,7 @@ def test_overfitting_trains_and_evaluates_on_the_first_images_with_objects(shape
     counted = sum(row.objects for row in finished.metrics.per_class)
     assert counted == sum(len(record.category_ids) for record in chosen)
     assert any("the same 3 images, without augmentation" in line for line in lines.lines)
-    run.resume(finished.directory, None, 3, Silent())  # on the same three images
+    run.resume(finished.directory, {"train.max_steps": 3}, Silent())  # on the same three images
     assert state(finished.directory, 3)["data"] == stored["data"]
 
 

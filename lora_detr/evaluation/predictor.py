@@ -1,0 +1,275 @@
+"""Find objects in single images: from a file or an array to boxes, names and scores."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from lora_detr.data.categories import UNUSED, CategoryMap
+from lora_detr.data.images import decode_file, decode_pillow
+from lora_detr.data.loader import Sample, collate
+from lora_detr.evaluation.deployed import DeploymentConfig
+from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
+from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.models import TwoStageDetector
+from lora_detr.structures import Detections, Target
+
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+"""A file, an image of Pillow, or pixels as uint8 in RGB: an array [H, W, 3] or a tensor [3, H, W]."""
+
+EXPECTED = "a path, a Pillow image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W], in RGB"
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The objects found in one image, n of them, best first; n may be 0.
+
+    Attributes:
+        boxes_xyxy_pixels: float32 [n, 4] in pixels of the image as it is shown (EXIF orientation applied), clipped to
+            it; every box has a width and a height.
+        scores: float32 [n] in [0, 1].
+        labels: int64 [n], 0..K-1.
+        category_ids: original category id of each object.
+        names: of the class of each object.
+        size: (height, width) of the image in pixels.
+        source: the image as it was given; kept for ``draw`` and not copied.
+    """
+
+    boxes_xyxy_pixels: Tensor
+    scores: Tensor
+    labels: Tensor
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    source: ImageSource
+
+    def __len__(self) -> int:
+        """Return how many objects were found."""
+        return len(self.names)
+
+    def describe(self) -> str:
+        """Return the counts in words, such as ``3 objects (rbc 2, wbc 1)``; the most frequent class first."""
+        counts = Counter(zip(self.labels.tolist(), self.names, strict=True))
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{name} {count}" for (_, name), count in ordered)
+        return f"{len(self)} object{'' if len(self) == 1 else 's'}" + (f" ({listed})" if listed else "")
+
+    def to_coco(self, image_id: int, first_id: int = 1) -> list[dict[str, Any]]:
+        """Return the objects as annotations of a COCO file, each with a score, best first.
+
+        Args:
+            image_id: of this image.
+            first_id: id of the first annotation; the others count on from it.
+        """
+        annotations = []
+        entries = zip(self.boxes_xyxy_pixels.tolist(), self.scores.tolist(), self.category_ids, strict=True)
+        for i, ((x1, y1, x2, y2), score, category_id) in enumerate(entries, start=first_id):
+            width, height = x2 - x1, y2 - y1
+            annotations.append(
+                {
+                    "id": i,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": [x1, y1, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+        return annotations
+
+    def labelled_boxes(self) -> list[LabelledBox]:
+        """Return the objects in the form in which they are drawn."""
+        entries = zip(
+            self.boxes_xyxy_pixels.tolist(), self.labels.tolist(), self.names, self.scores.tolist(), strict=True
+        )
+        return [LabelledBox(x1, y1, x2, y2, label, name, score) for (x1, y1, x2, y2), label, name, score in entries]
+
+    def draw(self) -> Image.Image:
+        """Return the image with the objects drawn on it; a small one is enlarged (see ``drawing.draw_boxes``).
+
+        Raises:
+            DataError: the file can no longer be read.
+            ValueError: the image is of another size by now.
+        """
+        pixels = read_source(self.source)
+        if tuple(pixels.shape[1:]) != self.size:
+            found, expected = " x ".join(map(str, pixels.shape[1:])), " x ".join(map(str, self.size))
+            raise ValueError(f"the image is {found} pixels high and wide; it was {expected} when objects were sought")
+        return draw_boxes(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), self.labelled_boxes())
+
+
+class Predictor:
+    """A detector with everything around it: preparation of images, selection, and the names of its classes.
+
+    Args:
+        detector: without branches; put on the device and in evaluation mode.
+        config: its input and classes.
+        device: where to compute; results are on the CPU.
+    """
+
+    def __init__(self, detector: TwoStageDetector, config: DeploymentConfig, device: torch.device) -> None:
+        self.detector = detector.to(device).eval()
+        self.config = config
+        self.device = device
+        self._transform = config.transform.build(config.mean, config.std)
+
+    @property
+    def categories(self) -> CategoryMap:
+        """Original id and name of every label."""
+        return self.config.categories
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each label 0..K-1; ``N/A`` for a label that stands for nothing and is never predicted."""
+        return self.config.category_names
+
+    def predict(self, image: ImageSource, score: float = 0.3, nms_iou: float | None = None) -> ImagePrediction:
+        """Find the objects of one image.
+
+        Args:
+            image: path of a file; image of Pillow; uint8 array [H, W, 3]; or uint8 tensor [3, H, W] on any device.
+                All in RGB. The EXIF orientation of a file or a Pillow image is applied.
+            score: least score of an object, in [0, 1]; 0 gives as many objects as the model keeps of an image.
+            nms_iou: suppress objects that overlap a better one of their class by more than this, in [0, 1]; None for
+                no suppression, as DETR is meant to be used.
+
+        Raises:
+            DataError: the image cannot be read.
+            TypeError: ``image`` is none of these, or its pixels are not uint8.
+            ValueError: it has the wrong shape, or a number is out of its range.
+        """
+        return next(self.predict_many([image], score, nms_iou))
+
+    def predict_many(
+        self, images: Iterable[ImageSource], score: float = 0.3, nms_iou: float | None = None, *, batch_size: int = 1
+    ) -> Iterator[ImagePrediction]:
+        """Find the objects of several images, in their order; each batch is read and computed when it is asked for.
+
+        Images of different sizes are padded to one size where a batch has several, which changes the last digits of
+        their scores.
+
+        Args:
+            images: see ``predict``; may be empty, and may be endless.
+            score: see ``predict``.
+            nms_iou: see ``predict``.
+            batch_size: images of one forward pass, at least 1.
+
+        Raises:
+            DataError: an image cannot be read; likewise while iterating.
+            TypeError: ``images`` is one image, or an entry is none.
+            ValueError: an entry has the wrong shape, or a number is out of its range.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise TypeError(f"expected several images, found one ({type(images).__name__}); use predict for one")
+        if not 0 <= score <= 1:
+            raise ValueError(f"score must be in [0, 1], found {score}")
+        if nms_iou is not None and not 0 <= nms_iou <= 1:
+            raise ValueError(f"nms_iou must be in [0, 1] or None, found {nms_iou}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        return self._batches(iter(images), score, nms_iou, batch_size)
+
+    def _batches(
+        self, images: Iterator[ImageSource], score: float, nms_iou: float | None, batch_size: int
+    ) -> Iterator[ImagePrediction]:
+        while batch := list(islice(images, batch_size)):
+            yield from self._batch(batch, score, nms_iou)
+
+    @torch.no_grad()
+    def _batch(self, sources: Sequence[ImageSource], score: float, nms_iou: float | None) -> list[ImagePrediction]:
+        samples = [self._sample(read_source(source)) for source in sources]
+        batch = collate(samples, self.config.size_divisor)
+        sizes = [target.original_size for target in batch.targets]
+        prediction = self.detector(batch.images.to(self.device)).prediction
+        found = postprocess(prediction, torch.tensor(sizes), max_detections=self.config.max_detections, nms_iou=nms_iou)
+        results = zip(sources, sizes, found, strict=True)
+        return [self._select(source, size, detections, score) for source, size, detections in results]
+
+    def _sample(self, pixels: tv_tensors.Image) -> Sample:
+        no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        height, width = pixels.shape[1:]
+        # The transform of an evaluation draws nothing from the generator.
+        prepared, boxes, labels = self._transform(pixels, no_boxes, no_labels, torch.Generator())
+        return prepared, Target(boxes, labels, 0, (height, width))
+
+    def _select(self, source: ImageSource, size: tuple[int, int], found: Detections, score: float) -> ImagePrediction:
+        """Return the detections that reach the score, have a name, and lie at least partly inside the image."""
+        boxes, scores, labels = (part.cpu() for part in (found.boxes_xyxy_pixels, found.scores, found.labels))
+        height, width = size
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        named = torch.tensor([name != UNUSED for name in self.classes])
+        kept = (scores >= score) & named[labels] & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        labels = labels[kept]
+        return ImagePrediction(
+            boxes[kept],
+            scores[kept],
+            labels,
+            tuple(self.config.category_ids[label] for label in labels.tolist()),
+            tuple(self.classes[label] for label in labels.tolist()),
+            size,
+            source,
+        )
+
+
+def read_source(image: ImageSource) -> tv_tensors.Image:
+    """Return the pixels of an image, uint8 [3, H, W] in RGB on the CPU; see ``Predictor.predict``.
+
+    Raises:
+        DataError: a file or a Pillow image cannot be read.
+        TypeError: ``image`` is no image, or its pixels are not uint8.
+        ValueError: its shape is wrong or empty.
+    """
+    if isinstance(image, str | os.PathLike):
+        return decode_file(Path(image))
+    if isinstance(image, Image.Image):
+        return decode_pillow(image)
+    if isinstance(image, np.ndarray):
+        _check(str(image.dtype), image.shape, channels=2, layout="array [H, W, 3]")
+        # Copied: torch can neither share an array that is read-only nor one that runs backwards, such as BGR turned.
+        return tv_tensors.Image(torch.from_numpy(image.copy()).permute(2, 0, 1))
+    if isinstance(image, Tensor):
+        _check(str(image.dtype).removeprefix("torch."), tuple(image.shape), channels=0, layout="tensor [3, H, W]")
+        return tv_tensors.Image(image.detach().cpu())
+    raise TypeError(f"expected {EXPECTED}; found {type(image).__name__}")
+
+
+def coco_document(
+    categories: CategoryMap, predictions: Sequence[ImagePrediction], image_ids: Sequence[int], file_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return predictions as a whole COCO file, which ``pycocotools`` and labelling tools can read.
+
+    Args:
+        categories: of the model; labels that stand for nothing are left out.
+        predictions: one an image; may be empty.
+        image_ids: of each image, all different.
+        file_names: of each image.
+    """
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for prediction, image_id, file_name in zip(predictions, image_ids, file_names, strict=True):
+        height, width = prediction.size
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        annotations += prediction.to_coco(image_id, first_id=len(annotations) + 1)
+    named = [{"id": category_id, "name": name} for category_id, name in categories.names_by_id.items()]
+    return {"images": images, "annotations": annotations, "categories": named}
+
+
+def _check(dtype: str, shape: tuple[int, ...], *, channels: int, layout: str) -> None:
+    found = f"found {dtype} {list(shape)}"
+    if dtype != "uint8":
+        raise TypeError(f"expected a uint8 {layout} with values 0 to 255, {found}")
+    if len(shape) != 3 or shape[channels] != 3 or 0 in shape:
+        raise ValueError(f"expected a uint8 {layout} in RGB, {found}")

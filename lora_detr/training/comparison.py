@@ -1,0 +1,60 @@
+"""A picture that shows what a detector finds on a split, beside what is there."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from lora_detr.atomic_files import write_file
+from lora_detr.data.coco import CocoSplit, ImageRecord
+from lora_detr.data.images import read_image
+from lora_detr.evaluation.drawing import LabelledBox, contact_sheet, side_by_side
+from lora_detr.evaluation.predictor import Predictor
+
+# Two pairs of panels a row fill a page without shrinking small images.
+COLUMNS = 2
+
+
+def write_comparison(path: Path, predictor: Predictor, split: CocoSplit, count: int, score: float) -> int:
+    """Write ground truth and predictions of some images, side by side, into one PNG file.
+
+    Args:
+        path: file to write, replaced when it exists.
+        predictor: finds the objects.
+        split: labelled as the predictor; its first images with objects are shown.
+        count: of images, at least 1.
+        score: least score of an object that is drawn, in [0, 1].
+
+    Returns:
+        How many images are shown: fewer where fewer have objects; with none nothing is written.
+
+    Raises:
+        DataError: an image cannot be read.
+        OutputError: the file cannot be written.
+    """
+    records = [record for record in split.records if len(record.category_ids)][:count]
+    if not records:
+        return 0
+    pairs = [_pair(record, predictor, split, score) for record in records]
+    content = io.BytesIO()
+    contact_sheet(pairs, columns=COLUMNS).save(content, "PNG", optimize=True)
+    write_file(path, content.getvalue())
+    return len(records)
+
+
+def _pair(record: ImageRecord, predictor: Predictor, split: CocoSplit, score: float) -> Image.Image:
+    pixels = read_image(record).permute(1, 2, 0).contiguous().numpy()
+    found = predictor.predict(pixels, score)
+    return side_by_side(Image.fromarray(pixels), _truth(record, split), found.labelled_boxes())
+
+
+def _truth(record: ImageRecord, split: CocoSplit) -> list[LabelledBox]:
+    categories = split.categories
+    labels = [categories.label_of(category_id) for category_id in record.category_ids.tolist()]
+    boxes = record.boxes_xyxy_pixels.tolist()
+    return [
+        LabelledBox(x1, y1, x2, y2, label, categories.names[label])
+        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True)
+    ]

@@ -1,0 +1,198 @@
+"""Start a run from weights that exist: what fits is taken, the rest starts anew and is listed, nothing silently."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_detr.branches import BranchedDetector
+from lora_detr.config.run import RunConfig
+from lora_detr.data.categories import CategoryMap
+from lora_detr.errors import CheckpointError
+from lora_detr.evaluation.deployed import read_file
+from lora_detr.models import TwoStageDetector
+from lora_detr.tensor_files import first_non_finite
+from lora_detr.training.checkpoint import load_checkpoint, resolve_checkpoint
+from lora_detr.training.official_keys import to_ours
+
+CLASS_HEADS = "detector.heads.classes."
+BACKBONE = "detector.backbone."
+OFFICIAL_SUFFIXES = (".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of another training.
+
+    Attributes:
+        source: what they are called in messages.
+        tensors: by the names of ``BranchedDetector.state_dict()``.
+        categories: what their class heads predict; None when the file does not say.
+    """
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    categories: CategoryMap | None
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What was taken over, and what was not.
+
+    Attributes:
+        source: where from.
+        taken: names of the tensors that were copied.
+        anew: name -> reason, of tensors of the model that start anew.
+        unused: names of tensors that the model has no place for.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    anew: Mapping[str, str]
+    unused: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return a summary line and one for each part that starts anew or is not used."""
+        total = len(self.taken) + len(self.anew)
+        lines = [f"{len(self.taken)} of {total} tensors from {self.source}"]
+        groups: dict[tuple[str, str], int] = {}
+        for name, reason in self.anew.items():
+            groups[_part(name), reason] = groups.get((_part(name), reason), 0) + 1
+        lines += [f"starts anew: {part} ({count} tensors): {reason}" for (part, reason), count in groups.items()]
+        dropped: dict[str, int] = {}
+        for name in self.unused:
+            dropped[_part(name)] = dropped.get(_part(name), 0) + 1
+        lines += [f"not used: {part} ({count} tensors): the model has none" for part, count in dropped.items()]
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        """Return all names."""
+        return {
+            "source": self.source,
+            "taken": list(self.taken),
+            "anew": dict(self.anew),
+            "unused": list(self.unused),
+        }
+
+
+def read_initial_weights(path: Path) -> InitialWeights:
+    """Read the weights of a run (its best checkpoint), a checkpoint, a stripped file or an official ``.pth``.
+
+    Averaged weights are taken where a checkpoint has them.
+
+    Raises:
+        CheckpointError: there is nothing, or it cannot be read.
+    """
+    if path.is_dir():
+        folder = resolve_checkpoint(path)
+        checkpoint = load_checkpoint(folder, with_optimizer=False)
+        categories = CategoryMap.from_json(checkpoint.state.get("categories"))
+        return InitialWeights(f"{path} ({folder.name})", checkpoint.ema or checkpoint.model, categories)
+    if path.suffix in OFFICIAL_SUFFIXES and path.is_file():
+        return InitialWeights(str(path), _read_official(path), None)
+    if path.suffix != ".safetensors" and path.exists():
+        raise CheckpointError(
+            f"--weights {path}: expected a run, a checkpoint folder, a stripped .safetensors file or an official .pth",
+            "give one of these",
+        )
+    tensors, config = read_file(path)
+    return InitialWeights(str(path), {f"detector.{name}": t for name, t in tensors.items()}, config.categories)
+
+
+def build_from_weights(
+    config: RunConfig, categories: CategoryMap, weights: InitialWeights
+) -> tuple[BranchedDetector[TwoStageDetector], Initialised]:
+    """Build the model of a run and copy into it what fits.
+
+    A tensor fits if name and shape do. Class heads fit only if they predict the same classes in the same order: a head
+    for other classes would start from answers that are wrong. Weights without a list of classes are taken by shape.
+    A backbone that does not come with the weights is loaded as the configuration says.
+
+    Args:
+        config: of the run.
+        categories: labels of the run.
+        weights: to start from.
+
+    Raises:
+        CheckpointError: nothing fits, or the backbone's own weights are needed and cannot be had.
+    """
+    model = config.build_model(categories.num_classes, load_weights=False)
+    report = _compare(model, categories, weights)
+    if any(name.startswith(BACKBONE) for name in report.anew):
+        model = config.build_model(categories.num_classes, load_weights=True)
+    if not report.taken:
+        raise CheckpointError(
+            f"--weights {weights.source}: none of its {len(weights.tensors)} tensors fits the model",
+            "give the --preset it was trained with",
+            code="K08",
+        )
+    model.load_state_dict({name: weights.tensors[name] for name in report.taken}, strict=False)
+    return model, report
+
+
+def _compare(
+    model: BranchedDetector[TwoStageDetector], categories: CategoryMap, weights: InitialWeights
+) -> Initialised:
+    own = model.state_dict()
+    same_classes = weights.categories is None or weights.categories.names == categories.names
+    taken, anew = [], {}
+    for name, tensor in own.items():
+        other = weights.tensors.get(name)
+        if other is None:
+            anew[name] = "not in the file"
+        elif name.startswith(CLASS_HEADS) and not same_classes:
+            assert weights.categories is not None
+            anew[name] = f"the file's classes are {_classes(weights.categories)}, the data's {_classes(categories)}"
+        elif other.shape != tensor.shape:
+            anew[name] = "other shapes in the file"
+        else:
+            taken.append(name)
+    return Initialised(weights.source, tuple(taken), anew, tuple(n for n in weights.tensors if n not in own))
+
+
+def _classes(categories: CategoryMap) -> str:
+    names = list(categories.names_by_id.values())
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _part(name: str) -> str:
+    """Return the part of the model a tensor belongs to, such as ``detector.heads.classes``."""
+    return ".".join(_without_leaf(name.split("."))[:3])
+
+
+def _without_leaf(pieces: Sequence[str]) -> list[str]:
+    """Return the names of modules alone: no index of a layer, no ``weight`` or ``bias``."""
+    kept = []
+    for piece in pieces[:-1] or pieces:
+        if piece.isdigit():
+            break
+        kept.append(piece)
+    return kept
+
+
+def _read_official(path: Path) -> dict[str, Tensor]:
+    """Read an official ``.pth`` of the Deformable family: tensors only, nothing in it is executed."""
+    try:
+        # Official files hold their command line beside the weights; a Namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read as tensors: {reason}", "give a .pth that holds tensors only", code="K05"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: holds no weights", "give a file with a 'model' of named tensors", code="K05")
+    named = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    fault = first_non_finite(named)
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault}", "use another copy", code="K10")
+    return {to_ours(name) or name: tensor for name, tensor in named.items()}

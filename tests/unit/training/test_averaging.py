@@ -1,0 +1,111 @@
+"""The running average of weights: its arithmetic, and that it is what a run evaluates, saves, resumes and deploys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_detr.errors import CheckpointError
+from lora_detr.tensor_files import read_tensors
+from lora_detr.training import run
+from lora_detr.training.averaging import WeightAverage
+from lora_detr.training.evaluate import evaluate_model
+from lora_detr.training.opened import open_run
+from tests import small_runs
+from tests.small_runs import Lines
+
+EMA = ("train.ema_decay=0.9", "train.max_steps=8")
+
+
+@pytest.fixture(scope="module")
+def averaged_run(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps with averaged weights. Shared: do not write into it."""
+    return small_runs.train(shapes_tiny, tmp_path_factory.mktemp("ema") / "run", *EMA).directory
+
+
+def part(directory: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    return read_tensors(directory / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")[0]
+
+
+def test_the_average_follows_its_formula() -> None:
+    model = small_runs.config().build_model(3, load_weights=False)
+    average = WeightAverage(model, 0.5)
+    name, weight = next(iter(model.named_parameters()))
+    expected = weight.detach().clone()
+    for n in range(6):
+        with torch.no_grad():
+            weight.add_(1.0)
+        average.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    assert average.updates == 6
+    torch.testing.assert_close(dict(average.model.named_parameters())[name].detach(), expected)
+    assert not torch.equal(expected, weight)
+
+
+def test_buffers_are_copied_and_nothing_of_the_average_is_trained() -> None:
+    model = small_runs.config().build_model(3, load_weights=False)
+    average = WeightAverage(model, 0.9)
+    model.register_buffer("seen", torch.zeros(1))
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_checkpoint_holds_both_and_the_average_is_what_is_used(averaged_run: Path) -> None:
+    raw, average = part(averaged_run, 8, "model"), part(averaged_run, 8, "ema")
+    assert raw.keys() == average.keys()
+    differing = [name for name in raw if not torch.equal(raw[name], average[name])]
+    assert any(name.startswith("detector.heads") for name in differing)
+    for ema, expected in ((True, average), (False, raw)):
+        opened = open_run(averaged_run, "last", ema=ema)
+        assert opened.averaged is ema
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.model.state_dict().items())
+
+
+def test_a_run_reports_the_average_and_eval_repeats_it(averaged_run: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    stored = json.loads((averaged_run / "eval" / "metrics.json").read_text())
+    again = evaluate_model(averaged_run, say=lines.append, which="last", workers=0)
+    assert {"checkpoint": "step-00000008", **again.to_json()} == stored
+    assert lines == ["step-00000008, averaged weights: 6 images of instances_val.json"]
+    evaluate_model(
+        averaged_run, say=lines.append, which="last", workers=0, ema=False, predictions=tmp_path / "raw.json"
+    )
+    assert lines[1].startswith("step-00000008: ")
+    assert (tmp_path / "raw.json").read_text() != (averaged_run / "eval" / "predictions.json").read_text()
+    # Raw weights are not what the run reports, so its folder stays as it was.
+    assert json.loads((averaged_run / "eval" / "metrics.json").read_text()) == stored
+
+
+def test_the_average_does_not_change_what_is_trained(averaged_run: Path, shapes_tiny: Path, tmp_path: Path) -> None:
+    plain = small_runs.train(shapes_tiny, tmp_path / "plain", "train.max_steps=8").directory
+    assert not (plain / "checkpoints" / "step-00000008" / "ema.safetensors").exists()
+    raw, other = part(averaged_run, 8, "model"), part(plain, 8, "model")
+    assert all(torch.equal(raw[name], other[name]) for name in raw)
+
+
+def test_r2_a_resumed_average_equals_an_uninterrupted_one(
+    averaged_run: Path, shapes_tiny: Path, tmp_path: Path
+) -> None:
+    directory = small_runs.train(shapes_tiny, tmp_path / "run", EMA[0], "train.max_steps=5").directory
+    run.resume(directory, {"train.max_steps": 8}, Lines())
+    for name in ("model", "ema", "optim"):
+        found, expected = part(directory, 8, name), part(averaged_run, 8, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def test_a_checkpoint_without_the_average_is_not_resumed_as_one_with_it(averaged_run: Path, own_run: Path) -> None:
+    # Not reachable through the command line, which refuses to change `train.ema_decay`.
+    opened = open_run(own_run, "last", with_optimizer=True)
+    settings = small_runs.config("train.ema_decay=0.9")
+    data = small_runs.splits_of(Path(opened.config.data.path or ""), settings)
+    from lora_detr.training.run_directory import RunDirectory
+    from lora_detr.training.trainer import Trainer
+
+    model = settings.build_model(data.categories.num_classes, load_weights=False)
+    trainer = Trainer(settings, data, model, RunDirectory(own_run), small_runs.ALONE, Lines())
+    with pytest.raises(CheckpointError, match="holds no averaged weights"):
+        trainer.restore(opened.checkpoint, opened.path)
