@@ -70,8 +70,10 @@ class Splits:
         return {"train": self.train.fingerprint, "val": None if self.val is None else self.val.fingerprint}
 
     def report(self) -> dict[str, object]:
-        """Return the counts of both splits for ``data_report.json``."""
+        """Return the counts of both annotation files for ``data_report.json``, and how many images overfitting takes."""
         report: dict[str, object] = {"train": self.train.report.to_json()}
+        if not self.augment:
+            return {**report, "overfit": len(self.train)}
         if self.val is not None:
             report["val"] = self.val.report.to_json()
         return report

@@ -248,7 +248,7 @@ def _draw_curves(axes: Axes, steps: Values, curves: Mapping[str, Values], *, exa
         axes.plot(steps[kept], smooth[kept], color=colour, ls=dashes, lw=1.8, marker=marker, ms=3.5, label=label)
         shown += [*np.nanpercentile(values, (1, 99)), np.nanmin(smooth), np.nanmax(smooth)]
     if axes.get_yscale() == "linear":
-        # A few wild steps must not flatten the rest of the curve.
+        # A wild step may leave the panel; the moving mean may not.
         margin = 0.06 * (max(shown) - min(shown)) or 0.06 * abs(max(shown)) or 0.06
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     if len(curves) > 1:

@@ -24,7 +24,7 @@ from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
 from lora_detr.training.resumption import changed
-from lora_detr.training.run_directory import RunDirectory, command_line, environment, next_run
+from lora_detr.training.run_directory import RunDirectory, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
 from lora_detr.training.trainer import Trainer
@@ -77,8 +77,9 @@ def _start(
         if dry_run:
             return Finished(directory.path, None)
         if world.is_main:
+            directory.prepare_for(trainer.checkpoint_bytes)
             directory.write_text("config.yaml", dump_config(config, resolved.loaded.origin))
-            directory.write_text("command.txt", command_line() + "\n")
+            directory.add_command()
             directory.write_json("env.json", environment(world.device))
             directory.write_json("data_report.json", splits.report())
             if initialised is not None:
@@ -153,7 +154,9 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
             "raise --epochs or --max-steps",
         )
     if world.is_main:
+        directory.prepare_for(trainer.checkpoint_bytes)
         cut_back(directory.metrics, directory.log, directory.results, step=trainer.step)
+        directory.add_command()
     display.line(f"resuming {run} at step {trainer.step} of {trainer.total_steps}")
     return _fit(trainer)
 

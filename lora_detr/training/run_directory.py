@@ -72,6 +72,24 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints, self.evaluation):
             prepare_directory(folder)
 
+    def prepare_for(self, checkpoint_bytes: int) -> None:
+        """Prove that a checkpoint can be written, before hours of work depend on it.
+
+        Raises:
+            OutputError: P13, there is no room for one.
+        """
+        prepare_directory(self.checkpoints, checkpoint_bytes)
+
+    def add_command(self) -> None:
+        """Append the command of this process to ``command.txt``: one line for the start, one for each resume.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self.path / "command.txt"
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        self.write_text(path.name, before + command_line() + "\n")
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder, so that no second process trains into it; freed when this process ends, however it ends.

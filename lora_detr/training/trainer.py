@@ -211,6 +211,13 @@ class Trainer:
         write_results(self.directory.evaluation, metrics, evaluator, f"step-{self.step:08d}")
         return metrics
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: weights, their average, and two moments of all that is trained."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        return weights * (1 if self.average is None else 2) + moments
+
     def restore(self, checkpoint: LoadedCheckpoint, source: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, step, random state and best result.
 

@@ -1,4 +1,4 @@
-"""Tests of the TensorBoard log: what can be read back, what a resumed run hides, and what is said without the package."""
+"""Tests of the TensorBoard log: what is read back, what a resumed run hides, what is said without the package."""
 
 from __future__ import annotations
 

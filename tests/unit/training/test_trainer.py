@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError
+from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError, OutputError
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.display import Silent
@@ -257,6 +257,29 @@ def test_overfitting_trains_and_evaluates_on_the_first_images_with_objects(shape
     assert any("the same 3 images, without augmentation" in line for line in lines.lines)
     run.resume(finished.directory, {"train.max_steps": 3}, Silent())  # on the same three images
     assert state(finished.directory, 3)["data"] == stored["data"]
+    report = json.loads((finished.directory / "data_report.json").read_text())
+    assert (report["overfit"], "val" in report) == (3, False)
+    # One line for the start, one for the resume.
+    assert len((finished.directory / "command.txt").read_text().splitlines()) == 2
+
+
+def test_p13_no_room_for_a_checkpoint_is_found_before_the_first_step(
+    shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(OutputError, match="0 MB are free, 2 MB are needed") as caught:
+        small_runs.train(shapes_tiny, tmp_path / "run", *SHORT)
+    assert (caught.value.exit_code, caught.value.code) == (5, "P13")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_every_so_many_epochs_stay_for_good(shapes_tiny: Path, tmp_path: Path) -> None:
+    overrides = ("train.keep_every=2", "train.keep_last=1", "train.epochs=5", "evaluation.every=5")
+    directory = small_runs.train(shapes_tiny, tmp_path / "run", *overrides).directory
+    kept = sorted(path.name for path in (directory / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{6 * epoch:08d}" for epoch in (2, 4, 5)]
+    assert len((directory / "results.csv").read_text().splitlines()) == 2  # a kept checkpoint is not evaluated for it
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(shapes_tiny: Path, tmp_path: Path) -> None:
