@@ -15,7 +15,11 @@ __version__ = "0.1.0"
 
 
 def load(
-    model: str | os.PathLike[str], *, checkpoint: Literal["best", "last"] = "best", device: str = "auto"
+    model: str | os.PathLike[str],
+    *,
+    checkpoint: Literal["best", "last"] = "best",
+    ema: bool = True,
+    device: str = "auto",
 ) -> Predictor:
     """Open a trained model for predicting.
 
@@ -28,6 +32,7 @@ def load(
     Args:
         model: run directory, checkpoint directory, or a file that ``loradetr strip`` wrote.
         checkpoint: which one of a run directory; ``best`` has the highest AP, ``last`` is the newest.
+        ema: take the averaged weights where a checkpoint has them.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
 
     Raises:
@@ -42,4 +47,4 @@ def load(
 
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint must be 'best' or 'last', found {checkpoint!r}")
-    return open_predictor(Path(model), checkpoint, device=device)
+    return open_predictor(Path(model), checkpoint, device=device, ema=ema)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run or checkpoint directory, or stripped file.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint or stripped file.", metavar="MODEL")],
     data: Annotated[
         Path | None, typer.Option(help="COCO folder or YAML (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
@@ -38,9 +38,7 @@ def evaluate(
     ] = False,
     nms: Annotated[
         float | None,
-        typer.Option(
-            help="Suppress duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT
-        ),
+        typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
     ] = None,
     on_bad_data: Annotated[
         str | None, typer.Option(help="What to do with malformed boxes.", metavar="error|skip", rich_help_panel=WHAT)

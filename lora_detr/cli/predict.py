@@ -56,20 +56,21 @@ class _Planned:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run or checkpoint directory, or stripped file.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint or stripped file.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
     score: Annotated[
         float, typer.Option(help="Least score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
     ] = 0.3,
     nms: Annotated[
         float | None,
-        typer.Option(
-            help="Suppress duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT
-        ),
+        typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
     ] = None,
     checkpoint: Annotated[
         str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=WHAT)
     ] = "best",
+    no_ema: Annotated[
+        bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.", rich_help_panel=WHAT)
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=WHAT)] = 1,
     device: Annotated[
         str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=WHAT)
@@ -97,7 +98,7 @@ def predict(
     show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)
     planned = _plan(_find_images(images), output, annotations, not no_draw)
-    predictor = open_predictor(model, which, device=device)
+    predictor = open_predictor(model, which, device=device, ema=not no_ema)
     prepare_directory(output)
     out = console()
     faults: list[DataError] = []
@@ -144,7 +145,8 @@ def _find_images(places: Sequence[Path]) -> list[Path]:
         if place.is_dir():
             names = _names_in(place)
             # A hidden file beside a photo is what some systems keep about it, not a photo.
-            entries = [place / name for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+            known = [place / name for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+            entries = [entry for entry in known if not entry.is_dir()]
             if not entries:
                 raise DataError(
                     f"{place}: expected images ({' '.join(SUFFIXES)}), found none among {len(names)} entries",
@@ -216,7 +218,7 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
     """Return id and file name of every image in a COCO file; the file name must be the end of the image's path.
 
     Raises:
-        DataError: the file cannot be read, or an image is not in it, or twice.
+        DataError: the file cannot be read, an image is not in it or in it twice, or two images are the same in it.
     """
     from lora_detr.data.checks import Findings, check_images, read_root
     from lora_detr.data.report import AnnotationError
@@ -242,7 +244,14 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
             f"{annotations.name}: {len(unknown)} of {len(paths)} images are not in it: {_listed(unknown)}",
             "a file_name must be the end of the image's path; or leave --annotations out to number the images",
         )
-    return [image_id for image_id, _ in found], [name for _, name in found]
+    first: dict[int, Path] = {}
+    for path, (image_id, name) in zip(paths, found, strict=True):
+        if first.setdefault(image_id, path) is not path:
+            raise DataError(
+                f"{annotations.name}: {first[image_id]} and {path} are both id {image_id} ({name})",
+                "name only one of them, or leave --annotations out to number the images",
+            )
+    return list(first), [name for _, name in found]
 
 
 def _parts(file_name: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _GOLDEN_RATIO = (sqrt(5) - 1) / 2
 
 _DARK: Colour = (16, 16, 16)
 _LIGHT: Colour = (255, 255, 255)
-_HALO_OPACITY = (110,)  # of a thin line on both sides of a box, which shows it on a background of its own colour
+_HALO_OPACITY = 110  # of 255; a thin line on both sides of a box shows it on a background of its own colour
 _BACKGROUND: Colour = (255, 255, 255)
 _NO_SUCH_CHARACTER = "\U0010fffd"
 
@@ -222,7 +222,7 @@ def _outline(box: LabelledBox, factor: int, size: tuple[int, int]) -> _Rectangle
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, place: _Rectangle, colour: Colour, line: int) -> None:
-    halo = text_colour(colour) + _HALO_OPACITY
+    halo = (*text_colour(colour), _HALO_OPACITY)
     draw.rectangle((place.left - 1, place.top - 1, place.right + 1, place.bottom + 1), outline=halo, width=1)
     draw.rectangle((place.left, place.top, place.right, place.bottom), outline=colour, width=line)
     inner = (place.left + line, place.top + line, place.right - line, place.bottom - line)
@@ -234,7 +234,7 @@ def _draw_label(draw: ImageDraw.ImageDraw, label: _Label, font: Font) -> None:
     place, text = label.place, text_colour(label.colour)
     corners = (place.left, place.top, place.right - 1, place.bottom - 1)
     draw.rectangle(corners, fill=label.colour)
-    draw.rectangle(corners, outline=text + _HALO_OPACITY, width=1)  # parts it from a neighbour of the same class
+    draw.rectangle(corners, outline=(*text, _HALO_OPACITY), width=1)  # parts it from a neighbour of the same class
     draw.text(
         (place.left + _padding(font), (place.top + place.bottom) / 2), label.text, fill=text, font=font, anchor="lm"
     )

@@ -70,7 +70,7 @@ class Splits:
         return {"train": self.train.fingerprint, "val": None if self.val is None else self.val.fingerprint}
 
     def report(self) -> dict[str, object]:
-        """Return the counts of both annotation files for ``data_report.json``, and how many images overfitting takes."""
+        """Return the counts of the annotation files for ``data_report.json``, and how many images overfitting takes."""
         report: dict[str, object] = {"train": self.train.report.to_json()}
         if not self.augment:
             return {**report, "overfit": len(self.train)}

@@ -200,7 +200,9 @@ def _draw_rates(axes: Axes, curves: RunCurves) -> None:
     axes.yaxis.set_major_formatter("{x:.2g}")
     if known.size and known.max() > 9.99 * known.min():
         _make_logarithmic(axes)
-    _draw_curves(axes, curves.steps, curves.rates, exact=True)
+    # Groups have no names; their peaks tell them apart, since the rules of the optimiser are given as scales.
+    named = {f"{group}, at most {rates[rates > 0].max(initial=0.0):.2g}": rates for group, rates in curves.rates.items()}
+    _draw_curves(axes, curves.steps, named, exact=True)
 
 
 def _draw_gradient(axes: Axes, curves: RunCurves) -> None:

@@ -14,13 +14,14 @@ from lora_detr.training.opened import open_run, open_stripped
 KINDS = ("auto", "cpu", "cuda")
 
 
-def open_predictor(model: Path, which: Literal["best", "last"], *, device: str) -> Predictor:
+def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, ema: bool = True) -> Predictor:
     """Open what a user names as a model. Branches are left behind; of a run, the primary path predicts.
 
     Args:
         model: run directory, checkpoint directory or stripped file.
         which: checkpoint of a run directory; unused otherwise.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
+        ema: take the averaged weights where a checkpoint has them.
 
     Raises:
         CheckpointError: there is no model, or it is damaged.
@@ -30,7 +31,7 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str) 
     stripped = open_stripped(model)
     if stripped is not None:
         return Predictor(*stripped, chosen)
-    run = open_run(model, which)
+    run = open_run(model, which, ema=ema)
     return Predictor(run.model.detector, run.deployment, chosen)
 
 

@@ -27,6 +27,7 @@ from lora_detr.training.resumption import changed
 from lora_detr.training.run_directory import RunDirectory, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
+from lora_detr.training.tensorboard import require_tensorboard
 from lora_detr.training.trainer import Trainer
 
 
@@ -68,6 +69,8 @@ def _start(
 ) -> Finished:
     config = resolved.loaded.config
     try:
+        if config.train.tensorboard:
+            require_tensorboard()
         splits = read_splits(resolved.data, config.data, overfit)
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)

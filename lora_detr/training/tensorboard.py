@@ -10,6 +10,20 @@ from lora_detr.atomic_files import reporting
 from lora_detr.errors import ConfigError
 
 
+def require_tensorboard() -> None:
+    """Check that the package is there, before anything depends on it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard: the package tensorboard is not installed", 'pip install "lora-detr[log]"'
+        ) from error
+
+
 class TensorBoardLog:
     """Writes event files; an OutputError says when they cannot be written, maybe a record later than it happened.
 
@@ -27,12 +41,9 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "--tensorboard: the package tensorboard is not installed", 'pip install "lora-detr[log]"'
-            ) from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self.folder = folder
         with reporting(folder):
             self.writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_opti
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import restore_rng_state, rng_state
 from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
+
+# A picture takes a second or two, which is much where epochs are short.
+SECONDS_BETWEEN_PICTURES = 60.0
 
 if TYPE_CHECKING:
     from lora_detr.training.tensorboard import TensorBoardLog
@@ -101,6 +105,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.rate_factor = rate_factor(config.train.schedule, self.steps_per_epoch, self.total_steps)
         self.step, self.best, self.saved, self.tensorboard = 0, -math.inf, None, None
+        self.drawn: float | None = None
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -124,7 +129,7 @@ class Trainer:
                     metrics = self.evaluate()
                     self._save(metrics)
                     self._log_epoch(epoch, means, metrics)
-                    self._draw()
+                    self._draw(last)
                 else:
                     if self._is_kept(self.step):
                         self._save(None)
@@ -139,7 +144,8 @@ class Trainer:
             self.display.end()
             self.loader.close()
             if self.tensorboard is not None:
-                self.tensorboard.close()
+                with contextlib.suppress(OutputError):  # must not hide why the run ended
+                    self.tensorboard.close()
         return metrics
 
     def _train_epoch(self, epoch: int) -> RunningMean:
@@ -216,7 +222,7 @@ class Trainer:
         """About how large a checkpoint is: weights, their average, and two moments of all that is trained."""
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
         moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return weights * (1 if self.average is None else 2) + moments
+        return int(weights * (1 if self.average is None else 2) + moments)
 
     def restore(self, checkpoint: LoadedCheckpoint, source: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, step, random state and best result.
@@ -314,10 +320,12 @@ class Trainer:
             text += f"  AP {metrics.values['AP']:.3f}  AP50 {metrics.values['AP50']:.3f}"
         self.display.line(text)
 
-    def _draw(self) -> None:
-        """Draw ``results.png``; a picture that cannot be written ends no run."""
-        if not self.world.is_main:
+    def _draw(self, last: bool) -> None:
+        """Draw ``results.png``, not more than once in a while; a picture that cannot be written ends no run."""
+        due = self.drawn is None or time.monotonic() - self.drawn >= SECONDS_BETWEEN_PICTURES
+        if not self.world.is_main or not (last or due):
             return
+        self.drawn = time.monotonic()
         from lora_detr.training.plots import write_results_picture  # matplotlib is slow to import
 
         try:

@@ -40,6 +40,7 @@ def photos(shapes_tiny: Path) -> Path:
     (folder / "._a.jpg").write_bytes(b"what a system keeps about a photo")
     (folder / "inner").mkdir()
     shutil.copy(folder / "b.png", folder / "inner" / "d.png")
+    (folder / "folder.png").mkdir()
     return folder
 
 
@@ -155,7 +156,7 @@ def test_json_is_all_that_is_printed(loradetr: Command, learned_run: Path, photo
 
 def test_files_and_folders_are_taken_once_each(loradetr: Command, learned_run: Path, photos: Path) -> None:
     shutil.copy(photos / "b.png", "odd.suffix")
-    ended = loradetr("predict", learned_run, photos / "c.png", photos, "./photos/c.png", "odd.suffix")
+    ended = loradetr("predict", learned_run, photos / "c.png", photos, photos.resolve() / "c.png", "odd.suffix")
     assert ended.code == 0
     assert [row["file_name"] for row in document()["images"]] == ["c.png", "a.JPG", "b.png", "odd.suffix"]
     assert Path("predictions/odd.png").is_file()
@@ -212,6 +213,12 @@ class TestIdsOfAnAnnotationFile:
         ended = loradetr("predict", learned_run, photos, "--annotations", "truth.json")
         assert_fault(ended, 3, "truth.json", part)
         assert not Path("predictions").exists()
+
+    def test_two_images_of_one_id(self, loradetr: Command, learned_run: Path, photos: Path) -> None:
+        self.write("b.png", "d.png")
+        shutil.copy(photos / "b.png", "b.png")
+        ended = loradetr("predict", learned_run, photos / "b.png", "b.png", "--annotations", "truth.json")
+        assert_fault(ended, 3, "photos/b.png and b.png are both id 40 (b.png)")
 
     @pytest.mark.parametrize(
         ("text", "part"),

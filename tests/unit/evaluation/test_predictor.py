@@ -24,7 +24,6 @@ from lora_detr.evaluation.predictor import ImagePrediction, Predictor, coco_docu
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.structures import Images, Prediction
 from lora_detr.training.opened import open_run
-from lora_detr.training.predictor import open_predictor
 
 CPU = torch.device("cpu")
 LOW = 0.2
@@ -174,7 +173,8 @@ def test_best_and_last_checkpoint(own_run: Path) -> None:
     steps = sorted(path.name for path in (own_run / "checkpoints").glob("step-*"))
     (own_run / "checkpoints" / "best").write_text(steps[0])
     image = noise()
-    best, last = (open_predictor(own_run, which, device="cpu").predict(image, 0.0) for which in ("best", "last"))
+    best = lora_detr.load(own_run, device="cpu").predict(image, 0.0)
+    last = lora_detr.load(own_run, checkpoint="last", device="cpu").predict(image, 0.0)
     assert_same(best, lora_detr.load(own_run / "checkpoints" / steps[0], device="cpu").predict(image, 0.0))
     assert_same(last, lora_detr.load(own_run / "checkpoints" / steps[-1], device="cpu").predict(image, 0.0))
     assert not torch.equal(best.scores, last.scores)

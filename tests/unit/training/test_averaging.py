@@ -14,6 +14,9 @@ from lora_detr.training import run
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.evaluate import evaluate_model
 from lora_detr.training.opened import open_run
+from lora_detr.training.predictor import open_predictor
+from lora_detr.training.run_directory import RunDirectory
+from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines
 
@@ -102,10 +105,15 @@ def test_a_checkpoint_without_the_average_is_not_resumed_as_one_with_it(averaged
     opened = open_run(own_run, "last", with_optimizer=True)
     settings = small_runs.config("train.ema_decay=0.9")
     data = small_runs.splits_of(Path(opened.config.data.path or ""), settings)
-    from lora_detr.training.run_directory import RunDirectory
-    from lora_detr.training.trainer import Trainer
-
     model = settings.build_model(data.categories.num_classes, load_weights=False)
     trainer = Trainer(settings, data, model, RunDirectory(own_run), small_runs.ALONE, Lines())
     with pytest.raises(CheckpointError, match="holds no averaged weights"):
         trainer.restore(opened.checkpoint, opened.path)
+
+
+def test_predicting_uses_the_average_unless_told_otherwise(averaged_run: Path, shapes_tiny: Path) -> None:
+    image = next(iter(sorted((shapes_tiny / "val").glob("*.png"))))
+    average, raw = (open_predictor(averaged_run, "last", device="cpu", ema=ema) for ema in (True, False))
+    assert not torch.equal(average.predict(image, 0.0).scores, raw.predict(image, 0.0).scores)
+    weights = part(averaged_run, 8, "ema")
+    assert all(torch.equal(t, weights[f"detector.{name}"]) for name, t in average.detector.state_dict().items())

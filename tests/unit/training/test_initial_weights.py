@@ -12,6 +12,7 @@ import torch
 
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.initial_weights import InitialWeights, build_from_weights, read_initial_weights
@@ -79,8 +80,6 @@ def test_branches_that_differ_are_listed(small_run: Path) -> None:
 
 
 def test_a_stripped_file_brings_the_detector_and_new_branches(small_run: Path, tmp_path: Path) -> None:
-    from lora_detr.structures import Images
-
     images = [Images(NOISE[0], torch.zeros(1, 64, 96, dtype=torch.bool), torch.tensor([[64, 96]]))]
     file = tmp_path / "stripped.safetensors"
     strip(open_run(small_run), file, images, "noise")
