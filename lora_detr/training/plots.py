@@ -201,7 +201,7 @@ def _draw_rates(axes: Axes, curves: RunCurves) -> None:
     if known.size and known.max() > 9.99 * known.min():
         _make_logarithmic(axes)
     # Groups have no names; their peaks tell them apart, since the rules of the optimiser are given as scales.
-    named = {f"{group}, at most {rates[rates > 0].max(initial=0.0):.2g}": rates for group, rates in curves.rates.items()}
+    named = {f"{group}, at most {rate[rate > 0].max(initial=0.0):.2g}": rate for group, rate in curves.rates.items()}
     _draw_curves(axes, curves.steps, named, exact=True)
 
 
