@@ -115,7 +115,8 @@ def read_header(file: BinaryIO, size: int, path: Path) -> dict[str, str]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
-        raise _damaged(path, f"truncated: {size} bytes, but the header alone needs {8 + length}")
+        cut = f"truncated: {size} bytes, but the header alone needs {8 + length}"
+        raise _damaged(path, cut if length <= MAX_HEADER_BYTES else "not a safetensors file")
     if length > MAX_HEADER_BYTES:
         raise _damaged(path, f"header of {length} bytes, at most {MAX_HEADER_BYTES} are read")
     try:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_detr import __version__
-from lora_detr.cli.choices import fill_in_values
+from lora_detr.cli.choices import fill_in_values, refuse_empty
 from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
 from lora_detr.cli.demo import demo
@@ -52,4 +52,9 @@ def root(
 def main() -> None:
     """Run the command line and exit with the code of the contract (see ``errors``)."""
     arguments = fill_in_values(sys.argv[1:])
-    sys.exit(run_guarded(lambda: app(arguments), debug="--debug" in arguments[:1]))
+
+    def command() -> None:
+        refuse_empty(arguments)
+        app(arguments)
+
+    sys.exit(run_guarded(command, debug="--debug" in arguments[:1]))

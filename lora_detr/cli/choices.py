@@ -37,6 +37,17 @@ def bad_data(text: str) -> Literal["error", "skip"]:
     raise ConfigError(f"--on-bad-data {text}: expected error or skip", "skip drops malformed boxes and counts them")
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, which a path would take for the current folder.
+
+    Raises:
+        ConfigError: there is one; names what stands before it.
+    """
+    for before, argument in zip(["loradetr", *arguments], arguments, strict=False):
+        if not argument.strip():
+            raise ConfigError(f"empty text after '{before}'", "an unset variable of the shell gives one; leave it out")
+
+
 def fill_in_values(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the value of each option of ``OPTIONAL_VALUES`` that was given without one."""
     filled: list[str] = []

@@ -53,8 +53,10 @@ def list_settings(
 
 @app.command("show")
 def show(
-    settings: Annotated[str, typer.Argument(help=SETTINGS)],
-    key: Annotated[str | None, typer.Argument(help="Show this part only, e.g. model.backbone.")] = None,
+    settings: Annotated[str, typer.Argument(help=SETTINGS, metavar="SETTINGS")],
+    key: Annotated[
+        str | None, typer.Argument(help="Show this part only, e.g. model.backbone.", metavar="[KEY]")
+    ] = None,
     config: Annotated[list[Path] | None, typer.Option(help="YAML on top; repeatable.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, key.path=value; repeatable.")] = None,
     origin: Annotated[bool, typer.Option("--origin", help="Add where each value comes from.")] = False,
@@ -86,7 +88,7 @@ def show(
 
 @app.command("validate")
 def validate(
-    settings: Annotated[list[str], typer.Argument(help="Presets, YAML files or run directories.")],
+    settings: Annotated[list[str], typer.Argument(help="Presets, YAML files or run directories.", metavar="SETTINGS")],
 ) -> None:
     """Check every file as train --preset would, and report all faults.
 
@@ -109,8 +111,8 @@ def validate(
 
 @app.command("diff")
 def diff(
-    a: Annotated[str, typer.Argument(help=SETTINGS)],
-    b: Annotated[str, typer.Argument(help="What it is compared with.")],
+    a: Annotated[str, typer.Argument(help=SETTINGS, metavar="A")],
+    b: Annotated[str, typer.Argument(help="What it is compared with.", metavar="B")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show where two configurations differ, a line each.

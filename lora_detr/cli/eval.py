@@ -41,13 +41,13 @@ def evaluate(
         typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
     ] = None,
     on_bad_data: Annotated[
-        str | None, typer.Option(help="What to do with malformed boxes.", metavar="error|skip", rich_help_panel=WHAT)
+        str | None, typer.Option(help="Malformed boxes (the run's choice).", metavar="error|skip", rich_help_panel=WHAT)
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="Images of one pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images (1).", min=0, metavar="N", rich_help_panel=HOW)
@@ -89,10 +89,12 @@ def evaluate(
 
 def show_metrics(out: Console, metrics: CocoMetrics) -> None:
     """Print COCO's twelve numbers and a table of classes."""
-    numbers = [f"{name} {value:.3f}" for name, value in metrics.values.items()]
+    numbers = [f"{name} {_shown(value)}" for name, value in metrics.values.items()]
     out.print("  ".join(numbers[:6]))
     out.print("  ".join(numbers[6:]))
     out.print(_class_table(metrics))
+    if any(value < 0 for value in metrics.values.values()):
+        out.print("-: nothing to measure, no object of that kind or size")
 
 
 def _branch_index(text: str) -> int | None:
@@ -110,5 +112,10 @@ def _class_table(metrics: CocoMetrics) -> Table:
     for name in ("objects", "AP", "AP50"):
         table.add_column(name, justify="right")
     for row in metrics.per_class:
-        table.add_row(row.name, str(row.category_id), f"{row.objects:,}", f"{row.AP:.3f}", f"{row.AP50:.3f}")
+        table.add_row(row.name, str(row.category_id), f"{row.objects:,}", _shown(row.AP), _shown(row.AP50))
     return table
+
+
+def _shown(value: float) -> str:
+    """Return a figure in [0, 1], or a dash for COCO's -1, which says that there was nothing to measure."""
+    return "-" if value < 0 else f"{value:.3f}"

@@ -46,18 +46,18 @@ class ConsoleDisplay:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.2f}  AP {task.fields[ap]}"),
+            TextColumn("loss {task.fields[loss]}  AP {task.fields[ap]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.task = self.progress.add_task("", total=total, completed=done, epoch=1, loss=float("nan"), ap="-")
+        self.task = self.progress.add_task("", total=total, completed=done, epoch=1, loss="-", ap="-")
         self.progress.start()
 
     def step(self, done: int, epoch: int, loss: float) -> None:
         """Move the bar, or print a line now and then."""
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, epoch=epoch + 1, loss=loss)
+            self.progress.update(self.task, completed=done, epoch=epoch + 1, loss=f"{loss:.2f}")
         elif done % PLAIN_EVERY == 0 and done < self.total:
             elapsed = time.monotonic() - self.started
             left = elapsed / (done - self.first) * (self.total - done)

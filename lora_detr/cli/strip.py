@@ -54,7 +54,7 @@ def strip(
 def show_report(out: Console, report: StripReport, target: Path) -> None:
     """Print what was proven, and what the detector costs before and after."""
     if report.branch == "primary":
-        verdict = f"proven on {report.inputs}, {report.batches} batches: logits and boxes are equal bit for bit"
+        verdict = f"proven on {report.inputs}, {report.batches} forward passes: logits and boxes are equal bit for bit"
     else:
         difference = f"largest difference {report.largest_difference:.1e}"
         verdict = f"checked on {report.inputs}: branch {report.branch} merged, {difference}"

@@ -146,7 +146,8 @@ def train(
         from lora_detr.training import run
         from lora_detr.training.request import settings_of
 
-        finished = run.resume(resume, {**settings_of(set_ or ()), **named, "data.path": data}, display)
+        given = {key: value for key, value in {**named, "data.path": data}.items() if value is not None}
+        finished = run.resume(resume, {**settings_of(set_ or ()), **given}, display)
     else:
         from lora_detr.training import run
         from lora_detr.training.request import Request, resolve

@@ -166,7 +166,7 @@ def parse_override(text: str) -> tuple[str, JSON]:
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not path or "" in path.split("."):
-        raise ConfigError(f"--set {text!r}: expected key.path=value", "write for example --set optimizer.lr=1e-4")
+        raise ConfigError(f"--set {text!r}: expected key.path=value", "write for example --set train.optimizer.lr=1e-4")
     return path, parse_value(value)
 
 

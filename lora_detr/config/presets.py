@@ -79,11 +79,13 @@ def find_preset(name: str, root: Path | None = None) -> Path:
     same_stem = [full for full in known if full.rpartition("/")[2] == name]
     if len(same_stem) == 1:
         return known[same_stem[0]]
-    names = ", ".join(known) or "none"
     if same_stem:
         raise ConfigError(f"preset '{name}' is ambiguous: {', '.join(same_stem)}", "give the name with its folder")
     stems = {full.rpartition("/")[2] for full in known}
-    raise ConfigError(f"unknown preset '{name}'{nearest(name, known.keys() | stems)}", f"known presets: {names}")
+    presets = list_presets(root)
+    names = ", ".join(short_name(preset, presets) for preset in presets) or "none"
+    close = nearest(name, known.keys() | stems)
+    raise ConfigError(f"unknown preset '{name}'{close}", f"known: {names}; see loradetr config list")
 
 
 def short_name(preset: PresetInfo, presets: Sequence[PresetInfo]) -> str:

@@ -81,16 +81,21 @@ def _from_yaml(path: Path) -> DataPaths:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
-        raise ConfigError(f"{path}: expected YAML with the keys {', '.join(PATH_KEYS)}: {where}") from error
+        raise ConfigError(
+            f"{path}: expected YAML with the keys {', '.join(PATH_KEYS)}: {where}", "correct the file"
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(PATH_KEYS)}")
+        raise ConfigError(
+            f"{path}: expected a mapping with the keys {', '.join(PATH_KEYS)}",
+            "give a COCO folder, or such a YAML file",
+        )
     for key, value in values.items():
         if key not in PATH_KEYS:
             raise ConfigError(
                 f"{path}: unknown key '{key}'{nearest(str(key), PATH_KEYS)}", f"known: {', '.join(PATH_KEYS)}"
             )
         if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{path}: {key} must be a path, found {value!r}")
+            raise ConfigError(f"{path}: {key} must be a path, found {value!r}", "write the path as text")
     paths = {key: path.parent / values[key] for key in PATH_KEYS if values.get(key)}
     absent = [key for key in PATH_KEYS if key not in paths]
     if absent not in ([], list(PATH_KEYS[2:])):
@@ -100,7 +105,10 @@ def _from_yaml(path: Path) -> DataPaths:
     for key, target in paths.items():
         is_folder = key.endswith("images")
         if not (target.is_dir() if is_folder else target.is_file()):
-            raise DataError(f"{path}: {key} names {target}, but there is no such {'folder' if is_folder else 'file'}")
+            raise DataError(
+                f"{path}: {key} names {target}, but there is no such {'folder' if is_folder else 'file'}",
+                f"correct the path; it is taken from the folder of {path.name}",
+            )
     missing = f"the keys val_annotations and val_images in {path.name}" if absent else ""
     return DataPaths(
         paths[PATH_KEYS[0]], paths[PATH_KEYS[1]], paths.get(PATH_KEYS[2]), paths.get(PATH_KEYS[3]), missing

@@ -40,7 +40,8 @@ class AnnotationError(DataError):
         if len(problems) > SHOWN_PROBLEMS:
             lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join(lines), f"{counted} in {path}; correct the file and start again", code=first.code)
+        remedy = "put the images there, or correct the file" if first.code == "D17" else "correct the file"
+        super().__init__("\n".join(lines), f"{counted} in {path}; {remedy} and start again", code=first.code)
         self.path = path
         self.problems = tuple(problems)
 

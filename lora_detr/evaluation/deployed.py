@@ -6,11 +6,13 @@ process of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from lora_detr.models import DetectorConfig, TwoStageDetector
 from lora_detr.tensor_files import read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class DeploymentConfig(Strict):
@@ -76,11 +78,13 @@ def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: Deployment
     Raises:
         OutputError: the file cannot be written.
     """
+    described = config.model_dump_json()
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "lora_detr_version": __version__,
-        "config": config.model_dump_json(),
+        "config": described,
+        "sha256": _digest(tensors, described),
     }
     write_tensors(path, dict(tensors), metadata)
 
@@ -111,7 +115,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: not a stripped detector (its metadata says format {metadata.get('format')!r})",
+            f"{path}: not a stripped detector: not written by 'loradetr strip'",
             "give a run directory, a checkpoint directory, or a file written by 'loradetr strip'",
         )
     version = metadata.get("format_version", "")
@@ -119,7 +123,26 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
         raise CheckpointError(
             f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}", "install a newer lora-detr"
         )
+    if metadata.get("sha256") != _digest(tensors, metadata.get("config", "")):
+        raise CheckpointError(
+            f"{path}: damaged: its contents do not match the hash it was written with",
+            "use another copy, or strip the run again",
+            code="K02",
+        )
     try:
         return tensors, DeploymentConfig.model_validate_json(metadata["config"])
     except (ValidationError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}",
+            "install the version that wrote it, or strip the run again",
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], config: str) -> str:
+    """Return the SHA-256 of the config and of all tensors, by name."""
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -19,6 +19,8 @@ from lora_detr.json_value import JSON
 from lora_detr.structures import Target
 from lora_detr.training.distributed import World
 
+# Seconds without an image after which a reader process counts as hung, as when shared memory is full.
+READER_TIMEOUT = 300.0
 # Steps of an epoch when overfitting: a handful of images is repeated until an epoch is worth evaluating.
 OVERFIT_STEPS = 50
 
@@ -128,6 +130,7 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
         drop_last=True,
         size_divisor=config.data.size_divisor,
         pin_memory=world.device.type == "cuda",
+        timeout=READER_TIMEOUT,
     )
 
 
@@ -148,4 +151,5 @@ def eval_loader(
         drop_last=False,
         size_divisor=config.size_divisor,
         pin_memory=world.device.type == "cuda",
+        timeout=READER_TIMEOUT,
     )

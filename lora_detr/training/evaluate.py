@@ -65,7 +65,7 @@ def evaluate_model(
     stripped = open_stripped(model)
     if stripped is not None:
         if branch is not None:
-            raise ConfigError(f"--branch {branch}: {model} has no branches; give the run directory")
+            raise ConfigError(f"--branch {branch}: {model} has no branches", "give the run directory it comes from")
         detector, config = stripped
         detector.to(world.device)
         run = None
@@ -155,6 +155,9 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
         raise ConfigError("a stripped file names no data", "give --data DIR")
     paths = find_splits(data)
     if paths.val_annotations is None or paths.val_images is None:
-        raise DataError(f"{data}: no validation split: {paths.missing} not found")
+        raise DataError(
+            f"{data}: no validation split: {paths.missing} not found",
+            "add it, or name val_annotations and val_images in a YAML file",
+        )
     split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
     return split.with_categories(config.categories)

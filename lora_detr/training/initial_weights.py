@@ -182,9 +182,11 @@ def _read_official(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # PyTorch's own message advises to execute what is in the file.
         raise CheckpointError(
-            f"{path}: cannot be read as tensors: {reason}", "give a .pth that holds tensors only", code="K05"
+            f"{path}: not a PyTorch file of tensors, or it holds code, which is never executed",
+            "give a .pth whose weights were saved as a state dict",
+            code="K05",
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -36,7 +36,7 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
             split = splits.val or splits.train
             dataset = CocoDataset(split, opened.config.data.evaluation.build(mean, std), seed=0)
             pixels = [dataset[i % len(dataset)][0] for i in range(count)]
-            described = f"{count} photos of {split.annotations_path.name}"
+            described = f"{count} photo{'' if count == 1 else 's'} of {split.annotations_path.name}"
         except LoraDetrError:
             # Data that changed since is no obstacle to a proof: noise serves as well.
             pixels = []

@@ -88,7 +88,7 @@ def resolve(request: Request) -> Resolved:
     if request.aux is not None and request.branches:
         raise ConfigError("--aux and --branch exclude each other", "--branch lists the branches one by one")
     if request.aux is not None and request.aux < 0:
-        raise ConfigError(f"--aux {request.aux}: expected 0 or more branches")
+        raise ConfigError(f"--aux {request.aux}: expected 0 or more branches", "0 trains without branches")
     notes: list[str] = []
     if request.weights is not None and request.preset is None and request.baseline is None:
         request = _with_settings_of(request, request.weights)
@@ -150,10 +150,11 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
     """Return the request on top of the settings of the run that the weights come from."""
     settings = weights / "config.yaml"
     if not settings.is_file():
-        found = "a run directory brings its own" if weights.exists() else "nothing is there"
+        if not weights.exists():
+            raise ConfigError(f"--weights {weights}: nothing is there", "check the path")
         raise ConfigError(
-            f"--weights {weights}: it does not say which detector the weights are for ({found})",
-            "add --preset NAME, the one they were trained with, or check the path",
+            f"--weights {weights}: brings no settings to train with; only a run directory does",
+            "add --preset NAME, the one the weights were trained with",
         )
     # How far that run went, and what it started from itself, says nothing about this one.
     fresh = ("train.max_steps=null", "weights=null")

@@ -50,9 +50,9 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
     config = validate(RunConfig, tree, dict.fromkeys(given, "this command"))
     refused = [(key, old, new) for key, old, new in diff_configs(stored, config) if key not in CHANGEABLE]
     if refused:
-        lines = "\n".join(f"  {key}: the run has {old}, this command {new}" for key, old, new in refused)
+        listed = "; ".join(f"{key}: the run has {old}, this command {new}" for key, old, new in refused)
         raise ConfigError(
-            f"--resume continues a run with its own settings; these differ:\n{lines}",
+            f"--resume continues a run with its own settings, but {listed}",
             f"leave them out, or start a new run (what may change: {', '.join(CHANGEABLE.values())})",
             code="C07",
         )

@@ -115,10 +115,15 @@ def resume(run: Path, changes: Mapping[str, object], display: Display) -> Finish
         LoraDetrError: whatever else the user can cause.
     """
     if not run.is_dir():
-        raise ConfigError(f"--resume {run}: no such run directory", "start a run with --output-dir first", code="C10")
+        found = "is a file" if run.exists() else "no such folder"
+        raise ConfigError(f"--resume {run}: {found}", "give the folder that train printed as output", code="C10")
     directory = RunDirectory(run)
     if not directory.checkpoints.is_dir():
-        raise ConfigError(f"--resume {run}: not a run directory (no checkpoints folder)", "give one", code="C10")
+        raise ConfigError(
+            f"--resume {run}: not a run directory (it has no checkpoints folder)",
+            "give the folder that train printed as output",
+            code="C10",
+        )
     directory.create(resume=True)
     # Every process reads; the main one also holds the folder and cleans up in it.
     with directory.lock() if is_main_process() else contextlib.nullcontext():

@@ -61,6 +61,12 @@ class RunDirectory:
             ConfigError: C06, the folder is not empty; nothing was touched.
             OutputError: the folder cannot be made or written.
         """
+        self.check_free(resume)
+        for folder in (self.path, self.checkpoints, self.evaluation):
+            prepare_directory(folder)
+
+    def check_free(self, resume: bool = False) -> None:
+        """Refuse a folder that is in use, or a file, without touching anything; errors as of ``create``."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: expected a folder, found a file", "choose another --output-dir")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
@@ -69,8 +75,6 @@ class RunDirectory:
                 f"continue it with --resume {self.path}, or choose another --output-dir",
                 code="C06",
             )
-        for folder in (self.path, self.checkpoints, self.evaluation):
-            prepare_directory(folder)
 
     def prepare_for(self, checkpoint_bytes: int) -> None:
         """Prove that a checkpoint can be written, before hours of work depend on it.

@@ -25,7 +25,7 @@ from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.branches import LoRABranch
 from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
 from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
-from lora_detr.evaluation.deployed import is_deployed, write_deployed
+from lora_detr.evaluation.deployed import is_deployed, read_file, write_deployed
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -160,9 +160,10 @@ def refuse_stripped(model: Path) -> None:
     """Refuse to strip a file that has no branches any more.
 
     Raises:
-        CheckpointError: ``model`` is a stripped file.
+        CheckpointError: ``model`` is a stripped file, or a file that cannot be read as one.
     """
     if is_deployed(model):
+        read_file(model)  # a file that is none of ours has a fault of its own
         raise CheckpointError(
             f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
         )

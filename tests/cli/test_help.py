@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -15,7 +16,20 @@ from typer.main import get_command
 from lora_detr.cli import app
 from tests.cli.conftest import Ended, run_process
 
-COMMANDS = ("train", "eval", "strip")
+SETTINGS = ("config list", "config show", "config validate", "config diff")
+COMMANDS = ("train", "eval", "strip", "predict", "demo", *SETTINGS)
+
+# A screen and a half; what is not an option (usage, examples, frames) takes no more than a small screen.
+MOST_LINES = 60
+LINES_WITHOUT_OPTIONS = 24
+
+# Options that do nothing when they are left out, or that the text around them explains.
+NO_DEFAULT = {
+    "eval": {"--nms", "--predictions"},
+    "strip": {"--branch"},
+    "predict": {"--nms", "--annotations"},
+    "config show": {"--config", "--set"},
+}
 
 # Promised are 0.5 s. A machine that runs something else may take longer by the clock, but hardly by CPU time.
 WALL_SECONDS = 1.5
@@ -26,11 +40,19 @@ CPU_SECONDS = 0.8
 def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Help of the root and of each command, away from a terminal, 80 columns wide."""
     folder = tmp_path_factory.mktemp("help")
-    lines = {"": ("--help",), **{name: (name, "--help") for name in COMMANDS}}
+    lines = {name: (*name.split(), "--help") for name in ("", "config", *COMMANDS)}
     return {name: run_process(*line, folder=folder, COLUMNS="80", NO_COLOR="1") for name, line in lines.items()}
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+def command_of(name: str) -> Any:
+    """Return the command of one or two words."""
+    command: Any = get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    return command
+
+
+@pytest.mark.parametrize("name", ["", "config", *COMMANDS])
 def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended]) -> None:
     ended = helps[name]
     assert (ended.code, ended.err) == (0, "")
@@ -44,7 +66,7 @@ def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_listed_with_its_help(name: str, helps: dict[str, Ended]) -> None:
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = command_of(name)
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", helps[name].out).split())
     for parameter in command.params:
         text = getattr(parameter, "help", None)
@@ -57,15 +79,40 @@ def test_every_option_is_listed_with_its_help(name: str, helps: dict[str, Ended]
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_an_example_that_its_own_parser_accepts(name: str, helps: dict[str, Ended]) -> None:
-    example = re.search(rf"Example: loradetr {name} (.*)", helps[name].out)
+    example = re.search(rf"Example: loradetr {name}\b(.*)", helps[name].out)
     assert example, name
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert command.make_context(name, example[1].split()).params
+    assert command_of(name).make_context(name, example[1].split()).params
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_or_grows_with_its_options(name: str, helps: dict[str, Ended]) -> None:
+    count = sum(parameter.param_type_name == "option" for parameter in command_of(name).params)
+    assert len(helps[name].out.splitlines()) <= min(MOST_LINES, LINES_WITHOUT_OPTIONS + count)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_an_option_is_when_it_is_left_out_is_said(name: str, helps: dict[str, Ended]) -> None:
+    text = helps[name].out
+    if name == "train":
+        assert "What is left out keeps the preset's value" in text
+        return
+    rows = [" ".join(re.sub(r"[│╭╮╰╯─]", " ", row).split()) for row in text.split("\n│ --")]
+    for option in (parameter for parameter in command_of(name).params if parameter.param_type_name == "option"):
+        (row,) = [row for row in rows if f"--{row}".startswith(f"{option.opts[0]} ")]
+        if option.is_flag or option.opts[0] in NO_DEFAULT.get(name, ()):
+            assert not option.default, option.name
+        elif option.default is None:
+            assert re.search(r"\([^)]+\)", row), f"{name} {option.opts[0]} does not say what it is when left out"
+        else:
+            assert f"[default: {option.default}]" in row
 
 
 def test_commands_and_what_they_do_are_listed(helps: dict[str, Ended]) -> None:
     for name in COMMANDS:
-        assert re.search(rf"│ {name} +\S", helps[""].out)
+        group, _, command = name.rpartition(" ")
+        assert re.search(rf"│ {command} +\S", helps[group].out)
+    top = {name.split()[0] for name in COMMANDS}
+    assert set(re.findall(r"^│ ([a-z]+) +[A-Z]", helps[""].out, re.MULTILINE)) == top
 
 
 def test_without_arguments_help_is_shown(tmp_path: Path) -> None:

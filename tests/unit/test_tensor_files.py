@@ -51,7 +51,7 @@ def test_k07_what_the_length_says(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for length in (2**63, 2**64 - 1, 100_000_001, 10_000):
         write_raw(path, {"a": ENTRY}, length=length)
-        with pytest.raises(CheckpointError, match="truncated"):
+        with pytest.raises(CheckpointError, match="truncated" if length == 10_000 else "not a safetensors file"):
             read_tensors(path)
     with path.open("wb") as file:  # sparse: the size is real, the bytes are not
         file.write((100_000_001).to_bytes(8, "little"))

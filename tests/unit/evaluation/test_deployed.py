@@ -1,0 +1,68 @@
+"""A stripped file says everything that inference needs, and every damage to it is found."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_detr.errors import CheckpointError
+from lora_detr.evaluation.deployed import FORMAT_VERSION, read_deployed, read_file, write_deployed
+from lora_detr.tensor_files import read_tensors, write_tensors
+from lora_detr.training.opened import open_run
+
+
+@pytest.fixture(scope="module")
+def stripped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    opened = open_run(small_run)
+    path = tmp_path_factory.mktemp("deployed") / "stripped.safetensors"
+    write_deployed(path, opened.model.detector.state_dict(), opened.deployment)
+    return path
+
+
+def test_it_reads_back_as_it_was_written(stripped: Path, small_run: Path) -> None:
+    opened, deployed = open_run(small_run), read_deployed(stripped)
+    assert deployed.config == opened.deployment
+    expected = opened.model.detector.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in deployed.detector.state_dict().items())
+
+
+def test_k02_every_flipped_bit_is_found(stripped: Path, tmp_path: Path) -> None:
+    content = stripped.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    dice = random.Random(0)
+    # Half of them in the header, which is a small part of the file.
+    places = [dice.randrange(header) for _ in range(50)] + [dice.randrange(header, len(content)) for _ in range(50)]
+    file = tmp_path / "flipped.safetensors"
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << dice.randrange(8)
+        file.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"flipped\.safetensors"):
+            read_file(file)
+
+
+def test_a_changed_config_is_found(stripped: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_tensors(stripped)
+    changed = metadata["config"].replace('"max_detections":100', '"max_detections":10')
+    assert changed != metadata["config"]
+    write_tensors(tmp_path / "changed.safetensors", tensors, {**metadata, "config": changed})
+    with pytest.raises(CheckpointError, match="do not match the hash") as caught:
+        read_file(tmp_path / "changed.safetensors")
+    assert caught.value.code == "K02"
+
+
+@pytest.mark.parametrize("version", ["1", str(FORMAT_VERSION + 1), ""])
+def test_k13_another_format_version_is_refused(version: str, stripped: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_tensors(stripped)
+    write_tensors(tmp_path / "other.safetensors", tensors, {**metadata, "format_version": version})
+    with pytest.raises(CheckpointError, match=f"this program reads {FORMAT_VERSION}"):
+        read_file(tmp_path / "other.safetensors")
+
+
+def test_x11_nothing_of_the_machine_is_in_the_file(stripped: Path, small_run: Path) -> None:
+    _, metadata = read_tensors(stripped)
+    assert str(small_run.parent) not in str(metadata)
+    assert str(Path.home()) not in str(metadata)
