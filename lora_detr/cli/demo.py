@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """See it work: make data, train, evaluate, strip, draw.
 
-    Needs no download, no GPU and about five minutes on two cores.
+    Needs no download, no GPU and about four minutes on two cores.
     Example: loradetr demo --output-dir runs/demo
     """
     from lora_detr.data.synthetic import SPECS, cached
