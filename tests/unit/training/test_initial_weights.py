@@ -172,9 +172,12 @@ def test_settings_that_are_named_are_stronger(small_run: Path, learned_data: Pat
     assert (resolved.run_name, resolved.loaded.config.weights) == ("small", str(small_run))
 
 
-@pytest.mark.parametrize("name", ["stripped.safetensors", "absent"])
-def test_weights_that_name_no_settings_need_a_preset(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message", "remedy"),
+    [("stripped.safetensors", "brings no settings", "--preset"), ("absent", "nothing is there", "check the path")],
+)
+def test_weights_that_name_no_settings_need_a_preset(name: str, message: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / "stripped.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="does not say which detector") as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         resolve(Request(weights=tmp_path / name, data=tmp_path))
-    assert "--preset" in caught.value.remedy
+    assert remedy in caught.value.remedy

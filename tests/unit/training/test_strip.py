@@ -153,7 +153,7 @@ def nudge(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
 
 @pytest.mark.parametrize(
     ("writer", "part"),
-    [(damage_a_bit, "differs"), (cut, "truncated"), (nudge, "differs")],
+    [(damage_a_bit, "damaged"), (cut, "truncated"), (nudge, "differs")],
     ids=lambda item: getattr(item, "__name__", None),
 )
 def test_a_file_that_is_not_proven_is_not_kept(
