@@ -102,7 +102,7 @@ def prepare_directory(path: Path, room: int = 0) -> None:
         free = shutil.disk_usage(path).free
     if free < room:
         message = f"{path}: {free / 1e6:.0f} MB are free, {room / 1e6:.0f} MB are needed"
-        raise OutputError(message, "free some space or choose another --output-dir", code="P13")
+        raise OutputError(message, "free some space, or use another disk", code="P13")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from lora_detr.cli.choices import bad_data, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
+from lora_detr.training.display import figure
 
 WHAT, HOW = "What is evaluated", "How"
 
@@ -89,7 +90,7 @@ def evaluate(
 
 def show_metrics(out: Console, metrics: CocoMetrics) -> None:
     """Print COCO's twelve numbers and a table of classes."""
-    numbers = [f"{name} {_shown(value)}" for name, value in metrics.values.items()]
+    numbers = [f"{name} {figure(value)}" for name, value in metrics.values.items()]
     out.print("  ".join(numbers[:6]))
     out.print("  ".join(numbers[6:]))
     out.print(_class_table(metrics))
@@ -112,10 +113,5 @@ def _class_table(metrics: CocoMetrics) -> Table:
     for name in ("objects", "AP", "AP50"):
         table.add_column(name, justify="right")
     for row in metrics.per_class:
-        table.add_row(row.name, str(row.category_id), f"{row.objects:,}", _shown(row.AP), _shown(row.AP50))
+        table.add_row(row.name, str(row.category_id), f"{row.objects:,}", figure(row.AP), figure(row.AP50))
     return table
-
-
-def _shown(value: float) -> str:
-    """Return a figure in [0, 1], or a dash for COCO's -1, which says that there was nothing to measure."""
-    return "-" if value < 0 else f"{value:.3f}"

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lora_detr.training.display import figure
+
 # Steps between plain lines where there is no terminal.
 PLAIN_EVERY = 50
 
@@ -66,7 +68,7 @@ class ConsoleDisplay:
     def evaluated(self, ap: float) -> None:
         """Show the last result beside the loss."""
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, ap=f"{ap:.3f}")
+            self.progress.update(self.task, ap=figure(ap))
 
     def end(self) -> None:
         """Stop the bar."""

@@ -58,6 +58,7 @@ def show_report(out: Console, report: StripReport, target: Path) -> None:
     else:
         difference = f"largest difference {report.largest_difference:.1e}"
         verdict = f"checked on {report.inputs}: branch {report.branch} merged, {difference}"
+    out.print(f"{report.source}{', averaged weights' if report.averaged else ''}", soft_wrap=True)
     out.print(verdict, soft_wrap=True)
     out.print(f"{'':<12}{'before':>14}{'after':>14}")
     out.print(f"{'parameters':<12}{report.parameters_before:>14,}{report.parameters_after:>14,}")

@@ -10,6 +10,7 @@ import typer
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import ConsoleDisplay, show_log
 from lora_detr.errors import ConfigError
+from lora_detr.training.display import figure
 
 MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
 
@@ -69,7 +70,7 @@ def train(
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="Average the weights; 0.999 for short runs.", metavar="DECAY", rich_help_panel=OPTIMISATION),
+        typer.Option(help="Average the weights: 0.9997, say.", metavar="DECAY", rich_help_panel=OPTIMISATION),
     ] = None,
     freeze: Annotated[
         list[str] | None,
@@ -116,7 +117,7 @@ def train(
     """Train a detector with auxiliary branches.
 
     What is left out keeps the preset's value; see loradetr config show PRESET.
-    Example: loradetr train --baseline deformable --aux 3 --data DIR
+    Example: loradetr train --baseline deformable --aux 3 --data data/coco
     """
     named: dict[str, object] = {
         "data.num_classes": num_classes,
@@ -157,13 +158,15 @@ def train(
     if dry_run:
         return
     if finished.metrics is not None:
-        out.print(f"AP {finished.metrics.values['AP']:.3f}  AP50 {finished.metrics.values['AP50']:.3f}")
+        values = finished.metrics.values
+        out.print(f"AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}")
     directory = finished.directory
     out.print(f"next: loradetr eval {directory}; loradetr strip {directory}", soft_wrap=True)
 
 
 def _refuse_beside_resume(options: dict[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
+    # Not by truth: --aux 0 is an answer too.
+    given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise ConfigError(
             f"--resume continues a run with its own settings; {', '.join(given)} cannot be given beside it",

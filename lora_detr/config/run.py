@@ -73,7 +73,10 @@ class TrainConfig(Strict):
     keep_every: int | None = Field(None, ge=1)
     """Epochs between checkpoints that are kept for good; null keeps only the newest and the best."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Decay of a running average of all weights, such as 0.9997; what is evaluated and deployed is then the average."""
+    """Decay of a running average of all weights, such as 0.9997; what is evaluated and deployed is then the average.
+
+    Early on a smaller decay is used, (1 + n) / (10 + n) after n updates, so a short run hardly depends on this value.
+    """
     freeze: tuple[str, ...] = ()
     """Prefixes of parameter names that are not trained, such as ``detector.backbone``."""
     tensorboard: bool = False

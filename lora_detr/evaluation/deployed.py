@@ -98,7 +98,7 @@ def read_deployed(path: Path) -> Deployed:
     """Read a stripped file; its tensors must be exactly those of the detector it describes.
 
     Raises:
-        CheckpointError: not a stripped file, of a newer version, or damaged.
+        CheckpointError: not a stripped file, of another version, or damaged.
     """
     tensors, config = read_file(path)
     detector = config.build()
@@ -110,7 +110,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
     """Return the weights and the config of a stripped file, without building its detector.
 
     Raises:
-        CheckpointError: not a stripped file, of a newer version, or damaged.
+        CheckpointError: not a stripped file, of another version, or damaged.
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
@@ -120,8 +120,10 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
         )
     version = metadata.get("format_version", "")
     if version != str(FORMAT_VERSION):
+        older = version.isdecimal() and int(version) < FORMAT_VERSION
         raise CheckpointError(
-            f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}", "install a newer lora-detr"
+            f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}",
+            "strip the run again" if older else "install a newer lora-detr",
         )
     if metadata.get("sha256") != _digest(tensors, metadata.get("config", "")):
         raise CheckpointError(

@@ -17,9 +17,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class WeightAverage:
-    """Exponential moving average of a model: after update n it is ``d * average + (1 - d) * weights``.
+    """Exponential moving average of a model: each update makes it ``d * average + (1 - d) * weights``.
 
-    d is the smaller of ``decay`` and (1 + n) / (10 + n), so that the random start is forgotten within the first steps.
+    d is the smaller of ``decay`` and (1 + n) / (10 + n), where n counts the updates before, so that the random start is
+    forgotten within the first steps.
     Buffers are copied, not averaged.
 
     Args:

@@ -41,3 +41,8 @@ class Silent:
 
     def end(self) -> None:
         """Ignore the end."""
+
+
+def figure(value: float) -> str:
+    """Return a figure in [0, 1] as text, or a dash for COCO's -1, which says that there was nothing to measure."""
+    return "-" if value < 0 else f"{value:.3f}"

@@ -23,6 +23,25 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def choose_device(name: str) -> torch.device:
+    """Return the device that a user names: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
+
+    Raises:
+        ConfigError: it is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in KINDS or (number and not number.isdecimal()) or name.endswith(":"):
+        raise ConfigError(f"--device {name}: unknown{nearest(name, KINDS)}", f"known: auto, {', '.join(KINDS)}, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise ConfigError(
+            f"--device {name}: PyTorch sees {count} CUDA devices", "use --device cpu, or install a CUDA build"
+        )
+    return torch.device(name)
+
+
 @dataclass(frozen=True)
 class World:
     """Made once at the start and passed down; nothing else asks a global for its rank.
@@ -42,21 +61,16 @@ class World:
         """Join the group that a launcher announced in the environment, or be alone.
 
         Args:
-            device: ``cpu``, ``cuda``, or ``auto`` for the best there is.
+            device: as for ``choose_device``; of several processes each takes the GPU of its own number.
 
         Raises:
             ConfigError: the device is unknown or not there.
         """
-        kind = device
-        if device == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-        if kind not in KINDS:
-            raise ConfigError(f"--device {device}: unknown{nearest(device, KINDS)}", f"known: auto, {', '.join(KINDS)}")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build")
+        alone = choose_device(device)
+        kind = alone.type
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
-            return cls(0, 1, torch.device(kind))
+            return cls(0, 1, alone)
         local = int(os.environ["LOCAL_RANK"])
         chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":

@@ -85,8 +85,8 @@ def evaluate_model(
     say(f"{source}{averaged}: {len(split)} images of {split.annotations_path.name}")
     loader = eval_loader(split, config, world, batch_size=size, workers=WORKERS if workers is None else workers)
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
-    plain = branch is None and nms_iou is None and data is None and ema
-    folder = run.run / "eval" if run is not None and run.path.parent.name == "checkpoints" and plain else None
+    plain = branch is None and nms_iou is None and data is None and on_bad_data is None
+    folder = run.run / "eval" if run is not None and plain and _is_own(run) else None
     if folder is not None:
         prepare_directory(folder)  # before the evaluation, not after it
     evaluator = CocoEvaluator(split)
@@ -161,3 +161,8 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
         )
     split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
     return split.with_categories(config.categories)
+
+
+def _is_own(run: OpenedRun) -> bool:
+    """Return whether a checkpoint lies in a run directory and its weights are those that the run evaluates."""
+    return run.path.parent.name == "checkpoints" and (run.averaged or run.checkpoint.ema is None)

@@ -27,7 +27,8 @@ class StepCost:
 
     Attributes:
         seconds: of one optimiser step, reading of images and the update itself not included.
-        peak_bytes: largest memory of the process so far, or on a GPU of its tensors.
+        peak_bytes: largest memory of this process so far, or on a GPU of its tensors, and what the optimiser will add.
+            Processes that read images are not counted.
     """
 
     seconds: float
@@ -73,7 +74,9 @@ def rehearse(trainer: Trainer) -> StepCost | None:
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
         restore_rng_state(random)
-    return StepCost(seconds * train.accumulate, _peak_bytes(trainer.world.device))
+    # AdamW keeps two moments of all that is trained from the first update on.
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return StepCost(seconds * train.accumulate, _peak_bytes(trainer.world.device) + int(moments))
 
 
 def duration(seconds: float) -> str:

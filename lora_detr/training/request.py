@@ -11,6 +11,7 @@ from typing import Any
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
+from lora_detr.config.tree import flatten
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.synthetic import cached
 from lora_detr.errors import ConfigError, nearest
@@ -75,8 +76,8 @@ class Resolved:
         """Name for the run's directory: the preset's, or that of the run whose settings were taken."""
         path = Path(self.preset)
         if path.name == "config.yaml":
-            return f"{path.resolve().parent.name}-tuned"
-        return path.name.removesuffix(".yaml")
+            return path.resolve().parent.name + ("-tuned" if self.loaded.config.weights else "-again")
+        return path.name.removesuffix(".yaml").removesuffix(".yml")
 
 
 def resolve(request: Request) -> Resolved:
@@ -157,7 +158,8 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
             "add --preset NAME, the one the weights were trained with",
         )
     # How far that run went, and what it started from itself, says nothing about this one.
-    fresh = ("train.max_steps=null", "weights=null")
+    given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
+    fresh = tuple(f"{key}=null" for key in ("train.max_steps", "weights") if key not in given)
     return replace(request, preset=str(settings), overrides=(*fresh, *request.overrides))
 
 

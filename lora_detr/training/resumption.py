@@ -1,4 +1,4 @@
-"""Which settings of a run may differ when it is resumed: where and for how long, never what is learned."""
+"""Which settings of a run may differ when it is resumed: where it computes, what it writes, and for how long."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lora_detr.config.load import validate
 from lora_detr.config.run import RunConfig
 from lora_detr.config.tree import merge, nested
 from lora_detr.errors import ConfigError
+from lora_detr.training.optim import rate_factor
+from lora_detr.training.trainer import Trainer
 
 CHANGEABLE = {
     "train.epochs": "--epochs",
@@ -31,12 +33,12 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
 
     Args:
         stored: of the run.
-        changes: key path -> value; None is no change. A value equal to the run's own is no change either.
+        changes: key path -> value; a value equal to the run's own is no change.
 
     Raises:
         ConfigError: C07, a change that would make it another run, all of them listed; or an invalid value.
     """
-    given = {key: value for key, value in changes.items() if value is not None}
+    given = dict(changes)
     if "train.epochs" in given:
         given.setdefault("train.max_steps", None)
     if "data.path" in given:
@@ -57,3 +59,23 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
             code="C07",
         )
     return config
+
+
+def schedule_notes(trainer: Trainer, stored: RunConfig) -> list[str]:
+    """Return what a longer run does to the learning rate: drops given as shares of all steps move with their number.
+
+    Args:
+        trainer: restored, with the new settings.
+        stored: the run had these settings until now.
+    """
+    total = trainer.steps_per_epoch * stored.train.epochs
+    if stored.train.max_steps is not None:
+        total = min(total, stored.train.max_steps)
+    before = rate_factor(stored.train.schedule, trainer.steps_per_epoch, total)(trainer.step)
+    now = trainer.rate_factor(trainer.step)
+    if now == before:
+        return []
+    return [
+        f"note: `train.schedule.drop_fractions` are shares of all steps, now {trainer.total_steps} instead of {total}; "
+        f"the factor on the learning rate goes from {before:g} to {now:g}"
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from lora_detr.training.initial_weights import Initialised, build_from_weights, 
 from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
-from lora_detr.training.resumption import changed
+from lora_detr.training.resumption import changed, schedule_notes
 from lora_detr.training.run_directory import RunDirectory, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
@@ -58,24 +58,34 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
     for note in resolved.notes:
         display.line(note)
     if dry_run or not world.is_main:
-        return _start(resolved, directory, world, overfit, dry_run, display)
+        return _start(resolved, directory, world, overfit, dry_run, display, output is not None)
     directory.create(resume=False)
     with directory.lock():
-        return _start(resolved, directory, world, overfit, dry_run, display)
+        return _start(resolved, directory, world, overfit, dry_run, display, output is not None)
 
 
 def _start(
-    resolved: Resolved, directory: RunDirectory, world: World, overfit: int | None, dry_run: bool, display: Display
+    resolved: Resolved,
+    directory: RunDirectory,
+    world: World,
+    overfit: int | None,
+    dry_run: bool,
+    display: Display,
+    named: bool,
 ) -> Finished:
     config = resolved.loaded.config
     try:
         if config.train.tensorboard:
             require_tensorboard()
+        if dry_run and named:
+            directory.check_free()
         splits = read_splits(resolved.data, config.data, overfit)
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display)
-        for line in summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run):
+        with naming_lack_of_memory():
+            lines = summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run)
+        for line in lines:
             display.line(line)
         if dry_run:
             return Finished(directory.path, None)
@@ -140,7 +150,8 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
     if checkpoint is None:
         raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
     path = directory.checkpoints / f"step-{checkpoint.step:08d}"
-    config = changed(stored_config(checkpoint, path), changes)
+    stored = stored_config(checkpoint, path)
+    config = changed(stored, changes)
     world = World.from_environment(config.train.device)
     overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
     if config.data.path is None:
@@ -165,6 +176,9 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
         directory.prepare_for(trainer.checkpoint_bytes)
         cut_back(directory.metrics, directory.log, directory.results, step=trainer.step)
         directory.add_command()
+        directory.update_config(config, stored)
+    for note in schedule_notes(trainer, stored):
+        display.line(note)
     display.line(f"resuming {run} at step {trainer.step} of {trainer.total_steps}")
     return _fit(trainer)
 
@@ -176,17 +190,32 @@ def _overfit_count(state: Mapping[str, object]) -> int:
     return count
 
 
+@contextlib.contextmanager
+def naming_lack_of_memory() -> Iterator[None]:
+    """Turn what PyTorch and Python raise when memory runs out into an error that says what to do.
+
+    Raises:
+        WorkerError: P19.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU PyTorch raises a plain RuntimeError.
+        named = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not named:
+            raise
+        remedy = "lower --batch-size (raise --accum to keep the global batch)"
+        raise WorkerError("out of memory", remedy, code="P19") from error
+
+
 def _fit(trainer: Trainer) -> Finished:
     """Train, and write how it ended whatever happens."""
     code, kind, message = 1, "InternalError", "the process ended without a message"
     try:
-        metrics = trainer.fit()
+        with naming_lack_of_memory():
+            metrics = trainer.fit()
         code, kind, message = 0, "Done", "all steps done"
         return Finished(trainer.directory.path, metrics)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        out = WorkerError("out of memory", "lower --batch-size (raise --accum to keep the global batch)", code="P19")
-        code, kind, message = out.exit_code, type(out).__name__, out.message
-        raise out from error
     except LoraDetrError as error:
         code, kind, message = error.exit_code, type(error).__name__, error.message
         raise

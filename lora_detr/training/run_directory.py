@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from lora_detr.atomic_files import prepare_directory, reporting, write_file
+from lora_detr.config.dump import diff_configs, dump_config
+from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError, OutputError
 
 LOCK = ".lock"
@@ -93,6 +95,25 @@ class RunDirectory:
         path = self.path / "command.txt"
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         self.write_text(path.name, before + command_line() + "\n")
+
+    def update_config(self, config: RunConfig, stored: RunConfig) -> None:
+        """Write into ``config.yaml`` what a resumed run does differently, and leave the origins of all else.
+
+        Args:
+            config: the run goes on with it.
+            stored: the run had it until now.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self.path / "config.yaml"
+        origin = {key: "resume" for key, _, _ in diff_configs(stored, config)}
+        lines = dump_config(config, origin).splitlines()
+        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if len(old) == len(lines):
+            # A line that says the same is the old one without its origin.
+            lines = [was if was.startswith(now) else now for was, now in zip(old, lines, strict=True)]
+        self.write_text(path.name, "\n".join(lines) + "\n")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -43,6 +43,7 @@ class StripReport:
         source: name of the checkpoint.
         file: name of the file written.
         sha256: of the file written.
+        averaged: whether the averaged weights (EMA) were taken.
         branch: ``primary``, or the number of the branch that was merged into the last layer.
         inputs: what the proof ran on.
         batches: number of batches compared.
@@ -60,6 +61,7 @@ class StripReport:
     source: str
     file: str
     sha256: str
+    averaged: bool
     branch: str
     inputs: str
     batches: int
@@ -131,6 +133,7 @@ def strip(
         source=opened.path.name,
         file=output.name,
         sha256=sha256,
+        averaged=opened.averaged,
         branch="primary" if branch is None else str(branch),
         inputs=described,
         batches=len(images),

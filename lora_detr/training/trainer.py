@@ -19,13 +19,14 @@ from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.inference import collect
 from lora_detr.exact_weights import load_exact
+from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Batch, Images, Prediction
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoint, set_best
 from lora_detr.training.data import Splits, eval_loader, train_loader
-from lora_detr.training.display import Display
+from lora_detr.training.display import Display, figure
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.freezing import freeze, train_unfrozen
@@ -106,6 +107,7 @@ class Trainer:
         self.rate_factor = rate_factor(config.train.schedule, self.steps_per_epoch, self.total_steps)
         self.step, self.best, self.saved, self.tensorboard = 0, -math.inf, None, None
         self.drawn: float | None = None
+        self.kept: set[int] = set()
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -118,7 +120,7 @@ class Trainer:
         if self.config.train.tensorboard and self.world.is_main:
             from lora_detr.training.tensorboard import TensorBoardLog  # an optional package
 
-            self.tensorboard = TensorBoardLog(self.directory.path / "tensorboard", self.step)
+            self.tensorboard = TensorBoardLog(self.directory.path / "tensorboard", self.step or None)
         self.display.begin(self.total_steps, self.step)
         try:
             while self.step < self.total_steps:
@@ -243,6 +245,9 @@ class Trainer:
         random_state, best = state["rng"], state["best"]
         assert isinstance(random_state, dict)
         restore_rng_state(random_state)
+        kept = state.get("kept", [])
+        assert isinstance(kept, list)
+        self.kept = {step for step in kept if isinstance(step, int)}
         self.step = checkpoint.step
         self.best = float(best) if isinstance(best, int | float) else -math.inf
         self.saved = source
@@ -252,6 +257,8 @@ class Trainer:
         improved = metrics is not None and metrics.values["AP"] > self.best
         if metrics is not None and improved:
             self.best = metrics.values["AP"]
+        if self._is_kept(self.step):
+            self.kept.add(self.step)
         if not self.world.is_main:
             return
         tensors, plain = flatten_optimizer(self.optimizer.state_dict())
@@ -271,16 +278,14 @@ class Trainer:
                 "metrics": None if metrics is None else metrics.to_json(),
                 "augment": self.splits.augment,
                 "overfit": None if self.splits.augment else len(self.splits.train),
+                "kept": list[JSON](sorted(self.kept)),
                 "ema_updates": None if self.average is None else self.average.updates,
             },
             facts={"world_size": self.world.size},
         )
         if improved:
             set_best(self.directory.checkpoints, self.step)
-        kept = [
-            step for step in range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch) if self._is_kept(step)
-        ]
-        prune(self.directory.checkpoints, self.config.train.keep_last, kept, newest=self.step)
+        prune(self.directory.checkpoints, self.config.train.keep_last, self.kept, newest=self.step)
 
     def _is_kept(self, step: int) -> bool:
         """Return whether the checkpoint of a step, which ends an epoch, is kept for good."""
@@ -317,7 +322,7 @@ class Trainer:
             self.display.evaluated(metrics.values["AP"])
             if self.tensorboard is not None:
                 self.tensorboard.epoch(self.step, metrics.values)
-            text += f"  AP {metrics.values['AP']:.3f}  AP50 {metrics.values['AP50']:.3f}"
+            text += f"  AP {figure(metrics.values['AP'])}  AP50 {figure(metrics.values['AP50'])}"
         self.display.line(text)
 
     def _draw(self, last: bool) -> None:
@@ -326,12 +331,12 @@ class Trainer:
         if not self.world.is_main or not (last or due):
             return
         self.drawn = time.monotonic()
-        from lora_detr.training.plots import write_results_picture  # matplotlib is slow to import
-
         try:
+            from lora_detr.training.plots import write_results_picture  # matplotlib is slow to import
+
             write_results_picture(self.directory)
-        except OutputError as error:
-            self.display.line(f"warning: {error.message}")
+        except Exception as error:  # the drawing library has faults and settings of its own
+            self.display.line(f"warning: results.png was not drawn: {error}")
 
     def _report_non_finite(self, error: NonFiniteLossError) -> None:
         if self.world.is_main:

@@ -71,7 +71,8 @@ def test_what_eval_says(pipeline: tuple[Path, list[Ended]]) -> None:
 
 def test_what_strip_says(pipeline: tuple[Path, list[Ended]]) -> None:
     folder, (_, _, strip) = pipeline
-    lines = strip.out.splitlines()
+    first, *lines = strip.out.splitlines()
+    assert first == "step-00000002"
     assert lines[0] == (
         "proven on 2 photos of instances_val.json, 2 forward passes: logits and boxes are equal bit for bit"
     )
@@ -208,8 +209,15 @@ class TestMistakesOfTrain:
 
     @pytest.mark.parametrize(
         "option",
-        [("--lr", 1), ("--aux", 2), ("--set", "train.seed=1"), ("--dry-run",), ("--weights", "elsewhere")],
-        ids=lambda option: str(option[0]),
+        [
+            ("--lr", 1),
+            ("--aux", 0),
+            ("--set", "train.seed=1"),
+            ("--set", "train.optimizer.clip_norm=null"),
+            ("--dry-run",),
+            ("--weights", "elsewhere"),
+        ],
+        ids=lambda option: " ".join(map(str, option)),
     )
     def test_resuming_with_other_settings(self, option: tuple[object, ...], loradetr: Command, own_run: Path) -> None:
         assert_is_a_fault(loradetr("train", "--resume", own_run, *option), 2, "error[C07]")

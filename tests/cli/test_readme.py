@@ -112,6 +112,8 @@ def visited(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Visi
     """Run all commands and all of the Python code, in order."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_data").symlink_to(shapes_tiny, target_is_directory=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "coco").symlink_to(shapes_tiny, target_is_directory=True)
     write_cells(folder, shapes_tiny)
     (folder / "cells-settings.yaml").write_text("extends: deformable\ntrain: {epochs: 4}\n")
     ended = {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lora_detr.errors import CheckpointError
+from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.averaging import WeightAverage
@@ -16,6 +17,7 @@ from lora_detr.training.evaluate import evaluate_model
 from lora_detr.training.opened import open_run
 from lora_detr.training.predictor import open_predictor
 from lora_detr.training.run_directory import RunDirectory
+from lora_detr.training.strip import strip
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines
@@ -117,3 +119,14 @@ def test_predicting_uses_the_average_unless_told_otherwise(averaged_run: Path, s
     assert not torch.equal(average.predict(image, 0.0).scores, raw.predict(image, 0.0).scores)
     weights = part(averaged_run, 8, "ema")
     assert all(torch.equal(t, weights[f"detector.{name}"]) for name, t in average.detector.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_strip_says_which_weights_it_took(ema: bool, averaged_run: Path, tmp_path: Path) -> None:
+    images = [Images(torch.rand(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool), torch.tensor([[64, 96]]))]
+    opened = open_run(averaged_run, "last", ema=ema)
+    report = strip(opened, tmp_path / "stripped.safetensors", images, "noise")
+    assert report.averaged is ema
+    written, _ = read_tensors(tmp_path / "stripped.safetensors")
+    expected = part(averaged_run, 8, "ema" if ema else "model")
+    assert all(torch.equal(tensor, expected[f"detector.{name}"]) for name, tensor in written.items())

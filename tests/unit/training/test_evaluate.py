@@ -233,3 +233,12 @@ def test_an_overfitted_run_is_evaluated_on_its_own_images(shapes_tiny: Path, tmp
     again = evaluate(finished.directory, say=lines.append)
     assert lines == ["step-00000001: 2 images of instances_train.json"]
     assert again.to_json() == finished.metrics.to_json()
+
+
+@pytest.mark.parametrize("option", [{"on_bad_data": "skip"}, {"nms_iou": 0.7}, {"branch": 0}], ids=str)
+def test_only_what_the_run_itself_would_measure_is_kept_in_its_folder(option: dict[str, Any], own: Path) -> None:
+    (own / "eval" / "metrics.json").write_text("untouched")
+    evaluate(own, **option)
+    assert (own / "eval" / "metrics.json").read_text() == "untouched"
+    evaluate(own, ema=False)  # a run without averaged weights has only these
+    assert (own / "eval" / "metrics.json").read_text() != "untouched"

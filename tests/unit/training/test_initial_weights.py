@@ -164,10 +164,15 @@ def test_a_run_starts_from_another_ones_weights_and_settings(
     assert max(float((after[name] - before[name]).abs().max()) for name in before) < 2e-3
 
 
-def test_settings_that_are_named_are_stronger(small_run: Path, learned_data: Path) -> None:
+def test_settings_that_are_named_are_stronger(small_run: Path, learned_data: Path, tmp_path: Path) -> None:
     resolved = resolve(Request(weights=small_run, data=learned_data, aux=1, overrides=("train.optimizer.lr=5e-4",)))
     assert len(resolved.loaded.config.branches) == 1
     assert resolved.loaded.config.train.optimizer.lr == 5e-4
+    few = tmp_path / "few.yaml"
+    few.write_text("train: {max_steps: 7}\n")
+    assert resolve(Request(weights=small_run, data=learned_data, files=(few,))).loaded.config.train.max_steps == 7
+    again = resolve(Request(preset=str(small_run / "config.yaml"), data=learned_data))
+    assert (again.run_name, again.loaded.config.weights) == ("small-again", None)
     resolved = resolve(Request(weights=small_run, data=learned_data, preset=str(SMALL)))
     assert (resolved.run_name, resolved.loaded.config.weights) == ("small", str(small_run))
 

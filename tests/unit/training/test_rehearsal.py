@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_detr.errors import WorkerError
 from lora_detr.training import summary
 from lora_detr.training.rehearsal import duration, rehearse
 from lora_detr.training.run_directory import RunDirectory
@@ -54,6 +55,26 @@ def test_a_run_with_an_estimate_equals_one_without(
     assert any(line.startswith("time        about ") for line in shown.lines)
     losses = [record["loss_hex"] for record in read_lines(directory / "metrics.jsonl")]
     assert losses == [record["loss_hex"] for record in read_lines(small_run / "metrics.jsonl")][:3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("[enforce] can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_p19_too_little_memory_is_named_before_the_run_starts(
+    error: Exception, shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise error
+
+    monkeypatch.setattr("lora_detr.training.rehearsal._pass", fail)
+    monkeypatch.setattr(summary, "WORTHWHILE_STEPS", 1)
+    with pytest.raises(WorkerError, match="out of memory") as caught:
+        small_runs.train(shapes_tiny, tmp_path / "run")
+    assert (caught.value.exit_code, caught.value.code) == (7, "P19")
+    assert "--batch-size" in caught.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (200, "3 min"), (9000, "2.5 h")])

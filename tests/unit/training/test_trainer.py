@@ -274,6 +274,18 @@ def test_p13_no_room_for_a_checkpoint_is_found_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_picture_that_cannot_be_drawn_ends_no_run(
+    shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: object) -> None:
+        raise ValueError("a backend that is not there")
+
+    monkeypatch.setattr("lora_detr.training.plots.write_results_picture", fail)
+    finished = small_runs.train(shapes_tiny, tmp_path / "run", *SHORT, display=(lines := Lines()))
+    assert json.loads((finished.directory / "exit.json").read_text())["code"] == 0
+    assert "warning: results.png was not drawn: a backend that is not there" in lines.lines
+
+
 def test_checkpoints_of_every_so_many_epochs_stay_for_good(shapes_tiny: Path, tmp_path: Path) -> None:
     overrides = ("train.keep_every=2", "train.keep_last=1", "train.epochs=5", "evaluation.every=5")
     directory = small_runs.train(shapes_tiny, tmp_path / "run", *overrides).directory
@@ -291,6 +303,11 @@ def test_a_dry_run_says_everything_and_writes_nothing(shapes_tiny: Path, tmp_pat
     assert {"branch0", "branch1", "branch2", "parameters", "train", "val", "classes", "schedule", "device"} <= set(
         heads
     )
+
+
+def test_a_dry_run_into_a_folder_that_is_in_use_is_refused_like_the_run(own_run: Path, shapes_tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="is not empty"):
+        run.start(small_runs.request(shapes_tiny), own_run, None, dry_run=True, display=Lines())
 
 
 @pytest.fixture
