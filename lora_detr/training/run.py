@@ -57,28 +57,22 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
     directory = RunDirectory(output or next_run(Path("runs"), resolved.run_name))
     for note in resolved.notes:
         display.line(note)
+    if dry_run and output is not None:
+        directory.check_free()
     if dry_run or not world.is_main:
-        return _start(resolved, directory, world, overfit, dry_run, display, output is not None)
+        return _start(resolved, directory, world, overfit, dry_run, display)
     directory.create(resume=False)
     with directory.lock():
-        return _start(resolved, directory, world, overfit, dry_run, display, output is not None)
+        return _start(resolved, directory, world, overfit, dry_run, display)
 
 
 def _start(
-    resolved: Resolved,
-    directory: RunDirectory,
-    world: World,
-    overfit: int | None,
-    dry_run: bool,
-    display: Display,
-    named: bool,
+    resolved: Resolved, directory: RunDirectory, world: World, overfit: int | None, dry_run: bool, display: Display
 ) -> Finished:
     config = resolved.loaded.config
     try:
         if config.train.tensorboard:
             require_tensorboard()
-        if dry_run and named:
-            directory.check_free()
         splits = read_splits(resolved.data, config.data, overfit)
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)

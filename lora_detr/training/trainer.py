@@ -73,9 +73,11 @@ class Trainer:
     directory: RunDirectory
     display: Display
     tensorboard: TensorBoardLog | None
+    drawn: float | None
     # Training state; all of it is in a checkpoint.
     step: int
     best: float
+    kept: set[int]
     saved: Path | None
 
     def __init__(
@@ -106,8 +108,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.rate_factor = rate_factor(config.train.schedule, self.steps_per_epoch, self.total_steps)
         self.step, self.best, self.saved, self.tensorboard = 0, -math.inf, None, None
-        self.drawn: float | None = None
-        self.kept: set[int] = set()
+        self.kept, self.drawn = set(), None
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
