@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from PIL import Image
 from lora_detr.data.synthetic_scene import Dice, Scene
 from lora_detr.data.synthetic_shapes import LABELLED
 from lora_detr.errors import ConfigError, DataError, OutputError, nearest
+
+logger = logging.getLogger("lora_detr")
 
 VERSION = 1
 """Raised whenever the same specification and seed would give other images."""
@@ -138,6 +141,7 @@ def generate(
     try:
         if _is_ours(directory, record) and _is_complete(directory, counts):
             return directory
+        logger.info("drawing the generated set %s: %d images, once", spec.name, sum(counts.values()))
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
             made = Path(scratch) / directory.name
