@@ -99,7 +99,7 @@ def test_what_it_says_to_do_next_works(demo: Shown) -> None:
     for name, rest in lines:
         parser = get_command(app).commands[name]  # type: ignore[attr-defined]
         assert parser.make_context(name, shlex.split(rest)).params
-    data = demo.ended.out.partition("[1/5]")[2].splitlines()[1]
+    (data,) = re.findall(r"^(/.*shapes-easy-6-v1)$", demo.ended.out, re.MULTILINE)
     predict, train = (shlex.split(rest) for _, rest in lines)
     images = ["predict", *(f"{data}/val" if word == "IMAGES" else word for word in predict)]
     assert demo.loradetr(*images).code == 0
