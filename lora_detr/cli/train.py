@@ -17,7 +17,7 @@ MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
 
 def train(
     baseline: Annotated[
-        str | None, typer.Option(help="System: deformable.", metavar="NAME", rich_help_panel=MODEL)
+        str | None, typer.Option(help="System: deformable or deformable-pp.", metavar="NAME", rich_help_panel=MODEL)
     ] = None,
     aux: Annotated[
         int | None, typer.Option(help="Number of auxiliary branches.", metavar="N", rich_help_panel=MODEL)

@@ -20,7 +20,7 @@ from lora_detr.json_value import JSON
 # k of each branch by number of branches (paper, Table 4), in the order of the official Deformable code.
 TABLE_4 = {1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
 COCO_FOLDER = Path("data/coco")
-BASELINES = ("deformable",)
+BASELINES = ("deformable", "deformable-pp")
 BRANCH_KINDS = ("lora",)
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}
@@ -107,9 +107,9 @@ def resolve(request: Request) -> Resolved:
             notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
     preset = request.preset or _preset_of(request, tiny)
     base = load_config(RunConfig, preset=preset, files=request.files, overrides=request.overrides)
-    if request.preset and request.baseline and base.config.model.kind != _baseline(request):
+    if request.preset and request.baseline and system_of(base.config) != _baseline(request):
         raise ConfigError(
-            f"--baseline {request.baseline} contradicts --preset {preset}, which is a '{base.config.model.kind}'",
+            f"--baseline {request.baseline} contradicts --preset {preset}, which is a '{system_of(base.config)}'",
             "give one of the two",
         )
     named = dict(request.named)
@@ -172,6 +172,11 @@ def _names_data(request: Request) -> bool:
     sections = [read_yaml(path).get("data") for path in request.files]
     in_files = any(isinstance(section, dict) and section.get("path") is not None for section in sections)
     return in_files or any(item.startswith("data.path=") for item in request.overrides)
+
+
+def system_of(config: RunConfig) -> str:
+    """Return the name that ``--baseline`` has for a detector; ++ is a matter of settings, not of another class."""
+    return f"{config.model.kind}-pp" if config.model.mixed_selection else config.model.kind
 
 
 def _baseline(request: Request) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lora_detr.branches import LoRAConfig
+from lora_detr.config.load import load_config
+from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
 from lora_detr.matchers import TopKConfig
 from lora_detr.models import DeformableDetrConfig
@@ -98,6 +100,28 @@ def test_parameter_counts(name: str) -> None:
     for key, count in trained.items():
         found[_official(key, modules)] += count
     assert found == modules
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("deformable", "deformable_300"),
+        ("deformable-lora1", "lora1_r32_300"),
+        ("deformable-lora3", "lora3_r32_300"),
+        ("deformable-pp", "deformable_pp_900"),
+        ("deformable-pp-lora1", "lora1_r32_pp_900"),
+        ("deformable-pp-lora3", "lora3_r48_pp_900"),
+    ],
+)
+def test_a_preset_has_the_parameters_of_its_row(preset: str, name: str) -> None:
+    content = store.load_json(NAME)
+    loaded = load_config(RunConfig, preset=preset)
+    with torch.device("meta"):
+        model = loaded.config.build_model(content["num_classes"], load_weights=False)
+    entry = content["variants"][name]
+    assert sum(value.numel() for value in model.parameters() if value.requires_grad) == entry["trainable"]
+    (paper,) = next(found for found in list_presets() if found.path.stem == preset).paper
+    assert f"{entry['paper_millions']} M parameters" in paper
 
 
 @pytest.mark.parametrize("name", _listed())

@@ -41,6 +41,9 @@ def refused(**options: object) -> ConfigError:
         ({"baseline": "deformable", "aux": 3}, "deformable-lora3", [6, 4, 2]),
         ({"baseline": "deformable", "aux": 5}, "deformable-lora3", [6, 5, 4, 3, 2]),
         ({"baseline": "deformable", "branches": ("topk:k=5", "topk:k=3")}, "deformable-lora3", [5, 3]),
+        ({"baseline": "deformable-pp"}, "deformable-pp", []),
+        ({"baseline": "deformable-pp", "aux": 1}, "deformable-pp-lora1", [6]),
+        ({"baseline": "deformable-pp", "aux": 3}, "deformable-pp-lora3", [6, 4, 2]),
     ],
 )
 def test_baseline_and_number_of_branches_choose_the_preset(
@@ -129,6 +132,21 @@ def test_a_baseline_that_contradicts_the_preset_is_an_error(monkeypatch: pytest.
     error = refused(baseline="relation", preset="deformable-lora3")
     assert error.message == "--baseline relation contradicts --preset deformable-lora3, which is a 'deformable'"
     assert config_of(baseline="deformable", preset="deformable-lora3").branches
+
+
+def test_the_systems_of_one_class_are_told_apart() -> None:
+    assert config_of(baseline="deformable-pp", preset="deformable-pp-lora3").branches
+    for baseline, preset in (("deformable", "deformable-pp"), ("deformable-pp", "deformable")):
+        assert "contradicts" in refused(baseline=baseline, preset=preset).message
+
+
+def test_plus_plus_as_the_authors_trained_it() -> None:
+    config = config_of(baseline="deformable-pp", aux=3)
+    model = config.model
+    assert (model.num_queries, model.dropout, model.mixed_selection, model.look_forward_twice) == (900, 0.0, True, True)
+    assert config.loss.branch.merge_one_to_one
+    assert config.evaluation.max_detections == 300
+    assert {branch.rank for branch in config.branches} == {48}
 
 
 def test_named_options_are_stronger_than_set_and_none_leaves_the_preset_alone() -> None:
