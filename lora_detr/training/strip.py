@@ -266,9 +266,12 @@ def _same_flops(plain: TwoStageDetector, stripped: TwoStageDetector, images: Ima
     """Return the GFLOPs of one batch, which must be equal for both."""
     counts = []
     for model in (plain, stripped):
+        # The counter hooks gradients, and trips over a view of a parameter, such as a table of queries. A copy without
+        # gradients has none; the model itself stays as it is, since its last bits may depend on that.
+        counted = copy.deepcopy(model).requires_grad_(False)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            model(images)
+            counted(images)
         counts.append(counter.get_total_flops())
     if counts[0] != counts[1]:
         raise VerificationError(f"FLOPs differ: {counts[0]} for the plain detector, {counts[1]} after strip")

@@ -253,3 +253,12 @@ class TestProofImages:
     def test_any_number(self, count: int, opened: OpenedRun) -> None:
         images, _ = proof_images(opened, count)
         assert sum(len(batch.sizes) for batch in images) == count
+
+
+@pytest.mark.parametrize("branch", [None, 1])
+def test_plus_plus_is_stripped_too(branch: int | None, shapes_tiny: Path, images: list[Images], tmp_path: Path) -> None:
+    overrides = ("model.mixed_selection=true", "model.look_forward_twice=true", "train.max_steps=1")
+    run = small_runs.train(shapes_tiny, tmp_path / "run", *overrides).directory
+    report = strip(open_run(run), tmp_path / "stripped.safetensors", images, "four photos", branch)
+    assert (report.largest_difference == 0) == (branch is None)
+    assert report.gflops > 0
