@@ -32,13 +32,16 @@ class WeightAverage:
         self.decay = decay
         self.updates = 0
         self._averaged = AveragedModel(model, multi_avg_fn=self._average)
-        self._averaged.requires_grad_(False)
         # AveragedModel copies the weights at its first update. The copy was made above; updates of our own count here.
         self._averaged.n_averaged += 1
 
     @property
     def model(self) -> BranchedDetector[TwoStageDetector]:
-        """The averaged model; its mode is the caller's business."""
+        """The averaged model; its mode is the caller's business.
+
+        No optimiser knows its parameters, but they ask for gradients like those of a model that was loaded: PyTorch's
+        attention chooses its kernel by that, and results are to be the same bit for bit.
+        """
         module = self._averaged.module
         assert isinstance(module, BranchedDetector)
         return module
