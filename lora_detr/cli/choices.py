@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lora_detr.errors import ConfigError
+
+T = TypeVar("T", bound=str)
+
+CHECKPOINTS: tuple[Literal["best", "last"], ...] = ("best", "last")
+BAD_DATA: tuple[Literal["error", "skip"], ...] = ("error", "skip")
 
 OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
@@ -17,11 +22,7 @@ def which_checkpoint(text: str) -> Literal["best", "last"]:
     Raises:
         ConfigError: it is neither of the two.
     """
-    if text == "best":
-        return "best"
-    if text == "last":
-        return "last"
-    raise ConfigError(f"--checkpoint {text}: expected best or last", "best has the highest AP, last is the newest")
+    return _one_of("--checkpoint", text, CHECKPOINTS, "best has the highest AP, last is the newest")
 
 
 def bad_data(text: str) -> Literal["error", "skip"]:
@@ -30,11 +31,14 @@ def bad_data(text: str) -> Literal["error", "skip"]:
     Raises:
         ConfigError: it is neither of the two.
     """
-    if text == "error":
-        return "error"
-    if text == "skip":
-        return "skip"
-    raise ConfigError(f"--on-bad-data {text}: expected error or skip", "skip drops malformed boxes and counts them")
+    return _one_of("--on-bad-data", text, BAD_DATA, "skip drops malformed boxes and counts them")
+
+
+def _one_of(option: str, text: str, known: tuple[T, ...], remedy: str) -> T:
+    for value in known:
+        if text == value:
+            return value
+    raise ConfigError(f"{option} {text}: expected {' or '.join(known)}", remedy)
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class WeightAverage:
@@ -26,29 +24,26 @@ class WeightAverage:
     Args:
         model: what is trained; the average starts as a copy of it.
         decay: in (0, 1).
+
+    Attributes:
+        model: the averaged model; its mode is the caller's business.
+        updates: taken in so far.
     """
 
     def __init__(self, model: BranchedDetector[TwoStageDetector], decay: float) -> None:
+        # No optimiser knows the copy's parameters, but they ask for gradients like those of a model that was loaded:
+        # PyTorch's attention chooses its kernel by that, and results are to be the same bit for bit.
+        self.model = copy.deepcopy(model)
         self.decay = decay
         self.updates = 0
-        self._averaged = AveragedModel(model, multi_avg_fn=self._average)
-        # AveragedModel copies the weights at its first update. The copy was made above; updates of our own count here.
-        self._averaged.n_averaged += 1
 
-    @property
-    def model(self) -> BranchedDetector[TwoStageDetector]:
-        """The averaged model; its mode is the caller's business.
-
-        No optimiser knows its parameters, but they ask for gradients like those of a model that was loaded: PyTorch's
-        attention chooses its kernel by that, and results are to be the same bit for bit.
-        """
-        module = self._averaged.module
-        assert isinstance(module, BranchedDetector)
-        return module
-
+    @torch.no_grad()
     def update(self, model: BranchedDetector[TwoStageDetector]) -> None:
         """Take in the weights of one more step."""
-        self._averaged.update_parameters(model)
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            averaged.copy_(current)
         self.updates += 1
 
     def restore(self, tensors: Mapping[str, Tensor], updates: int, source: Path) -> None:
@@ -59,8 +54,3 @@ class WeightAverage:
         """
         load_exact(self.model, tensors, source)
         self.updates = updates
-
-    def _average(self, averaged: Tensors, current: Tensors, _: object) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, current, 1 - decay)

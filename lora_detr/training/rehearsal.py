@@ -74,9 +74,7 @@ def rehearse(trainer: Trainer) -> StepCost | None:
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
         restore_rng_state(random)
-    # AdamW keeps two moments of all that is trained from the first update on.
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return StepCost(seconds * train.accumulate, _peak_bytes(trainer.world.device) + int(moments))
+    return StepCost(seconds * train.accumulate, _peak_bytes(trainer.world.device) + trainer.moment_bytes)
 
 
 def duration(seconds: float) -> str:

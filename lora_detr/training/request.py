@@ -11,6 +11,7 @@ from typing import Any
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
+from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.synthetic import cached
@@ -75,7 +76,7 @@ class Resolved:
     def run_name(self) -> str:
         """Name for the run's directory: the preset's, or that of the run whose settings were taken."""
         path = Path(self.preset)
-        if path.name == "config.yaml":
+        if path.name == RUN_SETTINGS:
             return path.resolve().parent.name + ("-tuned" if self.loaded.config.weights else "-again")
         return path.name.removesuffix(".yaml").removesuffix(".yml")
 
@@ -149,7 +150,7 @@ def branch_ks(count: int) -> tuple[int, ...]:
 
 def _with_settings_of(request: Request, weights: Path) -> Request:
     """Return the request on top of the settings of the run that the weights come from."""
-    settings = weights / "config.yaml"
+    settings = weights / RUN_SETTINGS
     if not settings.is_file():
         if not weights.exists():
             raise ConfigError(f"--weights {weights}: nothing is there", "check the path")

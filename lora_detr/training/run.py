@@ -12,6 +12,7 @@ import torch
 from lora_detr.branches import BranchedDetector
 from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
+from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, LoraDetrError, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.models import TwoStageDetector
@@ -85,7 +86,7 @@ def _start(
             return Finished(directory.path, None)
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
-            directory.write_text("config.yaml", dump_config(config, resolved.loaded.origin))
+            directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
             directory.write_json("data_report.json", splits.report())

@@ -19,6 +19,7 @@ import torch
 from lora_detr.atomic_files import prepare_directory, reporting, write_file
 from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.run import RunConfig
+from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
 
 LOCK = ".lock"
@@ -106,7 +107,7 @@ class RunDirectory:
         Raises:
             OutputError: it cannot be written.
         """
-        path = self.path / "config.yaml"
+        path = self.path / RUN_SETTINGS
         origin = {key: "resume" for key, _, _ in diff_configs(stored, config)}
         lines = dump_config(config, origin).splitlines()
         old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -221,11 +221,15 @@ class Trainer:
         return metrics
 
     @property
+    def moment_bytes(self) -> int:
+        """How large the two moments are that AdamW keeps of all that is trained, from the first update on."""
+        return int(2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad))
+
+    @property
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: weights, their average, and two moments of all that is trained."""
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-        moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        return int(weights * (1 if self.average is None else 2) + moments)
+        return int(weights * (1 if self.average is None else 2) + self.moment_bytes)
 
     def restore(self, checkpoint: LoadedCheckpoint, source: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, step, random state and best result.

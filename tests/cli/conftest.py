@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -113,14 +112,3 @@ def files_in(*folders: Path) -> dict[Path, tuple[int, int]]:
         status = path.stat()
         found[path] = (0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns)
     return found
-
-
-@contextlib.contextmanager
-def bounded_files(size: int) -> Iterator[None]:
-    """Let no file grow beyond ``size`` bytes; the signal that comes with it is ignored by Python."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from lora_detr.atomic_files import remove
 from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.training.opened import open_run
-from tests.cli.conftest import Command, Ended, assert_told, bounded_files, files_in
+from tests.cli.conftest import Command, Ended, assert_told, files_in
+from tests.limits import file_size_limit
 from tests.small_runs import SMALL
 
 USAGE, DATA, CHECKPOINT, OUTPUT = 2, 3, 4, 5
@@ -365,7 +366,7 @@ class TestFullDisk:
 
         def call(room: object, *arguments: object) -> Ended:
             assert isinstance(room, int)
-            with bounded_files(room):
+            with file_size_limit(room):
                 return loradetr(*arguments)
 
         # What is imported on first use writes files too.

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +26,7 @@ from lora_detr.training.checkpoint import (
     save_checkpoint,
     set_best,
 )
+from tests.limits import file_size_limit
 
 STATE: dict[str, JSON] = {"epoch": 1, "best": 0.1 + 0.2, "history": [1, None, True, "x"]}
 
@@ -61,17 +59,6 @@ def refused(path: Path) -> CheckpointError:
     assert str(path) in caught.value.message
     assert caught.value.remedy
     return caught.value
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let every write beyond ``size`` bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(directory: Path) -> list[str]:
