@@ -172,10 +172,31 @@ class EncoderOutput:
     Attributes:
         prediction: over all S tokens.
         anchors: [B, S, 4]; (1, 1, 1, 1) at padded or invalid tokens.
+        selected: int64 [B, Q], the tokens that became queries, best first; None where nobody will ask.
     """
 
     prediction: Prediction
     anchors: Tensor
+    selected: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryGroupOutput:
+    """Predictions of queries that exist in training only, supervised apart from the primary ones.
+
+    Attributes:
+        name: ``denoising``, ``hybrid`` or ``dac``; the criterion has settings for each.
+        layers: L predictions [B, P, ...] of its P queries; P may be 0.
+        encoder: proposals of its own, or None.
+        pairs: which query is trained on which target where that is known beforehand, [1, B, T, k]; else None.
+        copies: how often each target stands in ``pairs``.
+    """
+
+    name: str
+    layers: tuple[Prediction, ...]
+    encoder: EncoderOutput | None = None
+    pairs: Assignment | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -183,16 +204,18 @@ class DetectorOutput:
     """What a detector returns, in training and in evaluation alike.
 
     Attributes:
-        layers: L outputs, first layer first.
+        layers: L outputs of the primary queries, first layer first.
         encoder: proposals, or None for a one-stage detector.
         initial_reference: [B, Q, 4] that the first layer started from.
         memory: [B, S, D] of the encoder.
+        groups: queries beside the primary ones; empty in evaluation.
     """
 
     layers: tuple[DecoderLayerOutput, ...]
     encoder: EncoderOutput | None
     initial_reference: Tensor
     memory: Tensor
+    groups: tuple[QueryGroupOutput, ...] = ()
 
     @property
     def prediction(self) -> Prediction:
@@ -271,6 +294,7 @@ class FeedForwardLike(Protocol):
 
     linear1: nn.Linear
     linear2: nn.Linear
+    norm: nn.LayerNorm
 
     def finish(self, inputs: Tensor, projected: Tensor) -> Tensor: ...
 
@@ -298,6 +322,12 @@ class Matcher(Protocol):
 
 
 class Branch(Protocol):
-    """An auxiliary path beside a decoder layer's feed-forward network."""
+    """An auxiliary path beside a decoder layer's feed-forward network.
+
+    Attributes:
+        follows_reference: its boxes train the reference they refine, as far as the primary's do; else it is detached.
+    """
+
+    follows_reference: bool
 
     def __call__(self, layer: int, ffn: FeedForwardLike, output: DecoderLayerOutput) -> Tensor: ...

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from lora_detr.branches.ffn import CrossFFNConfig, FFNBranch, FFNConfig
 from lora_detr.branches.lora import LoRABranch, LoRAConfig
 from lora_detr.branches.sidecar import AuxiliaryBranches, BranchedDetector
 
-# One member so far; the next makes this a union discriminated by ``kind``.
-BranchConfig = LoRAConfig
+BranchConfig = Annotated[LoRAConfig | FFNConfig | CrossFFNConfig, Field(discriminator="kind")]
 
-__all__ = ["AuxiliaryBranches", "BranchConfig", "BranchedDetector", "LoRABranch", "LoRAConfig"]
+__all__ = [
+    "AuxiliaryBranches",
+    "BranchConfig",
+    "BranchedDetector",
+    "CrossFFNConfig",
+    "FFNBranch",
+    "FFNConfig",
+    "LoRABranch",
+    "LoRAConfig",
+]

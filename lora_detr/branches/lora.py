@@ -64,6 +64,9 @@ class LoRABranch(nn.Module):
             A normal with variance 1 / r and B zero (it starts equal).
     """
 
+    # The reference that boxes refine is detached: a branch trains its own layer, not the layer before.
+    follows_reference = False
+
     def __init__(
         self, num_layers: int, hidden_dim: int, ffn_dim: int, rank: int, initialisation: Initialisation
     ) -> None:
@@ -137,6 +140,6 @@ class LoRAConfig(Strict):
     matcher: MatcherConfig
     """One-to-many assignment of this branch."""
 
-    def build(self, num_layers: int, hidden_dim: int, ffn_dim: int) -> LoRABranch:
-        """Build the branch for a decoder of the given sizes."""
+    def build(self, num_layers: int, hidden_dim: int, ffn_dim: int, dropout: float) -> LoRABranch:
+        """Build the branch for a decoder of the given sizes; dropout is that of the network it stands beside."""
         return LoRABranch(num_layers, hidden_dim, ffn_dim, self.rank, self.initialisation)

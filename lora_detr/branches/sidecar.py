@@ -9,8 +9,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lora_detr.branches.ffn import FFNBranch
 from lora_detr.branches.lora import LoRABranch
-from lora_detr.structures import BranchOutput, Detector, DetectorOutput, Images, Target
+from lora_detr.structures import BranchOutput, Detector, DetectorOutput, Images, Prediction, Target
 
 D = TypeVar("D", bound=nn.Module)
 
@@ -22,7 +23,7 @@ class AuxiliaryBranches(nn.Module):
         branches: may be empty; ``forward`` then returns None.
     """
 
-    def __init__(self, branches: Sequence[LoRABranch]) -> None:
+    def __init__(self, branches: Sequence[LoRABranch | FFNBranch]) -> None:
         super().__init__()
         self.members = nn.ModuleList(branches)
 
@@ -30,9 +31,9 @@ class AuxiliaryBranches(nn.Module):
         return len(self.members)
 
     def forward(self, output: DetectorOutput, detector: Detector) -> BranchOutput | None:
-        """Predict with every branch at every decoder layer; the heads run once a layer on all branches.
+        """Predict with every branch at every decoder layer; the heads run once a layer on all branches of a kind.
 
-        The reference that boxes refine is detached: a branch trains its own layer, not the layer before.
+        The reference that boxes refine is detached, unless a branch says otherwise.
 
         Args:
             output: of the detector.
@@ -43,12 +44,26 @@ class AuxiliaryBranches(nn.Module):
         predictions, hidden_states = [], []
         for i, layer in enumerate(output.layers):
             parts: list[Tensor] = []
-            for kind, run in groupby(self.members, key=type):
-                parts.append(kind.forward_stack(list(run), i, detector.ffn(i), layer))  # type: ignore[attr-defined]
-            hidden = parts[0] if len(parts) == 1 else torch.cat(parts)  # [N, B, Q, D]
-            predictions.append(detector.predict(i, hidden, layer.reference.detach()))
-            hidden_states.append(hidden)
+            answers: list[Prediction] = []
+            for follows, run in groupby(self.members, key=_follows_reference):
+                kinds = groupby(run, key=type)
+                stacks = [kind.forward_stack(list(same), i, detector.ffn(i), layer) for kind, same in kinds]  # type: ignore[attr-defined]
+                hidden = _joined(stacks)  # [N of the run, B, Q, D]
+                reference = layer.reference if follows else layer.reference.detach()
+                answers.append(detector.predict(i, hidden, reference))
+                parts.append(hidden)
+            boxes, logits = _joined([one.boxes for one in answers]), _joined([one.logits for one in answers])
+            predictions.append(Prediction(logits, boxes))
+            hidden_states.append(_joined(parts))
         return BranchOutput(tuple(predictions), tuple(hidden_states))
+
+
+def _follows_reference(branch: nn.Module) -> bool:
+    return bool(branch.follows_reference)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class BranchedDetector(nn.Module, Generic[D]):

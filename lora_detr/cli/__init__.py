@@ -11,6 +11,7 @@ from lora_detr import __version__
 from lora_detr.cli.choices import fill_in_values, refuse_empty
 from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
+from lora_detr.cli.convert import convert
 from lora_detr.cli.demo import demo
 from lora_detr.cli.eval import evaluate
 from lora_detr.cli.predict import predict
@@ -29,6 +30,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("strip")(strip)
 app.command("predict")(predict)
+app.command("convert")(convert)
 app.add_typer(config_app, name="config")
 app.command("demo")(demo)
 

@@ -32,7 +32,7 @@ JPEG_QUALITY = 92
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run, checkpoint or stripped file.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
     score: Annotated[
         float, typer.Option(help="Least score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from lora_detr.cli.choices import which_checkpoint
 from lora_detr.cli.console import console
+from lora_detr.cli.progress import show_log
 
 if TYPE_CHECKING:
     from lora_detr.training.strip import StripReport
 
 
 def strip(
-    model: Annotated[Path, typer.Argument(help="Run or checkpoint directory.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint or official .pth.", metavar="MODEL")],
     output: Annotated[
         Path | None, typer.Option(help="File to write (RUN/stripped.safetensors).", metavar="FILE")
     ] = None,
@@ -38,10 +39,11 @@ def strip(
     from lora_detr.training.strip import refuse_stripped, write_report
     from lora_detr.training.strip import strip as strip_run
 
+    show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)
     refuse_stripped(model)
     opened = open_run(model, which, ema=not no_ema)
-    target = output or opened.run / "stripped.safetensors"
+    target = output or opened.stripped
     images, described = proof_images(opened, inputs)
     report = strip_run(opened, target, images, described, branch)
     write_report(report, target)

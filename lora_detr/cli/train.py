@@ -17,7 +17,8 @@ MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
 
 def train(
     baseline: Annotated[
-        str | None, typer.Option(help="System: deformable or deformable-pp.", metavar="NAME", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(help="deformable, deformable-pp, relation or ms-detr.", metavar="SYSTEM", rich_help_panel=MODEL),
     ] = None,
     aux: Annotated[
         int | None, typer.Option(help="Number of auxiliary branches.", metavar="N", rich_help_panel=MODEL)
@@ -27,10 +28,18 @@ def train(
         typer.Option(help="From loradetr config list, or a YAML file.", metavar="NAME", rich_help_panel=MODEL),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of all branches.", metavar="R", rich_help_panel=MODEL)] = None,
+    branch_kind: Annotated[
+        str | None, typer.Option(help="Kind of all branches.", metavar="lora|ffn|cross-ffn", rich_help_panel=MODEL)
+    ] = None,
     branch: Annotated[
         list[str] | None,
         typer.Option(help="One branch: topk:k=6,tau=0.4; repeatable.", metavar="SPEC", rich_help_panel=MODEL),
     ] = None,
+    hybrid: Annotated[
+        int | None,
+        typer.Option(help="H-DETR's queries: copies of a target; 0: none.", metavar="K", rich_help_panel=MODEL),
+    ] = None,
+    dac: Annotated[bool, typer.Option("--dac", help="DAC-DETR's second pass.", rich_help_panel=MODEL)] = False,
     data: Annotated[
         Path | None, typer.Option(help="COCO folder, or a YAML of four paths.", metavar="PATH", rich_help_panel=DATA)
     ] = None,
@@ -142,6 +151,7 @@ def train(
     show_log(out)
     if resume is not None:
         choosing = {"--baseline": baseline, "--aux": aux, "--preset": preset, "--rank": rank, "--branch": branch}
+        choosing |= {"--branch-kind": branch_kind, "--hybrid": hybrid, "--dac": dac or None}
         starting = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir, "--config": config}
         _refuse_beside_resume({**choosing, **starting, "--dry-run": dry_run or None})
         from lora_detr.training import run
@@ -153,7 +163,21 @@ def train(
         from lora_detr.training import run
         from lora_detr.training.request import Request, resolve
 
-        request = Request(preset, baseline, aux, rank, branch or (), data, config or (), set_ or (), named, weights)
+        request = Request(
+            preset=preset,
+            baseline=baseline,
+            aux=aux,
+            rank=rank,
+            branches=branch or (),
+            data=data,
+            files=config or (),
+            overrides=set_ or (),
+            named=named,
+            weights=weights,
+            branch_kind=branch_kind,
+            hybrid=hybrid,
+            dac=dac,
+        )
         finished = run.start(resolve(request), output_dir, overfit, dry_run, display)
     if dry_run:
         return

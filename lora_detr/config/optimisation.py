@@ -51,7 +51,10 @@ class ScheduleConfig(Strict):
     """Step decay of the learning rate after an optional linear warm-up."""
 
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises linearly from zero."""
+    """Steps over which the rate rises linearly."""
+    warmup_start: float | None = Field(None, ge=0, le=1)
+    """Factor at the first step, such as 0.001; the warm-up then ends by the last step of the first epoch at the latest
+    (Relation family). Null starts at 1 / ``warmup_steps`` and takes all of them. Not used without warm-up."""
     drop_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Epochs at whose start the rate is multiplied by ``factor``."""
     drop_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()

@@ -12,6 +12,7 @@ from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.evaluation.deployed import DeploymentConfig
+from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, TwoStageDetector
@@ -43,6 +44,10 @@ class EvalConfig(Strict):
 
     max_detections: int = Field(100, ge=1)
     """Detections kept of each image."""
+    min_score: float | None = Field(None, ge=0, le=1)
+    """What a detection must score more than; null keeps all, as COCO's numbers need."""
+    suppression: Suppression = "per-class"
+    """What ``--nms`` drops: what overlaps a better box of its class, or of ``any-class`` among those kept."""
     batch_size: int = Field(2, ge=1)
     """Images of one forward pass."""
     every: int = Field(1, ge=1)
@@ -147,23 +152,25 @@ class RunConfig(Strict):
             ConfigError: the backbone does not exist.
         """
         detector = self.model.build(num_classes, load_weights)
-        sizes = (self.model.decoder_layers, self.model.hidden_dim, self.model.ffn_dim)
+        sizes = (self.model.decoder_layers, self.model.hidden_dim, self.model.ffn_dim, self.model.dropout)
         return BranchedDetector(detector, AuxiliaryBranches([branch.build(*sizes) for branch in self.branches]))
 
     def build_criterion(self) -> Criterion:
         """Build matchers and losses."""
         matchers = [branch.matcher.build() for branch in self.branches]
-        return Criterion(self.model.decoder_layers, self.loss, self.branch_names, matchers)
+        return Criterion(self.model.decoder_layers, self.loss, self.branch_names, matchers, self.model.has_denoising)
 
     def deployment(self, categories: CategoryMap) -> DeploymentConfig:
         """Return what inference needs to know, without anything of this machine."""
         backbone = self.model.backbone
         mean, std = backbone.input_statistics
         return DeploymentConfig(
-            model=self.model.model_copy(update={"backbone": backbone.without_weights()}),
+            model=self.model.for_inference().model_copy(update={"backbone": backbone.without_weights()}),
             transform=self.data.evaluation,
             size_divisor=self.data.size_divisor,
             max_detections=self.evaluation.max_detections,
+            min_score=self.evaluation.min_score,
+            suppression=self.evaluation.suppression,
             mean=mean,
             std=std,
             category_ids=categories.ids,

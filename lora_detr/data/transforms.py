@@ -6,8 +6,8 @@ draw comes from the generator given, in a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,9 @@ ELONGATED = 16
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=1)]
 Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
+
+SizeRule = Callable[[int, int, int, int | None], tuple[int, int]]
+"""From height, width, the wanted shorter side, and the limit of the longer one (None for none) to (height, width)."""
 
 
 class Transform(Protocol):
@@ -43,13 +46,13 @@ class Transform(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
-def resized_size(height: int, width: int, shorter: int, longest: int | None) -> tuple[int, int]:
+def deformable_size(height: int, width: int, shorter: int, longest: int | None) -> tuple[int, int]:
     """Return (height, width) after the shorter side becomes ``shorter``, the longer one at most ``longest``.
 
-    Rounds as the Deformable family does: where ``longest`` decides, it is the shorter side that is computed and
-    rounded half to even, and the longer one follows from it, rounded down. So the longer side misses ``longest`` by up
-    to half the ratio of the sides, in either direction. Only where less than one pixel would be left of the shorter
-    side, which that rule cannot do, the longer one becomes ``longest``. Both are at least 1.
+    Rounds as the Deformable family does, in training and in evaluation: where ``longest`` decides, it is the shorter
+    side that is computed and rounded half to even, and the longer one follows from it, rounded down. So the longer side
+    misses ``longest`` by up to half the ratio of the sides, in either direction. Only where less than one pixel would
+    be left of the shorter side, which that rule cannot do, the longer one becomes ``longest``. Both are at least 1.
     """
     small, large = min(height, width), max(height, width)
     if longest is not None and large / small * shorter > longest:
@@ -61,6 +64,32 @@ def resized_size(height: int, width: int, shorter: int, longest: int | None) -> 
     if width < height:
         return int(shorter * height / width), shorter
     return shorter, int(shorter * width / height)
+
+
+def relation_size(height: int, width: int, shorter: int, longest: int | None) -> tuple[int, int]:
+    """Return what ``deformable_size`` does, as the Relation family rounds in training.
+
+    Both sides are multiplied by one ratio, in float64, and rounded down. So either may miss its goal by a pixel,
+    never upwards. Both are at least 1.
+    """
+    ratio = shorter / min(height, width)
+    if longest is not None:
+        ratio = min(ratio, longest / max(height, width))
+    return max(1, int(height * ratio)), max(1, int(width * ratio))
+
+
+def relation_eval_size(height: int, width: int, shorter: int, longest: int | None) -> tuple[int, int]:
+    """Return what ``relation_size`` does but for the precision: as the Relation family rounds in evaluation.
+
+    There it computes in float32, which makes sides of some images differ by a pixel.
+    """
+    sides = torch.tensor([height, width], dtype=torch.float32)
+    # Products with reciprocals, since dividing a number by a tensor comes to that, and rounds twice.
+    ratio = shorter * sides.min().reciprocal()
+    if longest is not None:
+        ratio = torch.minimum(ratio, longest * sides.max().reciprocal())
+    new_height, new_width = (sides * ratio).int().clamp(min=1).tolist()
+    return new_height, new_width
 
 
 def flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +125,12 @@ def crop(image: Tensor, boxes: Tensor, labels: Tensor, window: Sequence[int]) ->
     return F.crop(image, top, left, height, width), boxes[kept], labels[kept]
 
 
+def drop_small(boxes: Tensor, labels: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Return the boxes [T, 4] (xyxy) of which both sides are at least ``least`` pixels long, and their labels [T]."""
+    kept = (boxes[:, 2:] - boxes[:, :2] >= least).all(dim=1)
+    return boxes[kept], labels[kept]
+
+
 def finish(image: Tensor, boxes: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return normalised float pixels, and boxes as cxcywh relative to the image, in [0, 1]."""
     height, width = image.shape[-2:]
@@ -112,23 +147,33 @@ class EvalTransform:
         size: shorter side in pixels, or both sides if ``square``.
         max_size: limit of the longer side; None for no limit; unused if ``square``.
         square: ignore the aspect ratio.
+        size_rule: how the new size is computed; unused if ``square``.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, likewise.
     """
 
     def __init__(
-        self, *, size: int, max_size: int | None, square: bool, mean: Sequence[float], std: Sequence[float]
+        self,
+        *,
+        size: int,
+        max_size: int | None,
+        square: bool,
+        size_rule: SizeRule,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         self.size = size
         self.max_size = max_size
         self.square = square
+        self.size_rule = size_rule
         self.mean = tuple(mean)
         self.std = tuple(std)
 
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        size = _target_size(image, self.size, self.max_size, self.square)
+        height, width = image.shape[-2:]
+        size = (self.size, self.size) if self.square else self.size_rule(height, width, self.size, self.max_size)
         pixels, boxes = finish(*resize(image, boxes, size), self.mean, self.std)
         return pixels, boxes, labels
 
@@ -145,6 +190,8 @@ class TrainTransform:
         crop_range: smallest and largest side of the crop in pixels, both included; an image smaller than either
             limits it.
         square: ignore the aspect ratio in the last resize.
+        size_rule: how new sizes are computed; not used for the last resize if ``square``.
+        min_box: boxes with a shorter side than this many pixels after the last resize are dropped; 0 drops none.
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, likewise.
     """
@@ -159,6 +206,8 @@ class TrainTransform:
         crop_scales: Sequence[int],
         crop_range: tuple[int, int],
         square: bool,
+        size_rule: SizeRule,
+        min_box: float,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
@@ -169,6 +218,8 @@ class TrainTransform:
         self.crop_scales = tuple(crop_scales)
         self.crop_range = crop_range
         self.square = square
+        self.size_rule = size_rule
+        self.min_box = min_box
         self.mean = tuple(mean)
         self.std = tuple(std)
 
@@ -181,11 +232,15 @@ class TrainTransform:
         small, large = sorted(pixels.shape[-2:])
         if _chance(self.crop_probability, generator) and large <= ELONGATED * small:
             height, width = pixels.shape[-2:]
-            size = resized_size(height, width, _choice(self.crop_scales, generator), None)
+            size = self.size_rule(height, width, _choice(self.crop_scales, generator), None)
             pixels, boxes = resize(pixels, boxes, size)
             pixels, boxes, labels = crop(pixels, boxes, labels, self._window(pixels, generator))
-        size = _target_size(pixels, _choice(self.scales, generator), self.max_size, self.square)
-        pixels, boxes = finish(*resize(pixels, boxes, size), self.mean, self.std)
+        height, width = pixels.shape[-2:]
+        scale = _choice(self.scales, generator)
+        size = (scale, scale) if self.square else self.size_rule(height, width, scale, self.max_size)
+        pixels, boxes = resize(pixels, boxes, size)
+        boxes, labels = drop_small(boxes, labels, self.min_box)
+        pixels, boxes = finish(pixels, boxes, self.mean, self.std)
         return pixels, boxes, labels
 
     def _window(self, image: Tensor, generator: torch.Generator) -> tuple[int, int, int, int]:
@@ -208,10 +263,19 @@ class EvalTransformConfig(Strict):
     """Limit of the longer side in pixels; null for none. Not used if ``square``."""
     square: bool = False
     """Resize to size x size whatever the aspect ratio, so that batches need no padding."""
+    rule: Literal["deformable", "relation"] = "deformable"
+    """Family whose rounding of sizes is followed, in float32 for ``relation``. Not used if ``square``."""
 
     def build(self, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
         """Build the transform for a backbone's input statistics."""
-        return EvalTransform(size=self.size, max_size=self.max_size, square=self.square, mean=mean, std=std)
+        return EvalTransform(
+            size=self.size,
+            max_size=self.max_size,
+            square=self.square,
+            size_rule=deformable_size if self.rule == "deformable" else relation_eval_size,
+            mean=mean,
+            std=std,
+        )
 
 
 class TrainTransformConfig(Strict):
@@ -231,6 +295,10 @@ class TrainTransformConfig(Strict):
     """Smallest and largest side of the crop in pixels, both included."""
     square: bool = False
     """Resize to size x size whatever the aspect ratio, so that batches need no padding."""
+    rule: Literal["deformable", "relation"] = "deformable"
+    """Family whose rounding of sizes is followed, in float64 for ``relation``; also before a crop."""
+    min_box: float = Field(0.0, ge=0)
+    """Boxes with a shorter side than this many pixels of the prepared image are dropped; 0 drops none."""
 
     @model_validator(mode="after")
     def _check_crop_range(self) -> TrainTransformConfig:
@@ -248,14 +316,11 @@ class TrainTransformConfig(Strict):
             crop_scales=self.crop_scales,
             crop_range=self.crop_range,
             square=self.square,
+            size_rule=deformable_size if self.rule == "deformable" else relation_size,
+            min_box=self.min_box,
             mean=mean,
             std=std,
         )
-
-
-def _target_size(image: Tensor, size: int, max_size: int | None, square: bool) -> tuple[int, int]:
-    height, width = image.shape[-2:]
-    return (size, size) if square else resized_size(height, width, size, max_size)
 
 
 def _with_canvas(boxes: Tensor, image: Tensor) -> Tensor:

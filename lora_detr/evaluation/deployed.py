@@ -21,6 +21,7 @@ from lora_detr.config.base import Strict
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import CheckpointError
+from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import DetectorConfig, TwoStageDetector
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -40,6 +41,10 @@ class DeploymentConfig(Strict):
     """Padded sizes are rounded up to a multiple of it."""
     max_detections: int
     """Detections kept of each image."""
+    min_score: float | None = None
+    """What a detection must score more than; null for no limit."""
+    suppression: Suppression = "per-class"
+    """Which detections a better one suppresses where suppression is asked for."""
     mean: tuple[float, ...]
     """Mean of the pixels."""
     std: tuple[float, ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from lora_detr.evaluation.coco_eval import CocoEvaluator
-from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.evaluation.postprocess import Suppression, postprocess
 from lora_detr.structures import Batch, Images, Prediction
 
 
@@ -19,7 +19,9 @@ def collect(
     device: torch.device,
     *,
     max_detections: int,
+    min_score: float | None = None,
     nms_iou: float | None = None,
+    suppression: Suppression = "per-class",
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Add the detections of all batches to an evaluator.
@@ -30,13 +32,22 @@ def collect(
         evaluator: collects.
         device: of the detector.
         max_detections: kept of each image.
+        min_score: what a detection must score more than; None for no limit.
         nms_iou: suppress duplicates above this overlap; None for none.
+        suppression: whether only detections of one class are duplicates.
         progress: told the number of images after each batch.
     """
     for batch in batches:
         prediction = predict(batch.images.to(device))
         sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
-        found = postprocess(prediction, sizes, max_detections=max_detections, nms_iou=nms_iou)
+        found = postprocess(
+            prediction,
+            sizes,
+            max_detections=max_detections,
+            nms_iou=nms_iou,
+            suppression=suppression,
+            min_score=min_score,
+        )
         for target, detections in zip(batch.targets, found, strict=True):
             evaluator.add(target.image_id, detections)
         if progress is not None:

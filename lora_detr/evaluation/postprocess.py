@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import batched_nms, box_convert, nms
 
 from lora_detr.structures import Detections, Prediction
 
 NMS_CANDIDATES = 10_000
-"""(query, class) entries of an image that enter non-maximum suppression, as in the official code."""
+"""(query, class) entries of an image that enter suppression by class, as in the official code."""
+
+Suppression = Literal["per-class", "any-class"]
+"""Which entries a better one may suppress: those of its class (Deformable family), or of any (Relation family)."""
 
 
 @torch.no_grad()
 def postprocess(
-    prediction: Prediction, original_sizes: Tensor, *, max_detections: int, nms_iou: float | None = None
+    prediction: Prediction,
+    original_sizes: Tensor,
+    *,
+    max_detections: int,
+    nms_iou: float | None = None,
+    suppression: Suppression = "per-class",
+    min_score: float | None = None,
 ) -> list[Detections]:
     """Return the best detections of each image, best first.
 
     A detection is a (query, class) entry, so a query may be kept with several classes. Equal scores are ordered by
     (query, class). Boxes are not clipped to the image, as in the official code.
 
+    Suppression by class fills the places of what it drops from a long list of candidates, as the Deformable family
+    does; that of any class only thins out the ``max_detections`` best, as the Relation family does.
+
     Args:
         prediction: logits [B, Q, K]; boxes [B, Q, 4], cxcywh relative to the unpadded image.
         original_sizes: [B, 2], (height, width) in pixels of the images as stored.
-        max_detections: kept for each image; fewer if Q * K is smaller or suppression leaves fewer.
-        nms_iou: suppress entries that overlap a better one of the same class by more than this; None for no
-            suppression, as DETR is meant to be used.
+        max_detections: kept for each image; fewer if Q * K is smaller, or suppression or ``min_score`` leave fewer.
+        nms_iou: suppress entries that overlap a better one by more than this; None for no suppression, as DETR is
+            meant to be used.
+        suppression: whether the better one must be of the same class.
+        min_score: an entry must score more than this; None for no limit.
 
     Returns:
         B detections, on the device of the prediction; scores float32.
@@ -38,7 +54,8 @@ def postprocess(
     if max_detections < 1 or tuple(original_sizes.shape) != (images, 2):
         raise ValueError(f"{max_detections=}; original_sizes {tuple(original_sizes.shape)}, expected ({images}, 2)")
     probabilities = prediction.logits.float().sigmoid().flatten(1)  # [B, Q * K]
-    limit = min(max_detections if nms_iou is None else NMS_CANDIDATES, probabilities.shape[1])
+    refilled = nms_iou is not None and suppression == "per-class"
+    limit = min(NMS_CANDIDATES if refilled else max_detections, probabilities.shape[1])
     # A stable sort and not topk, which orders equal scores differently from device to device.
     scores, entries = (part[:, :limit] for part in probabilities.sort(dim=1, descending=True, stable=True))
     queries, labels = entries // classes, entries % classes  # [B, n]
@@ -50,12 +67,23 @@ def postprocess(
     results = []
     for image in range(images):
         found = Detections(boxes[image], scores[image], labels[image], queries[image])
-        results.append(found if nms_iou is None else _suppress(found, nms_iou, max_detections))
+        if nms_iou is not None:
+            found = _entries(found, _unsuppressed(found, nms_iou, suppression)[:max_detections])
+        if min_score is not None:
+            found = _entries(found, found.scores > min_score)
+        results.append(found)
     return results
 
 
-def _suppress(found: Detections, iou: float, max_detections: int) -> Detections:
-    kept = batched_nms(found.boxes_xyxy_pixels, found.scores, found.labels, iou)
+def _unsuppressed(found: Detections, iou: float, suppression: Suppression) -> Tensor:
+    boxes, scores = found.boxes_xyxy_pixels, found.scores
+    if suppression == "any-class":
+        kept: Tensor = nms(boxes, scores, iou)
+    else:
+        kept = batched_nms(boxes, scores, found.labels, iou)
     # Candidates are in order already; restoring it makes ties independent of how the suppression sorts.
-    kept = kept.sort().values[:max_detections]
+    return kept.sort().values
+
+
+def _entries(found: Detections, kept: Tensor) -> Detections:
     return Detections(found.boxes_xyxy_pixels[kept], found.scores[kept], found.labels[kept], found.queries[kept])

@@ -143,8 +143,8 @@ class Predictor:
             image: path of a file; image of Pillow; uint8 array [H, W, 3]; or uint8 tensor [3, H, W] on any device.
                 All in RGB. The EXIF orientation of a file or a Pillow image is applied.
             score: least score of an object, in [0, 1]; 0 gives as many objects as the model keeps of an image.
-            nms_iou: suppress objects that overlap a better one of their class by more than this, in [0, 1]; None for
-                no suppression, as DETR is meant to be used.
+            nms_iou: suppress objects that overlap a better one of their class (or of any, where the settings of the
+                model say so) by more than this, in [0, 1]; None for no suppression, as DETR is meant to be used.
 
         Raises:
             DataError: the image cannot be read.
@@ -194,7 +194,14 @@ class Predictor:
         batch = collate(samples, self.config.size_divisor)
         sizes = [target.original_size for target in batch.targets]
         prediction = self.detector(batch.images.to(self.device)).prediction
-        found = postprocess(prediction, torch.tensor(sizes), max_detections=self.config.max_detections, nms_iou=nms_iou)
+        found = postprocess(
+            prediction,
+            torch.tensor(sizes),
+            max_detections=self.config.max_detections,
+            nms_iou=nms_iou,
+            suppression=self.config.suppression,
+            min_score=self.config.min_score,
+        )
         results = zip(sources, sizes, found, strict=True)
         return [self._select(source, size, detections, score) for source, size, detections in results]
 

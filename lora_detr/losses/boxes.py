@@ -57,5 +57,7 @@ def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) ->
 
 def _paired_boxes(boxes: Tensor, assignment: Assignment) -> Tensor:
     """Return the predicted box of each slot of an assignment, [G * B * T * k, 4]."""
+    if boxes.shape[2] == 0:  # a group without queries: any box does, since every slot is masked
+        return boxes.sum() + boxes.new_zeros((assignment.query.numel(), 4))
     index = assignment.query.flatten(2)[..., None].expand(-1, -1, -1, 4)  # [G, B, T*k, 4]
     return boxes.gather(2, index).view(-1, 4)

@@ -96,3 +96,20 @@ def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, f
     weight = torch.where(targets.hard > 0, 1.0, logits.detach().sigmoid() ** negative_gamma)
     entropy = F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none")
     return factor * entropy.flatten(1).sum(1)
+
+
+def iou_aware_loss(logits: Tensor, targets: ClassTargets, focal_alpha: float, focal_gamma: float) -> Tensor:
+    """Return the IoU-aware classification loss of Relation-DETR of each group, summed: [G].
+
+    BCE against the quality, weighted by the quality itself at hard positives and by (1 - alpha) p^gamma elsewhere; no
+    gradient through the weight.
+
+    Args:
+        logits: [G, B, Q, K].
+        targets: hard and soft targets of the same shape.
+        focal_alpha: negatives weigh 1 - alpha.
+        focal_gamma: exponent of the weight of negatives.
+    """
+    negative = (1 - focal_alpha) * logits.detach().sigmoid() ** focal_gamma
+    weight = torch.where(targets.hard > 0, targets.soft, negative)
+    return F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none").flatten(1).sum(1)

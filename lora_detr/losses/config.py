@@ -7,7 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from lora_detr.config.base import Strict
-from lora_detr.matchers import HungarianConfig
+from lora_detr.losses.normaliser import Normaliser, Rule
+from lora_detr.matchers import HungarianConfig, MatcherConfig, TopKConfig
+
+Classification = Literal["focal", "quality", "iou-aware"]
+"""``focal``; ``quality``, the assignment-quality loss (Eq. 8); ``iou-aware``, that of Relation-DETR."""
 
 
 class TermWeights(Strict):
@@ -22,12 +26,12 @@ class TermWeights(Strict):
 
 
 class ClassificationConfig(Strict):
-    """Constants of the two classification losses."""
+    """Constants of the classification losses."""
 
     focal_alpha: float = Field(0.25, ge=0, le=1)
-    """Weight of positives in the focal loss."""
+    """Weight of positives in the focal loss; negatives have the rest, in the IoU-aware loss too."""
     focal_gamma: float = Field(2.0, ge=0)
-    """Exponent of the focal loss."""
+    """Exponent of the focal loss, and of the weight of negatives in the IoU-aware one."""
     negative_gamma: float = Field(1.5, ge=0)
     """gamma of Eq. 8: exponent of the weight of negatives in the assignment-quality loss."""
     quality_factor: float = Field(0.25, gt=0)
@@ -37,8 +41,8 @@ class ClassificationConfig(Strict):
 class PrimaryLossConfig(Strict):
     """The primary path: matched one to one at every decoder layer."""
 
-    classification: Literal["focal", "quality"] = "focal"
-    """Focal loss, or the assignment-quality loss with the IoU as quality."""
+    classification: Classification = "focal"
+    """Focal loss, the assignment-quality loss with the IoU as quality, or the IoU-aware loss."""
     weights: TermWeights = TermWeights()
     """Weights of the terms."""
     matcher: HungarianConfig = HungarianConfig()
@@ -48,8 +52,8 @@ class PrimaryLossConfig(Strict):
 class BranchLossConfig(Strict):
     """The branches: each matched one to many by its own matcher at every decoder layer."""
 
-    classification: Literal["focal", "quality"] = "quality"
-    """Focal loss, or the assignment-quality loss."""
+    classification: Classification = "quality"
+    """Focal loss, the assignment-quality loss, or the IoU-aware loss."""
     quality: Literal["score", "iou"] = "score"
     """Soft target of a pair: its matching score (Deformable family) or its IoU (Relation family)."""
     weights: TermWeights = TermWeights()
@@ -58,17 +62,67 @@ class BranchLossConfig(Strict):
     """Add the primary's pairs of the same layer to each branch's pairs."""
     duplicates: Literal["official", "clean"] = "official"
     """A query paired with several targets: all pairs count (official code), or only the best."""
+    denoising_factor: float = Field(0.5, ge=0)
+    """Further factor on the weights where the detector has denoising queries."""
 
 
 class EncoderLossConfig(Strict):
-    """The proposals of the first stage: one foreground class, matched one to one."""
+    """The proposals of the first stage, matched one to one."""
 
+    classification: Classification = "focal"
+    """Focal loss, or another with the IoU as quality."""
+    classes: Literal["foreground", "own"] = "foreground"
+    """Every object is of class 0, a single foreground class (Deformable family), or of its own (Relation family)."""
+    tokens: Literal["all", "selected"] = "all"
+    """Supervise all memory tokens, or only those that became queries."""
     weights: TermWeights = TermWeights()
     """Weights of the terms."""
     match_to: Literal["anchors", "predictions"] = "anchors"
     """Boxes that targets are matched to."""
     matcher: HungarianConfig = HungarianConfig(class_cost=0.0)
     """One-to-one matching."""
+
+
+class HybridLossConfig(Strict):
+    """Hybrid queries: matched one to one with targets that are repeated."""
+
+    repeats: int = Field(6, ge=1)
+    """K, how often every target is repeated; the normaliser counts the repeated list."""
+    classification: Classification | None = None
+    """Null: that of the primary path."""
+    weights: TermWeights = TermWeights(classification=1.0)
+    """Weights of the terms."""
+    matcher: HungarianConfig = HungarianConfig()
+    """One-to-one matching."""
+    encoder: EncoderLossConfig = EncoderLossConfig(
+        classification="iou-aware",
+        classes="own",
+        tokens="selected",
+        weights=TermWeights(classification=1.0),
+        match_to="predictions",
+        matcher=HungarianConfig(eps=1e-6),
+    )
+    """Proposals of the group, where it has heads of its own (Relation family)."""
+
+
+class DenoisingLossConfig(Strict):
+    """Denoising queries: each is trained on the target it was made of."""
+
+    classification: Classification = "iou-aware"
+    """Focal loss, or another with the IoU as quality."""
+    weights: TermWeights = TermWeights(classification=1.0)
+    """Weights of the terms."""
+
+
+class DacLossConfig(Strict):
+    """The second pass without self-attention: matched one to many (DAC-DETR)."""
+
+    classification: Classification = "focal"
+    """Focal loss, or another with the matching score as quality."""
+    weights: TermWeights = TermWeights()
+    """Weights of the terms."""
+    matcher: MatcherConfig = TopKConfig(k=6)
+    """One-to-many assignment."""
 
 
 class CriterionConfig(Strict):
@@ -80,12 +134,18 @@ class CriterionConfig(Strict):
     """One-to-many supervision of the branches."""
     encoder: EncoderLossConfig = EncoderLossConfig()
     """Supervision of the proposals."""
+    hybrid: HybridLossConfig = HybridLossConfig()
+    """Supervision of hybrid queries, where the detector has them."""
+    denoising: DenoisingLossConfig = DenoisingLossConfig()
+    """Supervision of denoising queries, where the detector has them."""
+    dac: DacLossConfig = DacLossConfig()
+    """Supervision of the pass without self-attention, where the detector has it."""
     constants: ClassificationConfig = ClassificationConfig()
     """Constants of the classification losses."""
-    normaliser: Literal["exact", "official"] = "exact"
+    normaliser: Rule = "exact"
     """``exact``: max(total objects of all ranks, 1) / ranks, so that loss and gradient do not depend on the number of
     ranks; ``official``: max(total / ranks, 1)."""
 
-    def normalise(self, total: float, world_size: int) -> float:
-        """Return what every loss is divided by, from the number of objects on all ranks."""
-        return max(total, 1.0) / world_size if self.normaliser == "exact" else max(total / world_size, 1.0)
+    def normalise(self, total: float, world_size: int) -> Normaliser:
+        """Return what losses are divided by, from the number of objects on all ranks."""
+        return Normaliser(total, world_size, self.normaliser)

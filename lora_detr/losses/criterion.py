@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_detr.errors import NumericalError
-from lora_detr.losses.boxes import BoxLosses, box_losses
-from lora_detr.losses.classification import class_targets, focal_loss, quality_loss
-from lora_detr.losses.config import ClassificationConfig, CriterionConfig, TermWeights
-from lora_detr.losses.report import KINDS, LossKey, LossReport
-from lora_detr.matchers.conflicts import merge_one_to_one, without_duplicates
+from lora_detr.losses.branch_matching import BranchMatching
+from lora_detr.losses.config import CriterionConfig, EncoderLossConfig
+from lora_detr.losses.normaliser import Normaliser
+from lora_detr.losses.report import LossKey, LossReport
+from lora_detr.losses.source import Source, all_terms, source_keys
+from lora_detr.matchers import Hungarian
 from lora_detr.matchers.hungarian import NonFiniteCostError, solve_together
-from lora_detr.matchers.topk import TopK
 from lora_detr.structures import (
     Assignment,
     BranchOutput,
@@ -26,6 +24,7 @@ from lora_detr.structures import (
     Matcher,
     PaddedTargets,
     Prediction,
+    QueryGroupOutput,
 )
 
 
@@ -42,8 +41,18 @@ class NonFiniteMatchError(NumericalError):
         self.where, self.image = where, image
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """A one-to-one matching of a stack: what it is called, its cost [G, B, T, Q], and copies of each target."""
+
+    name: str
+    cost: Tensor
+    repeats: int = 1
+    has_layers: bool = True
+
+
 class Criterion(nn.Module):
-    """Losses of the primary path, the branches and the encoder; knows nothing of ranks.
+    """Losses of the primary path, the branches, the encoder and all query groups; knows nothing of ranks.
 
     Args:
         num_layers: L.
@@ -51,6 +60,7 @@ class Criterion(nn.Module):
         branch_names: of the branches, in order; used in reports.
         branch_matchers: one for each branch; any object that satisfies ``Matcher``. Consecutive ``TopK`` with equal
             options run as one stack. ``merge_one_to_one`` needs ``TopK``, since it compares scores.
+        has_denoising: the detector has denoising queries, which scales the branches' losses.
     """
 
     def __init__(
@@ -59,28 +69,28 @@ class Criterion(nn.Module):
         config: CriterionConfig,
         branch_names: Sequence[str] = (),
         branch_matchers: Sequence[Matcher] = (),
+        has_denoising: bool = False,
     ) -> None:
         super().__init__()
         if len(branch_names) != len(branch_matchers):
             raise ValueError(f"{len(branch_names)} branch names but {len(branch_matchers)} branch matchers")
-        if config.branch.merge_one_to_one and not all(isinstance(matcher, TopK) for matcher in branch_matchers):
-            raise ValueError("loss.branch.merge_one_to_one compares scores and needs TopK matchers")
         self.num_layers = num_layers
         self.config = config
         self.primary_matcher = config.primary.matcher.build()
         self.encoder_matcher = config.encoder.matcher.build()
-        self.branch_stacks = _stack_matchers(branch_matchers, num_layers)
-        layers = range(num_layers)
-        self.primary_keys = _keys([("primary", layer) for layer in layers])
-        self.encoder_keys = _keys([("encoder", None)])
-        self.branch_keys = _keys([(name, layer) for name in branch_names for layer in layers])
+        self.hybrid_matcher = config.hybrid.matcher.build()
+        self.hybrid_encoder_matcher = config.hybrid.encoder.matcher.build()
+        self.branch_matching = BranchMatching(branch_matchers, num_layers, config.branch)
+        self.dac_matching = BranchMatching([config.dac.matcher.build()], num_layers)
+        self.branch_keys = source_keys([(name, layer) for name in branch_names for layer in range(num_layers)])
+        self.branch_scale = (config.branch.denoising_factor if has_denoising else 1.0) / max(len(branch_names), 1)
 
     def forward(
         self,
         output: DetectorOutput,
         branches: BranchOutput | None,
         targets: PaddedTargets,
-        normaliser: Tensor | float,
+        normaliser: Normaliser,
         priority: Tensor | None = None,
     ) -> LossReport:
         """Compute all losses.
@@ -89,125 +99,206 @@ class Criterion(nn.Module):
             output: of the detector.
             branches: of the side-car; None when there are no branches.
             targets: of the batch.
-            normaliser: what every loss is divided by (``CriterionConfig.normalise``).
+            normaliser: what losses are divided by (``CriterionConfig.normalise``).
             priority: float [N * L, B, Q] in place of the random draw that caps one-to-many candidates.
 
         Raises:
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
-        primary = _stack([layer.prediction for layer in output.layers])
-        costs = [self.primary_matcher.cost(primary, targets)]
-        if output.encoder is not None:
-            costs.append(self._encoder_cost(output.encoder, targets))
-        try:
-            assignments = solve_together(costs, targets)
-        except NonFiniteCostError as error:
-            where = "encoder" if error.problem == 1 else f"primary path at layer {error.group}"
-            raise NonFiniteMatchError(where, error.image) from error
-
         config = self.config
-        quality: Literal["score", "iou"] | None = "iou" if config.primary.classification == "quality" else None
-        sources = [_Source(primary, assignments[0], targets.labels, quality, one_to_one=True)]
-        keys, weights = list(self.primary_keys), _weights(config.primary.weights, self.num_layers)
+        primary = stacked([layer.prediction for layer in output.layers])
+        problems = [_Problem("primary path", self.primary_matcher.cost(primary, targets))]
+        if output.encoder is not None:
+            problems.append(_encoder_problem("encoder", output.encoder, config.encoder, self.encoder_matcher, targets))
+        hybrid = next((group for group in output.groups if group.name == "hybrid"), None)
+        if hybrid is not None:
+            problems += self._hybrid_problems(hybrid, targets)
+        matched = _solve(problems, targets)
+
+        sources = [
+            Source(
+                self._layer_keys("primary"),
+                primary,
+                matched["primary path"],
+                targets.labels,
+                config.primary.classification,
+                quality="iou",
+                one_to_one=True,
+                weights=config.primary.weights,
+                normaliser=normaliser.of(),
+            )
+        ]
         if branches is not None:
             stack = _flatten_branches(branches)
-            pairs = self._match_branches(stack, targets, assignments[0], priority)
-            quality = config.branch.quality if config.branch.classification == "quality" else None
-            sources.append(_Source(stack, pairs, targets.labels, quality, one_to_one=False))
-            count = len(self.branch_keys) // (3 * self.num_layers)
-            weights += _weights(config.branch.weights, self.num_layers * count, scale=1 / count)
-            keys += self.branch_keys
+            sources.append(
+                Source(
+                    self.branch_keys,
+                    stack,
+                    self.branch_matching(stack, targets, matched["primary path"], priority),
+                    targets.labels,
+                    config.branch.classification,
+                    quality=config.branch.quality,
+                    one_to_one=False,
+                    weights=config.branch.weights,
+                    normaliser=normaliser.of(),
+                    scale=self.branch_scale,
+                )
+            )
         if output.encoder is not None:
-            foreground = targets.with_single_class().labels
-            stack = _stack([output.encoder.prediction])
-            sources.append(_Source(stack, assignments[1], foreground, None, one_to_one=True))
-            weights += _weights(config.encoder.weights, 1)
-            keys += self.encoder_keys
-        boxes = box_losses([(source.prediction.boxes, source.assignment) for source in sources], targets.boxes)
-        sums = [_terms(source, found, config.constants) for source, found in zip(sources, boxes, strict=True)]
-        values = torch.cat(sums) / normaliser
+            sources.append(
+                _encoder_source("encoder", output.encoder, config.encoder, matched["encoder"], targets, normaliser.of())
+            )
+        for group in output.groups:
+            sources += self._group_sources(group, matched, targets, normaliser)
+        values = all_terms(sources, targets.boxes, config.constants)
+        values = values / values.new_tensor([source.normaliser for source in sources for _ in source.keys])
+        weights = tuple(weight for source in sources for weight in source.term_weights())
         total = (values * values.new_tensor(weights)).sum()
-        return LossReport(total, tuple(keys), values.detach(), tuple(weights))
+        keys = tuple(key for source in sources for key in source.keys)
+        return LossReport(total, keys, values.detach(), weights)
 
-    def _encoder_cost(self, encoder: EncoderOutput, targets: PaddedTargets) -> Tensor:
-        if self.encoder_matcher.class_cost != 0:
-            targets = targets.with_single_class()
-        boxes = encoder.anchors if self.config.encoder.match_to == "anchors" else encoder.prediction.boxes
-        return self.encoder_matcher.cost(Prediction(encoder.prediction.logits[None], boxes[None]), targets)
+    def _layer_keys(self, name: str) -> tuple[LossKey, ...]:
+        return source_keys([(name, layer) for layer in range(self.num_layers)])
 
-    def _match_branches(
-        self, stack: Prediction, targets: PaddedTargets, one_to_one: Assignment, priority: Tensor | None
-    ) -> Assignment:
-        """Match the stack of all branches [N * L, B, Q, ...], branch by branch or several at once."""
-        parts = []
-        start = 0
-        for matcher, groups in self.branch_stacks:
-            part = Prediction(stack.logits[start : start + groups], stack.boxes[start : start + groups])
-            if isinstance(matcher, TopK):
-                score = matcher.score(part, targets)
-                chosen = None if priority is None else priority[start : start + groups]
-                pairs = matcher.match(score, targets.mask, chosen)
-                if self.config.branch.merge_one_to_one:
-                    pairs = merge_one_to_one(pairs, one_to_one, score)
-            else:
-                pairs = matcher(part, targets)
-            parts.append(pairs)
-            start += groups
-        pairs = _join(parts)
-        if self.config.branch.duplicates == "clean":
-            pairs = without_duplicates(pairs, stack.logits.shape[-2])
-        return pairs
+    def _hybrid_problems(self, group: QueryGroupOutput, targets: PaddedTargets) -> list[_Problem]:
+        config = self.config.hybrid
+        problems = [
+            _Problem("hybrid queries", self.hybrid_matcher.cost(stacked(group.layers), targets), config.repeats)
+        ]
+        if group.encoder is not None:
+            matcher = self.hybrid_encoder_matcher
+            found = _encoder_problem("hybrid encoder", group.encoder, config.encoder, matcher, targets, config.repeats)
+            problems.append(found)
+        return problems
+
+    def _group_sources(
+        self,
+        group: QueryGroupOutput,
+        matched: dict[str, Assignment],
+        targets: PaddedTargets,
+        normaliser: Normaliser,
+    ) -> list[Source]:
+        """Return the sources of a query group."""
+        keys, stack = self._layer_keys(group.name), stacked(group.layers)
+        if group.name == "denoising":
+            assert group.pairs is not None
+            denoising = self.config.denoising
+            shape = (self.num_layers, -1, -1, -1)
+            pairs = Assignment(
+                group.pairs.query.expand(shape), group.pairs.score.expand(shape), group.pairs.mask.expand(shape)
+            )
+            return [
+                Source(
+                    keys,
+                    stack,
+                    pairs,
+                    targets.labels,
+                    denoising.classification,
+                    quality="iou",
+                    one_to_one=True,
+                    weights=denoising.weights,
+                    normaliser=normaliser.of() * group.copies,
+                )
+            ]
+        if group.name == "dac":
+            dac = self.config.dac
+            return [
+                Source(
+                    keys,
+                    stack,
+                    self.dac_matching(stack, targets, matched["primary path"], None),
+                    targets.labels,
+                    dac.classification,
+                    quality="score",
+                    one_to_one=False,
+                    weights=dac.weights,
+                    normaliser=normaliser.of(),
+                )
+            ]
+        hybrid = self.config.hybrid
+        divisor = normaliser.of(hybrid.repeats)
+        sources = [
+            Source(
+                keys,
+                stack,
+                matched["hybrid queries"],
+                targets.labels,
+                hybrid.classification or self.config.primary.classification,
+                quality="iou",
+                one_to_one=True,
+                weights=hybrid.weights,
+                normaliser=divisor,
+            )
+        ]
+        if group.encoder is not None:
+            pairs = matched["hybrid encoder"]
+            sources.append(_encoder_source("hybrid_encoder", group.encoder, hybrid.encoder, pairs, targets, divisor))
+        return sources
 
 
-def _stack_matchers(matchers: Sequence[Matcher], num_layers: int) -> list[tuple[Matcher, int]]:
-    """Join consecutive ``TopK`` of equal options; return matchers with the number of groups each handles."""
-    stacks: list[tuple[Matcher, int]] = []
-    run: list[TopK] = []
-    for matcher in [*matchers, None]:
-        fits = isinstance(matcher, TopK) and len(matcher.k) == 1 and (not run or run[0].options == matcher.options)
-        if run and not fits:
-            stacks.append((TopK.stacked(run, num_layers), num_layers * len(run)))
-            run = []
-        if isinstance(matcher, TopK) and len(matcher.k) == 1:
-            run.append(matcher)
-        elif matcher is not None:
-            stacks.append((matcher, num_layers))
-    return stacks
+def _solve(problems: Sequence[_Problem], targets: PaddedTargets) -> dict[str, Assignment]:
+    """Solve all one-to-one problems of a step after one copy to the host."""
+    try:
+        solved = solve_together(
+            [problem.cost for problem in problems], targets, [problem.repeats for problem in problems]
+        )
+    except NonFiniteCostError as error:
+        problem = problems[error.problem]
+        where = f"{problem.name} at layer {error.group}" if problem.has_layers else problem.name
+        raise NonFiniteMatchError(where, error.image) from error
+    return {problem.name: assignment for problem, assignment in zip(problems, solved, strict=True)}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """One stack that is supervised: what was predicted, its pairs, its labels [B, T], and what quality means."""
-
-    prediction: Prediction
-    assignment: Assignment
-    labels: Tensor
-    quality: Literal["score", "iou"] | None
-    one_to_one: bool
-
-
-def _terms(source: _Source, boxes: BoxLosses, constants: ClassificationConfig) -> Tensor:
-    """Return the sums of all terms of a stack, [G * 3], group by group in the order of ``KINDS``."""
-    soft = {None: None, "iou": boxes.iou, "score": source.assignment.score}[source.quality]
-    logits = source.prediction.logits
-    queries, classes = logits.shape[-2:]
-    spread = class_targets(source.assignment, source.labels, soft, queries, classes, one_to_one=source.one_to_one)
-    if source.quality is None:
-        classification = focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
-    else:
-        classification = quality_loss(logits, spread, constants.negative_gamma, constants.quality_factor)
-    return torch.stack((classification, boxes.l1, boxes.giou), dim=-1).flatten()
+def _supervised(encoder: EncoderOutput, config: EncoderLossConfig) -> tuple[Prediction, Tensor]:
+    """Return the proposals that are supervised, as a stack of one, and the boxes [1, B, S, 4] they are matched by."""
+    logits, boxes, anchors = encoder.prediction.logits, encoder.prediction.boxes, encoder.anchors
+    if config.tokens == "selected":
+        assert encoder.selected is not None
+        index = encoder.selected[..., None]
+        logits = logits.gather(1, index.expand(-1, -1, logits.shape[-1]))
+        boxes, anchors = (part.gather(1, index.expand(-1, -1, 4)) for part in (boxes, anchors))
+    matched_by = anchors if config.match_to == "anchors" else boxes
+    return Prediction(logits[None], boxes[None]), matched_by[None]
 
 
-def _keys(places: Sequence[tuple[str, int | None]]) -> tuple[LossKey, ...]:
-    return tuple(LossKey(source, layer, kind) for source, layer in places for kind in KINDS)
+def _encoder_problem(
+    name: str,
+    encoder: EncoderOutput,
+    config: EncoderLossConfig,
+    matcher: Hungarian,
+    targets: PaddedTargets,
+    repeats: int = 1,
+) -> _Problem:
+    stack, boxes = _supervised(encoder, config)
+    if config.classes == "foreground" and matcher.class_cost != 0:
+        targets = targets.with_single_class()
+    return _Problem(name, matcher.cost(Prediction(stack.logits, boxes), targets), repeats, has_layers=False)
 
 
-def _weights(weights: TermWeights, groups: int, scale: float = 1.0) -> list[float]:
-    return [weights.classification * scale, weights.l1 * scale, weights.giou * scale] * groups
+def _encoder_source(
+    name: str,
+    encoder: EncoderOutput,
+    config: EncoderLossConfig,
+    assignment: Assignment,
+    targets: PaddedTargets,
+    normaliser: float,
+) -> Source:
+    stack, _ = _supervised(encoder, config)
+    labels = targets.with_single_class().labels if config.classes == "foreground" else targets.labels
+    return Source(
+        source_keys([(name, None)]),
+        stack,
+        assignment,
+        labels,
+        config.classification,
+        quality="iou",
+        one_to_one=True,
+        weights=config.weights,
+        normaliser=normaliser,
+    )
 
 
-def _stack(predictions: Sequence[Prediction]) -> Prediction:
+def stacked(predictions: Sequence[Prediction]) -> Prediction:
     """Stack predictions [B, Q, ...] to [G, B, Q, ...]."""
     return Prediction(
         torch.stack([item.logits for item in predictions]), torch.stack([item.boxes for item in predictions])
@@ -219,21 +310,4 @@ def _flatten_branches(branches: BranchOutput) -> Prediction:
     return Prediction(
         torch.stack([layer.logits for layer in branches.layers], dim=1).flatten(0, 1),
         torch.stack([layer.boxes for layer in branches.layers], dim=1).flatten(0, 1),
-    )
-
-
-def _join(parts: Sequence[Assignment]) -> Assignment:
-    """Concatenate assignments along their groups, padding each to the largest k."""
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.query.shape[-1] for part in parts)
-
-    def padded(tensor: Tensor) -> Tensor:
-        return F.pad(tensor, (0, width - tensor.shape[-1]))
-
-    return replace(
-        parts[0],
-        query=torch.cat([padded(part.query) for part in parts]),
-        score=torch.cat([padded(part.score) for part in parts]),
-        mask=torch.cat([padded(part.mask) for part in parts]),
     )

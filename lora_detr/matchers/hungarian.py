@@ -57,17 +57,21 @@ class Hungarian:
 
 
 @torch.no_grad()
-def solve_together(costs: Sequence[Tensor], targets: PaddedTargets) -> list[Assignment]:
+def solve_together(
+    costs: Sequence[Tensor], targets: PaddedTargets, repeats: Sequence[int] | None = None
+) -> list[Assignment]:
     """Solve all matching problems of a step after a single copy to the host.
 
     Targets beyond the number of queries stay unmatched. Equal costs are resolved as scipy does.
 
     Args:
-        costs: tensors [G, B, T, Q], each with its own G and Q.
+        costs: tensors [G, B, T, Q], each with its own G and Q; Q may be 0.
         targets: of the batch; only ``counts`` and ``mask`` are read.
+        repeats: how often each problem has every target (the whole list again and again, H-DETR); once by default.
 
     Returns:
-        For each cost tensor an assignment [G, B, T, 1], its score the negative cost of the pair.
+        For each cost tensor an assignment [G, B, T, repeats], its score the negative cost of the pair. No query is
+        used twice.
 
     Raises:
         NonFiniteCostError: a cost of a real target is NaN or infinite.
@@ -76,28 +80,29 @@ def solve_together(costs: Sequence[Tensor], targets: PaddedTargets) -> list[Assi
     host = to_host(torch.cat([cost.flatten() for cost in costs])).numpy()
     assignments = []
     start = 0
-    for index, cost in enumerate(costs):
+    for index, (cost, copies) in enumerate(zip(costs, repeats or [1] * len(costs), strict=True)):
         table = host[start : start + cost.numel()].reshape(cost.shape)
         start += cost.numel()
         groups, batch, width, _ = cost.shape
-        query = np.zeros((groups, batch, width, 1), dtype=np.int64)
-        matched = np.zeros((groups, batch, width, 1), dtype=np.bool_)
+        query = np.zeros((groups, batch, width, copies), dtype=np.int64)
+        matched = np.zeros((groups, batch, width, copies), dtype=np.bool_)
         for group in range(groups):
             for image, count in enumerate(targets.counts):
                 if count == 0:
                     continue
-                problem = table[group, image, :count]
+                problem = np.tile(table[group, image, :count], (copies, 1))
                 try:
                     rows, columns = linear_sum_assignment(problem)
                 except ValueError as error:  # scipy refuses NaN and -inf; +inf only when nothing else is left
                     raise NonFiniteCostError(index, group, image) from error
-                query[group, image, rows, 0] = columns
-                matched[group, image, rows, 0] = True
+                query[group, image, rows % count, rows // count] = columns
+                matched[group, image, rows % count, rows // count] = True
                 if not np.isfinite(problem[rows, columns]).all():
                     raise NonFiniteCostError(index, group, image)
         chosen = torch.from_numpy(query).to(cost.device, non_blocking=True)
         mask = torch.from_numpy(matched).to(cost.device, non_blocking=True)
-        assignments.append(Assignment(chosen, -cost.gather(-1, chosen), mask))
+        score = -cost.gather(-1, chosen) if cost.shape[-1] else cost.new_zeros(chosen.shape)
+        assignments.append(Assignment(chosen, score, mask))
     return assignments
 
 

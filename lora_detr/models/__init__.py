@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from lora_detr.models.deformable_detr import DeformableDetrConfig
+from typing import Annotated
+
+from pydantic import Field
+
+from lora_detr.models.deformable_detr import DeformableDetrConfig, MsDetrConfig
 from lora_detr.models.detector import TwoStageDetector
+from lora_detr.models.relation_detr import RelationDetrConfig
 
-# One member so far; the next one makes this a union discriminated by ``kind``.
-DetectorConfig = DeformableDetrConfig
+DetectorConfig = Annotated[DeformableDetrConfig | MsDetrConfig | RelationDetrConfig, Field(discriminator="kind")]
 
-__all__ = ["DeformableDetrConfig", "DetectorConfig", "TwoStageDetector"]
+__all__ = ["DeformableDetrConfig", "DetectorConfig", "MsDetrConfig", "RelationDetrConfig", "TwoStageDetector"]

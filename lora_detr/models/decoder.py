@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -10,17 +13,111 @@ from lora_detr.models.layers.attention import DeformableBlock, SelfAttentionBloc
 from lora_detr.models.layers.ffn import FeedForward
 from lora_detr.models.neck import Tokens
 from lora_detr.models.proposals import InitialQueries
-from lora_detr.structures import DecoderLayerOutput
+from lora_detr.structures import DecoderLayerOutput, Prediction
+
+Order = Literal["self-first", "cross-first"]
+
+
+@dataclass(frozen=True)
+class DecoderPass:
+    """How one run through the decoder is done; the defaults are those of inference.
+
+    Attributes:
+        mask: bool [Q, Q], true where a query (row) may not attend to another (column); None blocks nothing.
+        self_attention: false leaves it out in every layer (DAC-DETR).
+        relation: false leaves out the position relation, where a decoder has one.
+    """
+
+    mask: Tensor | None = None
+    self_attention: bool = True
+    relation: bool = True
+
+
+INFERENCE = DecoderPass()
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """Hidden states of one decoder layer; see ``DecoderLayerOutput``, which has the same names."""
+
+    cross_output: Tensor
+    ffn_input: Tensor
+    ffn_hidden: Tensor
+    hidden: Tensor
+
+    def publish(self, reference: Tensor, prediction: Prediction) -> DecoderLayerOutput:
+        """Join the states with the reference [B, Q, 4] and with what the heads made of them."""
+        return DecoderLayerOutput(
+            self.cross_output, self.ffn_input, self.ffn_hidden, self.hidden, reference, prediction
+        )
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, deformable cross-attention, feed-forward network (paper, Figure 1a)."""
+    """Self-attention, deformable cross-attention, feed-forward network.
 
-    def __init__(self, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float) -> None:
+    Args:
+        hidden_dim: D.
+        ffn_dim: F.
+        heads: of both attentions.
+        levels: of the memory.
+        points: sampled on each level.
+        dropout: of all blocks.
+        order: ``self-first`` (paper, Figure 1a), or ``cross-first``, self-attention between cross-attention and
+            feed-forward network (MS-DETR; paper, Figure 1b).
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        ffn_dim: int,
+        heads: int,
+        levels: int,
+        points: int,
+        dropout: float,
+        order: Order = "self-first",
+    ) -> None:
         super().__init__()
+        self.order = order
         self.self_attention = SelfAttentionBlock(hidden_dim, heads, dropout)
         self.cross_attention = DeformableBlock(hidden_dim, heads, levels, points, dropout)
         self.ffn = FeedForward(hidden_dim, ffn_dim, dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        tokens: Tokens,
+        mask: Tensor | None = None,
+        self_attention: bool = True,
+    ) -> LayerStates:
+        """Run the layer.
+
+        Args:
+            hidden: [B, Q, D].
+            position: [B, Q, D], added wherever queries are compared.
+            reference: [B, Q, levels, 4], relative to each level as padded.
+            memory: [B, S, D].
+            tokens: shapes and padding of the memory.
+            mask: as for ``SelfAttentionBlock.forward``.
+            self_attention: false skips it.
+        """
+        if self.order == "cross-first":
+            crossed = self.cross_attention(hidden, position, reference, memory, tokens.shapes, tokens.padding)
+            inputs = self.self_attention(crossed, position, mask) if self_attention else crossed
+        else:
+            attended = self.self_attention(hidden, position, mask) if self_attention else hidden
+            crossed = self.cross_attention(attended, position, reference, memory, tokens.shapes, tokens.padding)
+            inputs = crossed
+        ffn_hidden, out = self.ffn(inputs)
+        return LayerStates(crossed, inputs, ffn_hidden, out)
+
+
+def on_levels(reference: Tensor, tokens: Tokens) -> Tensor:
+    """Return references [B, Q, 4] relative to each level as padded, [B, Q, levels, 4], detached."""
+    scale = torch.cat((tokens.valid_ratios, tokens.valid_ratios), -1)[:, None]  # [B, 1, levels, 4]
+    return reference.detach()[:, :, None] * scale
 
 
 class DeformableDecoder(nn.Module):
@@ -35,6 +132,7 @@ class DeformableDecoder(nn.Module):
         points: sampled on each level.
         dropout: of all blocks.
         look_forward_twice: let the box of layer l also train the box head of layer l - 1 (Zhang et al., 2022).
+        order: of the attentions in a layer.
     """
 
     def __init__(
@@ -47,30 +145,33 @@ class DeformableDecoder(nn.Module):
         points: int,
         dropout: float,
         look_forward_twice: bool,
+        order: Order = "self-first",
     ) -> None:
         super().__init__()
         self.look_forward_twice = look_forward_twice
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout) for _ in range(layers)
+            DecoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout, order) for _ in range(layers)
         )
 
     def forward(
-        self, queries: InitialQueries, memory: Tensor, tokens: Tokens, heads: Heads
+        self, queries: InitialQueries, memory: Tensor, tokens: Tokens, heads: Heads, run: DecoderPass = INFERENCE
     ) -> tuple[DecoderLayerOutput, ...]:
         """Return the output of each layer, first layer first."""
+        assert queries.position is not None
         hidden, reference = queries.content, queries.reference
-        scale = torch.cat((tokens.valid_ratios, tokens.valid_ratios), -1)[:, None]  # [B, 1, levels, 4]
         outputs: list[DecoderLayerOutput] = []
         for i, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
-            attended = layer.self_attention(hidden, queries.position)
-            sampled_around = reference.detach()[:, :, None] * scale  # [B, Q, levels, 4]
-            crossed = layer.cross_attention(
-                attended, queries.position, sampled_around, memory, tokens.shapes, tokens.padding
+            states: LayerStates = layer(
+                hidden,
+                queries.position,
+                on_levels(reference, tokens),
+                memory,
+                tokens,
+                run.mask,
+                run.self_attention,
             )
-            ffn_hidden, hidden = layer.ffn(crossed)
             base = reference if self.look_forward_twice else reference.detach()
-            prediction = heads.predict(i, hidden, base)
-            outputs.append(DecoderLayerOutput(crossed, crossed, ffn_hidden, hidden, base, prediction))
-            reference = prediction.boxes
+            prediction = heads.predict(i, states.hidden, base)
+            outputs.append(states.publish(base, prediction))
+            hidden, reference = states.hidden, prediction.boxes
         return tuple(outputs)

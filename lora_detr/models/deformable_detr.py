@@ -1,48 +1,30 @@
-"""Deformable-DETR and Deformable-DETR++: one class, two settings."""
+"""Deformable-DETR and ++, one class with two settings; and MS-DETR, which orders its attentions otherwise."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from torch import nn
 
-from lora_detr.config.base import Strict
-from lora_detr.models.backbones import BackboneConfig, ResNetConfig
-from lora_detr.models.decoder import DeformableDecoder
+from lora_detr.models.decoder import DeformableDecoder, Order
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
+from lora_detr.models.layers.attention import DeformableAttention
 from lora_detr.models.neck import Neck
 from lora_detr.models.proposals import Proposals
+from lora_detr.models.query_groups import HybridQueries, QueryGroups
+from lora_detr.models.transformer_config import TransformerConfig
 
 # Floor inside the inverse sigmoid of references, as in the Deformable family.
 INVERSE_SIGMOID_EPS = 1e-5
 
 
-class DeformableDetrConfig(Strict):
-    """Two-stage Deformable-DETR with iterative box refinement (Zhu et al., 2021)."""
+class DeformableFamilyConfig(TransformerConfig):
+    """What Deformable-DETR and its direct descendants share."""
 
-    kind: Literal["deformable"] = "deformable"
-    backbone: BackboneConfig = ResNetConfig()
-    """Where features come from."""
-    num_queries: int = Field(300, ge=1)
-    """Q, object queries, each the start of one possible detection."""
-    hidden_dim: int = Field(256, ge=32, multiple_of=32)
-    """D, width of the transformer; a multiple of 32 (GroupNorm) and of ``heads``."""
-    ffn_dim: int = Field(2048, ge=1)
-    """F, width of the feed-forward networks."""
-    encoder_layers: int = Field(6, ge=1)
-    """Number of encoder layers."""
-    decoder_layers: int = Field(6, ge=1)
-    """L, number of decoder layers."""
-    heads: int = Field(8, ge=1)
-    """Attention heads."""
-    levels: int = Field(4, ge=1)
-    """Feature levels; those beyond the backbone's maps are made by stride-2 convolutions."""
-    points: int = Field(4, ge=1)
-    """Points that a head samples on each level."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout of all transformer blocks."""
+    order: ClassVar[Order] = "self-first"
+
     mixed_selection: bool = False
     """Content of queries from a learned table (++)."""
     look_forward_twice: bool = False
@@ -66,10 +48,56 @@ class DeformableDetrConfig(Strict):
             neck=Neck(backbone.channels, self.hidden_dim, self.levels),
             encoder=DeformableEncoder(self.encoder_layers, *blocks),
             proposals=Proposals(self.hidden_dim, self.num_queries, self.mixed_selection),
-            decoder=DeformableDecoder(self.decoder_layers, *blocks, look_forward_twice=self.look_forward_twice),
+            decoder=DeformableDecoder(
+                self.decoder_layers, *blocks, look_forward_twice=self.look_forward_twice, order=self.order
+            ),
             heads=Heads(self.decoder_layers + 1, self.hidden_dim, num_classes, INVERSE_SIGMOID_EPS),
             hidden_dim=self.hidden_dim,
             levels=self.levels,
+            query_groups=self._query_groups(),
         )
-        detector.initialise()
+        initialise(detector)
         return detector
+
+    def _query_groups(self) -> QueryGroups:
+        if self.hybrid is None:
+            return QueryGroups(dac=self.dac)
+        hybrid = HybridQueries(self.hidden_dim, self.hybrid.num_queries, self.mixed_selection, None)
+        return QueryGroups(hybrid=hybrid, dac=self.dac)
+
+
+class DeformableDetrConfig(DeformableFamilyConfig):
+    """Two-stage Deformable-DETR with iterative box refinement (Zhu et al., 2021)."""
+
+    kind: Literal["deformable"] = "deformable"
+
+
+class MsDetrConfig(DeformableFamilyConfig):
+    """Deformable-DETR with cross-attention before self-attention (MS-DETR, Zhao et al., 2024; paper, Figure 1b)."""
+
+    order: ClassVar[Order] = "cross-first"
+
+    kind: Literal["ms-detr"] = "ms-detr"
+
+
+def initialise(detector: TwoStageDetector) -> None:
+    """Initialise everything but the backbone, as the Deformable family does.
+
+    Each weight of the transformer with more than one axis is Xavier-uniform (a packed attention projection
+    counts as one matrix), deformable attention and heads have their own start, biases keep PyTorch's.
+    """
+    for part in (detector.encoder, detector.proposals, detector.decoder):
+        assert isinstance(part, nn.Module)
+        for parameter in part.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+    for module in detector.modules():
+        if isinstance(module, DeformableAttention):
+            module.initialise()
+    hybrid = detector.query_groups.hybrid
+    for table in (detector.proposals.content, None if hybrid is None else hybrid.content):
+        if table is not None:
+            nn.init.normal_(table.weight)
+    nn.init.normal_(detector.level_embedding)
+    detector.neck.initialise()
+    detector.heads.initialise()

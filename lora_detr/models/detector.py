@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lora_detr.models.decoder import DecoderLayer, DeformableDecoder
+from lora_detr.models.decoder import INFERENCE, DecoderLayer, DecoderPass
 from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
-from lora_detr.models.layers.attention import DeformableAttention
 from lora_detr.models.layers.ffn import FeedForward
 from lora_detr.models.neck import Neck, Tokens, flatten_levels
-from lora_detr.models.proposals import Proposals
-from lora_detr.structures import Backbone, DetectorOutput, Images, Prediction, Target
+from lora_detr.models.proposals import InitialQueries, Proposals
+from lora_detr.models.query_groups import QueryGroups
+from lora_detr.structures import Backbone, DecoderLayerOutput, DetectorOutput, Images, Prediction, Target
+
+# Prefix of all that only training reads.
+TRAINING_ONLY = "query_groups."
+
+
+class Decoder(Protocol):
+    """Refines queries layer by layer; a module."""
+
+    layers: nn.ModuleList
+
+    def __call__(
+        self, queries: InitialQueries, memory: Tensor, tokens: Tokens, heads: Heads, run: DecoderPass = INFERENCE
+    ) -> tuple[DecoderLayerOutput, ...]: ...
 
 
 class TwoStageDetector(nn.Module):
@@ -29,6 +43,7 @@ class TwoStageDetector(nn.Module):
         heads: L + 1 pairs, the last for the proposals.
         hidden_dim: D.
         levels: number of feature levels.
+        query_groups: what only training decodes; none by default.
     """
 
     def __init__(
@@ -37,10 +52,11 @@ class TwoStageDetector(nn.Module):
         neck: Neck,
         encoder: DeformableEncoder,
         proposals: Proposals,
-        decoder: DeformableDecoder,
+        decoder: Decoder,
         heads: Heads,
         hidden_dim: int,
         levels: int,
+        query_groups: QueryGroups | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -50,6 +66,7 @@ class TwoStageDetector(nn.Module):
         self.proposals = proposals
         self.decoder = decoder
         self.heads = heads
+        self.query_groups = query_groups or QueryGroups()
 
     @property
     def num_classes(self) -> int:
@@ -63,24 +80,9 @@ class TwoStageDetector(nn.Module):
         """L, the number of decoder layers."""
         return len(self.decoder.layers)
 
-    def initialise(self) -> None:
-        """Initialise everything but the backbone, as the Deformable family does.
-
-        Each weight of the transformer with more than one axis is Xavier-uniform (a packed attention projection
-        counts as one matrix), deformable attention and heads have their own start, biases keep PyTorch's.
-        """
-        for part in (self.encoder, self.proposals, self.decoder):
-            for parameter in part.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
-        for module in self.modules():
-            if isinstance(module, DeformableAttention):
-                module.initialise()
-        if self.proposals.content is not None:
-            nn.init.normal_(self.proposals.content.weight)
-        nn.init.normal_(self.level_embedding)
-        self.neck.initialise()
-        self.heads.initialise()
+    def inference_state(self) -> dict[str, Tensor]:
+        """Return the state dict without the query groups, which only training reads."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(TRAINING_ONLY)}
 
     def ffn(self, layer: int) -> FeedForward:
         """Return the feed-forward network of decoder layer ``layer``."""
@@ -97,14 +99,22 @@ class TwoStageDetector(nn.Module):
 
         Args:
             images: the batch.
-            targets: read by query groups in training only; this detector has none and ignores them.
+            targets: read by denoising queries, in training only.
         """
         levels = self.neck(self.backbone(images.pixels))
-        return self.decode(flatten_levels(levels, images.padding, self.level_embedding))
+        return self.decode(flatten_levels(levels, images.padding, self.level_embedding), targets)
 
-    def decode(self, tokens: Tokens) -> DetectorOutput:
-        """Run everything after the neck."""
+    def decode(self, tokens: Tokens, targets: Sequence[Target] | None = None) -> DetectorOutput:
+        """Run everything after the neck; query groups in training only."""
         memory = self.encoder(tokens)
-        encoder, queries = self.proposals(memory, tokens, self.heads)
-        layers = self.decoder(queries, memory, tokens, self.heads)
-        return DetectorOutput(layers, encoder, queries.reference, memory)
+        described = self.proposals.describe(memory, tokens)
+        proposed = self.proposals.propose(described, self.heads.classes[-1], self.heads.boxes[-1])
+        encoder, queries = self.proposals(proposed)
+
+        def run(queries: InitialQueries, how: DecoderPass) -> tuple[DecoderLayerOutput, ...]:
+            return self.decoder(queries, memory, tokens, self.heads, how)
+
+        if not self.training:
+            return DetectorOutput(run(queries, INFERENCE), encoder, queries.reference, memory)
+        decoded = self.query_groups(queries, self.proposals, described, proposed, run, targets)
+        return DetectorOutput(decoded.layers, encoder, queries.reference, memory, decoded.groups)

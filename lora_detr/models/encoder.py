@@ -48,20 +48,49 @@ def token_centres(shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Te
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of encoder layers that share the reference points."""
+    """A stack of encoder layers that share the reference points.
+
+    Args:
+        layers: number of layers.
+        hidden_dim: D.
+        ffn_dim: F.
+        heads: of the attention.
+        levels: of the memory.
+        points: sampled on each level.
+        dropout: of all blocks.
+        fusion: return a learned mixture of the input and of all layers' outputs, not the last one (Relation-DETR).
+    """
 
     def __init__(
-        self, layers: int, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float
+        self,
+        layers: int,
+        hidden_dim: int,
+        ffn_dim: int,
+        heads: int,
+        levels: int,
+        points: int,
+        dropout: float,
+        fusion: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             EncoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout) for _ in range(layers)
         )
+        self.fusion = _fusion((layers + 1) * hidden_dim, hidden_dim) if fusion else None
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the memory [B, S, D]."""
         reference = token_centres(tokens.shapes, tokens.valid_ratios)
-        memory = tokens.features
+        states = [tokens.features]
         for layer in self.layers:
-            memory = layer(memory, reference, tokens)
-        return memory
+            states.append(layer(states[-1], reference, tokens))
+        if self.fusion is None:
+            return states[-1]
+        fused: Tensor = self.fusion(torch.cat(states, dim=-1))
+        return fused
+
+
+def _fusion(inputs: int, hidden_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim)
+    )

@@ -41,28 +41,27 @@ class Neck(nn.Module):
         channels: of the backbone's maps.
         hidden_dim: D, width of every level.
         levels: number of levels, at least the number of maps.
+        bias: of the convolutions.
     """
 
-    def __init__(self, channels: Sequence[int], hidden_dim: int, levels: int) -> None:
+    def __init__(self, channels: Sequence[int], hidden_dim: int, levels: int, bias: bool = True) -> None:
         super().__init__()
-        projections: list[nn.Module] = [
-            nn.Sequential(nn.Conv2d(count, hidden_dim, 1), nn.GroupNorm(32, hidden_dim)) for count in channels
-        ]
+        convolutions = [nn.Conv2d(count, hidden_dim, 1, bias=bias) for count in channels]
         inputs = channels[-1]
         for _ in range(levels - len(channels)):
-            projections.append(
-                nn.Sequential(nn.Conv2d(inputs, hidden_dim, 3, stride=2, padding=1), nn.GroupNorm(32, hidden_dim))
-            )
+            convolutions.append(nn.Conv2d(inputs, hidden_dim, 3, stride=2, padding=1, bias=bias))
             inputs = hidden_dim
-        self.projections = nn.ModuleList(projections)
+        self.projections = nn.ModuleList(
+            nn.Sequential(convolution, nn.GroupNorm(32, hidden_dim)) for convolution in convolutions
+        )
 
     def initialise(self) -> None:
         """Xavier-uniform convolutions, zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the levels, each [B, D, H_i, W_i], finest first."""

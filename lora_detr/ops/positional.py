@@ -16,7 +16,7 @@ def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:
     return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))
 
 
-def _interleaved_sine(angles: Tensor, width: int, temperature: float) -> Tensor:
+def sine(angles: Tensor, width: int, temperature: float) -> Tensor:
     """Encode each angle [...] as [..., width]: sin and cos alternate, with falling frequency."""
     steps = torch.arange(width, dtype=torch.float32, device=angles.device)
     wavelengths = temperature ** (2 * torch.div(steps, 2, rounding_mode="floor") / width)
@@ -42,11 +42,9 @@ def grid_encoding(padding: Tensor, width: int, temperature: float = TEMPERATURE)
     rows = (rows - 0.5) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
     columns = (columns - 0.5) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
     half = width // 2
-    return torch.cat(
-        [_interleaved_sine(rows, half, temperature), _interleaved_sine(columns, half, temperature)], dim=-1
-    )
+    return torch.cat([sine(rows, half, temperature), sine(columns, half, temperature)], dim=-1)
 
 
 def box_encoding(boxes: Tensor, width: int, temperature: float = TEMPERATURE) -> Tensor:
     """Encode boxes [..., 4] in [0, 1] as [..., 4 * width], coordinate by coordinate, in float32."""
-    return _interleaved_sine(boxes.float() * (2 * math.pi), width, temperature).flatten(-2)
+    return sine(boxes.float() * (2 * math.pi), width, temperature).flatten(-2)

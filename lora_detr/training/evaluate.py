@@ -1,4 +1,4 @@
-"""Evaluate a run, a checkpoint or a stripped file on the validation split of a data set."""
+"""Evaluate a run, a checkpoint, an official file or a stripped file on the validation split of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from lora_detr.structures import Images, Prediction
 from lora_detr.training.data import eval_loader, read_splits
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
+from lora_detr.training.official_file import is_official
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped
+from lora_detr.training.request import COCO_FOLDER
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1
@@ -43,12 +45,12 @@ def evaluate_model(
     """Evaluate and, for a run, write ``eval/`` in its folder.
 
     Args:
-        model: run directory, checkpoint directory or stripped file.
+        model: run directory, checkpoint directory, official file or stripped file.
         say: told a line about what is evaluated.
-        data: COCO folder or YAML; None for the run's own.
+        data: COCO folder or YAML; None for the run's own, or for ``data/coco`` where an official file has none.
         which: checkpoint of a run directory.
         branch: evaluate this branch of the last layer instead of the primary path.
-        nms_iou: suppress duplicates.
+        nms_iou: suppress duplicates above this overlap; what is one, the settings of the model say.
         ema: take the averaged weights where the checkpoint has them.
         on_bad_data: what to do with malformed boxes; None for the run's own choice, else ``error``.
         predictions: where to write COCO results besides the run's folder.
@@ -73,7 +75,10 @@ def evaluate_model(
         size = batch_size or 1
         predict = _plain_predictor(detector)
     else:
-        run = open_run(model, which, ema=ema)
+        if data is None and is_official(model):
+            data = _coco_folder(model)
+            say(f"no --data: using {data}")
+        run = open_run(model, which, ema=ema, data=data)
         run.model.to(world.device)
         predict = _predictor(run, branch)
         config = run.deployment
@@ -90,7 +95,16 @@ def evaluate_model(
     if folder is not None:
         prepare_directory(folder)  # before the evaluation, not after it
     evaluator = CocoEvaluator(split)
-    collect(predict, loader, evaluator, world.device, max_detections=config.max_detections, nms_iou=nms_iou)
+    collect(
+        predict,
+        loader,
+        evaluator,
+        world.device,
+        max_detections=config.max_detections,
+        min_score=config.min_score,
+        nms_iou=nms_iou,
+        suppression=config.suppression,
+    )
     metrics = evaluator.compute()
     if folder is not None:
         write_results(folder, metrics, evaluator, source)
@@ -106,6 +120,12 @@ def _check_place(predictions: Path) -> None:
         raise ConfigError(f"--predictions {predictions}: is a folder", "give the name of a file")
     if not predictions.parent.is_dir():
         raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}", "make it first")
+
+
+def _coco_folder(model: Path) -> Path:
+    if not COCO_FOLDER.is_dir():
+        raise ConfigError(f"{model} names no data, and there is no {COCO_FOLDER}", "give --data DIR")
+    return COCO_FOLDER
 
 
 def _plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
@@ -16,13 +14,17 @@ from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.evaluation.deployed import read_file
 from lora_detr.models import TwoStageDetector
-from lora_detr.tensor_files import first_non_finite
 from lora_detr.training.checkpoint import load_checkpoint, resolve_checkpoint
-from lora_detr.training.official_keys import to_ours
+from lora_detr.training.official_classes import classes_of
+from lora_detr.training.official_file import is_official, read_official
 
-CLASS_HEADS = "detector.heads.classes."
+# What has a row for every class.
+CLASS_HEADS = (
+    "detector.heads.classes.",
+    "detector.query_groups.hybrid.classes.",
+    "detector.query_groups.denoising.labels.",
+)
 BACKBONE = "detector.backbone."
-OFFICIAL_SUFFIXES = (".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ def read_initial_weights(path: Path) -> InitialWeights:
         checkpoint = load_checkpoint(folder, with_optimizer=False)
         categories = CategoryMap.from_json(checkpoint.state.get("categories"))
         return InitialWeights(f"{path} ({folder.name})", checkpoint.ema or checkpoint.model, categories)
-    if path.suffix in OFFICIAL_SUFFIXES and path.is_file():
-        return InitialWeights(str(path), _read_official(path), None)
+    if is_official(path):
+        file = read_official(path)
+        classes = classes_of(file) if file.num_classes else None
+        known = classes.categories if classes is not None and classes.known else None
+        return InitialWeights(str(path), file.weights, known)
     if path.suffix != ".safetensors" and path.exists():
         raise CheckpointError(
             f"--weights {path}: expected a run, a checkpoint folder, a stripped .safetensors file or an official .pth",
@@ -173,28 +178,3 @@ def _without_leaf(pieces: Sequence[str]) -> list[str]:
             break
         kept.append(piece)
     return kept
-
-
-def _read_official(path: Path) -> dict[str, Tensor]:
-    """Read an official ``.pth`` of the Deformable family: tensors only, nothing in it is executed."""
-    try:
-        # Official files hold their command line beside the weights; a Namespace is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # PyTorch's own message advises to execute what is in the file.
-        raise CheckpointError(
-            f"{path}: not a PyTorch file of tensors, or it holds code, which is never executed",
-            "give a .pth whose weights were saved as a state dict",
-            code="K05",
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: holds no weights", "give a file with a 'model' of named tensors", code="K05")
-    named = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
-    fault = first_non_finite(named)
-    if fault is not None:
-        raise CheckpointError(f"{path}: {fault}", "use another copy", code="K10")
-    return {to_ours(name) or name: tensor for name, tensor in named.items()}

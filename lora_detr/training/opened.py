@@ -1,7 +1,8 @@
-"""Open what a user names as a model: a run, a checkpoint, or a stripped file."""
+"""Open what a user names as a model: a run, a checkpoint, an official file, or a stripped file."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,11 @@ from lora_detr.evaluation.deployed import DeploymentConfig, is_deployed, read_de
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
 from lora_detr.training.checkpoint import LoadedCheckpoint, load_checkpoint, resolve_checkpoint
+from lora_detr.training.manifest import Manifest
+from lora_detr.training.official_file import OfficialFile, is_official, read_official
+from lora_detr.training.official_system import OfficialSystem, recognise
+
+logger = logging.getLogger("lora_detr")
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class OpenedRun:
     """A checkpoint with its model, branches included.
 
     Attributes:
-        path: folder of the checkpoint.
+        path: folder of the checkpoint, or the official file.
         config: of the run.
         categories: labels of the model.
         model: in evaluation mode, on the CPU.
@@ -44,25 +50,48 @@ class OpenedRun:
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
 
     @property
+    def stripped(self) -> Path:
+        """Where the detector without branches is written unless a user says otherwise."""
+        if self.path.is_dir():
+            return self.run / "stripped.safetensors"
+        return self.path.with_name(f"{self.path.stem}-stripped.safetensors")
+
+    @property
     def deployment(self) -> DeploymentConfig:
         """What inference needs to know."""
         return self.config.deployment(self.categories)
 
 
 def open_run(
-    model: Path, which: Literal["best", "last"] = "best", *, ema: bool = True, with_optimizer: bool = False
+    model: Path,
+    which: Literal["best", "last"] = "best",
+    *,
+    ema: bool = True,
+    with_optimizer: bool = False,
+    data: Path | None = None,
 ) -> OpenedRun:
-    """Open a run or checkpoint directory.
+    """Open a run or checkpoint directory, or an official file; of the latter, the log says what it was taken for.
 
     Args:
-        model: either of them.
+        model: one of them.
         which: checkpoint of a run directory.
         ema: take the averaged weights where the checkpoint has them.
         with_optimizer: read the state of the optimiser too.
+        data: COCO folder or YAML that names the classes of an official file without names.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it does not fit its own config.
+        CheckpointError: there is none, it is damaged, it does not fit its own config, or it is of no known system.
+        LoraDetrError: ``data`` was asked and cannot be read.
     """
+    if is_official(model):
+        file = read_official(model, ema=ema)
+        system = recognise(file, data=data)
+        opened = open_official(file, system)
+        for line in (f"all {len(file.tensors)} tensors of {model}: {system.describe()}", *system.notes):
+            logger.info("%s", line)
+        if file.rest:
+            logger.info("not read: %s", ", ".join(file.rest))
+        return opened
     path = resolve_checkpoint(model, which)
     checkpoint = load_checkpoint(path, with_optimizer=with_optimizer)
     config = stored_config(checkpoint, path)
@@ -71,6 +100,24 @@ def open_run(
     averaged = checkpoint.ema if ema else None
     load_exact(built, checkpoint.model if averaged is None else averaged, path)
     return OpenedRun(path, config, categories, built.eval(), checkpoint, averaged is not None)
+
+
+def open_official(file: OfficialFile, system: OfficialSystem) -> OpenedRun:
+    """Build the model of an official file and load all of it.
+
+    Args:
+        file: what was read.
+        system: what it is of.
+
+    Raises:
+        CheckpointError: K08, a tensor is missing, left over, or of another shape or dtype.
+    """
+    categories = system.classes.categories
+    built = system.config.build_model(categories.num_classes, load_weights=False)
+    file.check_fit(built)
+    built.load_state_dict(file.weights)
+    checkpoint = LoadedCheckpoint(0, file.weights, {}, None, {}, Manifest(0, {}, {}))
+    return OpenedRun(file.path, system.config, categories, built.eval(), checkpoint, file.averaged)
 
 
 def stored_config(checkpoint: LoadedCheckpoint, path: Path) -> RunConfig:

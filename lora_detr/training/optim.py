@@ -98,10 +98,17 @@ def rate_factor(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) 
     )
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        return warm * config.factor ** sum(step >= drop for drop in drops)
+        return _warm_up(config, steps_per_epoch, step) * config.factor ** sum(step >= drop for drop in drops)
 
     return factor
+
+
+def _warm_up(config: ScheduleConfig, steps_per_epoch: int, step: int) -> float:
+    if config.warmup_start is None:
+        return min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    # The first step has the start itself, so the rises are one fewer than the steps: an epoch of one step has none.
+    rises = min(config.warmup_steps, steps_per_epoch - 1)
+    return config.warmup_start + (1 - config.warmup_start) * step / rises if step < rises else 1.0
 
 
 def set_rates(optimizer: torch.optim.Optimizer, base: Sequence[float], factor: float) -> None:

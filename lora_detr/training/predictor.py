@@ -1,4 +1,4 @@
-"""Open a run, a checkpoint or a stripped file for predicting."""
+"""Open a run, a checkpoint, an official file or a stripped file for predicting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, 
     """Open what a user names as a model. Branches are left behind; of a run, the primary path predicts.
 
     Args:
-        model: run directory, checkpoint directory or stripped file.
+        model: run directory, checkpoint directory, official file or stripped file.
         which: checkpoint of a run directory; unused otherwise.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
         ema: take the averaged weights where a checkpoint has them.

@@ -11,6 +11,7 @@ import torch
 
 from lora_detr.data.loader import collate
 from lora_detr.losses.criterion import NonFiniteMatchError
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.training.seeding import restore_rng_state, rng_state
 from lora_detr.training.trainer import Trainer
@@ -92,7 +93,7 @@ def _pass(trainer: Trainer, batch: Batch) -> float:
     batch = batch.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
         output, branches = trainer.model(batch.images, batch.targets)
-    report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), 1.0)
+    report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
     report.total.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -12,17 +12,22 @@ from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.config.tree import flatten
+from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.synthetic import cached
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
+from lora_detr.models import DeformableDetrConfig
+from lora_detr.models.query_groups import HybridConfig
+from lora_detr.training.official_file import is_official, read_official
 
-# k of each branch by number of branches (paper, Table 4), in the order of the official Deformable code.
+# k of each branch by number of branches (paper, Table 4).
 TABLE_4 = {1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
+# Branches with networks of their own: the official code's order differs for three.
+TABLE_4_FFN = {**TABLE_4, 3: (6, 2, 4)}
 COCO_FOLDER = Path("data/coco")
-BASELINES = ("deformable", "deformable-pp")
-BRANCH_KINDS = ("lora",)
+BASELINES = ("deformable", "deformable-pp", "relation", "ms-detr")
+BRANCH_KINDS = ("lora", "ffn", "cross-ffn")
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}
 
@@ -37,6 +42,9 @@ class Request:
         aux: number of branches; changes the branch list only.
         rank: of all branches.
         branches: ``[kind/]matcher:key=value,...``, one each; excludes ``aux``.
+        branch_kind: of all branches; excludes ``branches``, which name theirs.
+        hybrid: copies of each target for hybrid queries (H-DETR); 0 leaves them out.
+        dac: add the pass without self-attention (DAC-DETR).
         data: COCO folder or YAML file.
         files: YAML files on top of the preset.
         overrides: ``key=value``; an option of its own name is stronger.
@@ -54,6 +62,9 @@ class Request:
     overrides: Sequence[str] = ()
     named: Mapping[str, object] = field(default_factory=dict)
     weights: Path | None = None
+    branch_kind: str | None = None
+    hybrid: int | None = None
+    dac: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,10 @@ def resolve(request: Request) -> Resolved:
         raise ConfigError("--aux and --branch exclude each other", "--branch lists the branches one by one")
     if request.aux is not None and request.aux < 0:
         raise ConfigError(f"--aux {request.aux}: expected 0 or more branches", "0 trains without branches")
+    if request.branch_kind is not None and request.branches:
+        raise ConfigError("--branch-kind and --branch exclude each other", "--branch takes kind/matcher:key=value")
+    if request.branch_kind not in (None, *BRANCH_KINDS):
+        raise ConfigError(*_unknown_kind(f"--branch-kind {request.branch_kind}", str(request.branch_kind)))
     notes: list[str] = []
     if request.weights is not None and request.preset is None and request.baseline is None:
         request = _with_settings_of(request, request.weights)
@@ -117,11 +132,14 @@ def resolve(request: Request) -> Resolved:
     branches = _branches(request, base.config)
     if branches is not None:
         named["branches"] = branches
+    named |= _query_groups(request, base)
     if data is not None:
         named["data.path"] = str(data)
     if request.weights is not None:
         named["weights"] = str(request.weights.resolve())
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    if request.hybrid == 0:
+        overrides.append("model.hybrid=null")
     loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
     config = loaded.config.resolved()
     if config.data.path is None:
@@ -141,25 +159,40 @@ def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
     return dict(map(parse_override, overrides))
 
 
-def branch_ks(count: int) -> tuple[int, ...]:
-    """Return k of each of ``count`` branches: Table 4 where it has the number, else spread evenly from 6 down to 2."""
-    if count in TABLE_4 or count == 0:
-        return TABLE_4.get(count, ())
-    return tuple(round(6 - 4 * i / (count - 1)) for i in range(count))
+def branch_ks(count: int, system: str = BASELINES[0], kind: str = BRANCH_KINDS[0]) -> tuple[int, ...]:
+    """Return k of each of ``count`` branches: Table 4 where it has the number, else spread evenly from 6 down to 2.
+
+    The order is that of the official code, on which its checkpoints depend: rising for Relation-DETR.
+
+    Args:
+        count: number of branches.
+        system: name that ``--baseline`` has for the detector.
+        kind: of the branches.
+    """
+    table = TABLE_4 if kind == "lora" else TABLE_4_FFN
+    spread = tuple(round(6 - 4 * i / (count - 1)) for i in range(count)) if count > 1 else ()
+    ks = table.get(count, spread)
+    return tuple(sorted(ks)) if system == "relation" else ks
 
 
 def _with_settings_of(request: Request, weights: Path) -> Request:
-    """Return the request on top of the settings of the run that the weights come from."""
+    """Return the request on top of the settings of the run, or of the system of the official file, that is given."""
+    given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
+    if is_official(weights):
+        from lora_detr.training.official_system import recognise  # which asks this module for k of branches
+
+        system = recognise(read_official(weights))
+        found = [item for item in system.overrides if not any(is_within(key, item.split("=")[0]) for key in given)]
+        return replace(request, preset=system.preset, overrides=(*found, *request.overrides))
     settings = weights / RUN_SETTINGS
     if not settings.is_file():
         if not weights.exists():
             raise ConfigError(f"--weights {weights}: nothing is there", "check the path")
         raise ConfigError(
-            f"--weights {weights}: brings no settings to train with; only a run directory does",
+            f"--weights {weights}: brings no settings to train with; only a run directory or an official .pth does",
             "add --preset NAME, the one the weights were trained with",
         )
     # How far that run went, and what it started from itself, says nothing about this one.
-    given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
     fresh = tuple(f"{key}=null" for key in ("train.max_steps", "weights") if key not in given)
     return replace(request, preset=str(settings), overrides=(*fresh, *request.overrides))
 
@@ -177,7 +210,8 @@ def _names_data(request: Request) -> bool:
 
 def system_of(config: RunConfig) -> str:
     """Return the name that ``--baseline`` has for a detector; ++ is a matter of settings, not of another class."""
-    return f"{config.model.kind}-pp" if config.model.mixed_selection else config.model.kind
+    model = config.model
+    return "deformable-pp" if isinstance(model, DeformableDetrConfig) and model.mixed_selection else model.kind
 
 
 def _baseline(request: Request) -> str:
@@ -194,39 +228,82 @@ def _preset_of(request: Request, tiny: bool) -> str:
     if count == 0:
         return base
     known = {preset.name.rpartition("/")[2] for preset in list_presets()}
-    single = f"{base}-lora1"
-    return single if count == 1 and single in known else f"{base}-lora3"
+    kind = _parse_branch(request.branches[0])["kind"] if request.branches else request.branch_kind
+    wanted = [f"{base}-lora{count}"] if count == 1 else []
+    wanted.append(f"{base}-lora3")
+    if kind == "ffn":
+        wanted.insert(0, f"{base}-ffn3")
+    # A system whose own preset has branches, such as MS-DETR, needs no other.
+    return next((name for name in wanted if name in known), base)
 
 
 def _branches(request: Request, config: RunConfig) -> list[dict[str, object]] | None:
     """Return the branch list as plain data, or None when the preset's own list stays."""
+    own = [branch.model_dump(mode="json") for branch in config.branches]
+    listed: list[dict[str, Any]]
     if request.branches:
-        listed = [_parse_branch(text) for text in request.branches]
+        listed = [_started(config, _parse_branch(text)) for text in request.branches]
     elif request.aux is not None:
-        template: dict[str, Any] = config.branches[0].model_dump(mode="json") if config.branches else {"kind": "lora"}
-        matcher = template.get("matcher", {"kind": "topk"})
-        listed = [{**template, "matcher": {**matcher, "k": k}} for k in branch_ks(request.aux)]
+        kind = request.branch_kind or (own[0]["kind"] if own else BRANCH_KINDS[0])
+        template = own[0] if own and own[0]["kind"] == kind else _started(config, {"kind": kind})
+        matcher = own[0]["matcher"] if own else {"kind": "topk"}
+        ks = branch_ks(request.aux, system_of(config), kind)
+        listed = [{**template, "matcher": {**matcher, "k": k}} for k in ks]
+    elif request.branch_kind is not None:
+        if not own:
+            raise ConfigError(f"--branch-kind {request.branch_kind}: there are no branches", "add --aux N")
+        kind = request.branch_kind
+        changed = [_started(config, {"kind": kind, "matcher": branch["matcher"]}) for branch in own]
+        listed = [old if old["kind"] == kind else new for old, new in zip(own, changed, strict=True)]
     elif request.rank is not None:
-        listed = [branch.model_dump(mode="json") for branch in config.branches]
+        listed = own
     else:
         return None
     if request.rank is not None:
-        if not listed:
-            raise ConfigError(f"--rank {request.rank}: there are no branches to set it on", "add --aux N or --branch")
+        if not listed or any(branch["kind"] != "lora" for branch in listed):
+            raise ConfigError(
+                f"--rank {request.rank}: there are no LoRA branches to set it on", "add --aux N or --branch"
+            )
         listed = [{**branch, "rank": request.rank} for branch in listed]
     return listed
 
 
-def _parse_branch(text: str) -> dict[str, object]:
+def _started(config: RunConfig, branch: dict[str, Any]) -> dict[str, Any]:
+    """Return a new branch with the initialisation that LoRA has in the detector's family."""
+    is_relation_lora = branch["kind"] == "lora" and system_of(config) == "relation"
+    return {"initialisation": "zero-b", **branch} if is_relation_lora else branch
+
+
+def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object]:
+    """Return the settings that ``--hybrid`` and ``--dac`` stand for."""
+    settings: dict[str, object] = {}
+    if request.hybrid is not None and request.hybrid < 0:
+        raise ConfigError(f"--hybrid {request.hybrid}: expected 0 or more copies of a target", "H-DETR has 6")
+    if request.hybrid:
+        settings["loss.hybrid.repeats"] = request.hybrid
+        if base.config.model.hybrid is None:
+            settings["model.hybrid"] = HybridConfig().model_dump()
+    if request.dac:
+        settings["model.dac"] = True
+        # The weights of MS-DETR belong to it: 1 for the primary's class, unless the user chose another.
+        key = "loss.primary.weights.classification"
+        if base.config.loss.primary.classification == "focal" and base.origin[key].startswith(("schema", "preset")):
+            settings[key] = 1.0
+    return settings
+
+
+def _unknown_kind(option: str, kind: str) -> tuple[str, str]:
+    return f"{option}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}"
+
+
+def _parse_branch(text: str) -> dict[str, Any]:
     """Read ``[kind/]matcher:key=value,...``, such as ``topk:k=6,tau=0.4``."""
     head, _, settings = text.partition(":")
     kind, slash, matcher = head.rpartition("/")
     kind = kind if slash else BRANCH_KINDS[0]
     if kind not in BRANCH_KINDS:
-        raise ConfigError(
-            f"--branch {text}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}"
-        )
-    values: dict[str, object] = {"kind": matcher}
+        raise ConfigError(*_unknown_kind(f"--branch {text}", kind))
+    values: dict[str, Any] = {"kind": matcher}
     for item in filter(None, settings.split(",")):
         key, equals, value = item.partition("=")
         if not equals:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, write_file
-from lora_detr.branches import LoRABranch
+from lora_detr.branches import FFNBranch, LoRABranch
 from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
 from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
 from lora_detr.evaluation.deployed import is_deployed, read_file, write_deployed
@@ -88,7 +88,7 @@ def strip(
     branch: int | None = None,
     write: Callable[[Path, Mapping[str, Tensor], OpenedRun], None] | None = None,
 ) -> StripReport:
-    """Write the detector without its branches, and keep the file only if it is proven.
+    """Write the detector without branches and query groups, and keep the file only if it is proven.
 
     Args:
         opened: checkpoint with its model.
@@ -120,7 +120,7 @@ def strip(
     prepare_directory(output.parent)
     with tempfile.TemporaryDirectory(prefix=".strip-", dir=output.parent) as folder:
         written = Path(folder) / "stripped.safetensors"
-        (write or _write)(written, detector.state_dict(), opened)
+        (write or _write)(written, detector.inference_state(), opened)
         found, seconds_after = _run_candidate(written, inputs, Path(folder))
         difference = _compare(expected, found, 0.0 if branch is None else MERGE_TOLERANCE)
         tensors, _ = read_tensors(written)
@@ -197,7 +197,7 @@ def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
             "leave --branch out to keep the primary path",
         )
     member = members[index]
-    assert isinstance(member, LoRABranch)
+    assert isinstance(member, LoRABranch | FFNBranch)
     detector = copy.deepcopy(opened.model.detector)
     last = detector.num_layers - 1
     member.merge_into(last, detector.ffn(last))

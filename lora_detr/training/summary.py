@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_detr.branches import LoRAConfig
 from lora_detr.config.run import RunConfig
+from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.training.data import Splits
 from lora_detr.training.initial_weights import BACKBONE, Initialised
@@ -25,8 +27,9 @@ def summary_lines(
         measure: estimate the time of an epoch however short the run is.
     """
     config, world = trainer.config, trainer.world
-    detector = sum(p.numel() for p in trainer.model.detector.parameters())
+    everything = sum(p.numel() for p in trainer.model.parameters())
     branches = sum(p.numel() for p in trainer.model.branches.parameters())
+    groups = sum(p.numel() for p in trainer.model.detector.query_groups.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     backbone = config.model.backbone
     cost = rehearse(trainer) if measure or trainer.total_steps >= WORTHWHILE_STEPS else None
@@ -35,8 +38,11 @@ def summary_lines(
         f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
         f"{config.model.encoder_layers} + {config.model.decoder_layers} layers, {config.model.num_queries} queries",
         *_branch_lines(config),
-        f"parameters  {(detector + branches) / 1e6:.2f} M: {detector / 1e6:.2f} M stay after strip, "
-        f"{branches / 1e6:.2f} M in branches; {trained / 1e6:.2f} M are trained",
+        *_group_lines(config),
+        f"parameters  {everything / 1e6:.2f} M: {(everything - branches - groups) / 1e6:.2f} M stay after strip, "
+        f"{branches / 1e6:.2f} M in branches, "
+        + (f"{groups / 1e6:.2f} M in query groups, " if groups else "")
+        + f"{trained / 1e6:.2f} M are trained",
         *([f"frozen      {', '.join(config.train.freeze)}"] if config.train.freeze else []),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
@@ -79,10 +85,24 @@ def _branch_lines(config: RunConfig) -> list[str]:
     lines = []
     for name, branch in zip(config.branch_names, config.branches, strict=True):
         matcher = branch.matcher
+        rank = f" rank {branch.rank}" if isinstance(branch, LoRAConfig) else ""
         lines.append(
-            f"{name:<12}{branch.kind} rank {branch.rank}, {matcher.kind} k={matcher.k} tau={matcher.threshold:g} "
+            f"{name:<12}{branch.kind}{rank}, {matcher.kind} k={matcher.k} tau={matcher.threshold:g} "
             f"alpha={matcher.class_weight:g}"
         )
+    return lines
+
+
+def _group_lines(config: RunConfig) -> list[str]:
+    """Return a line for each group of queries that only training has."""
+    lines = []
+    if isinstance(config.model, RelationDetrConfig) and config.model.denoising is not None:
+        lines.append(f"denoising   about {config.model.denoising.num_queries} noised targets and as many to reject")
+    hybrid, repeats = config.model.hybrid, config.loss.hybrid.repeats
+    if hybrid is not None:
+        lines.append(f"hybrid      {hybrid.num_queries} queries, targets repeated {repeats} times")
+    if config.model.dac:
+        lines.append(f"dac         a pass without self-attention, topk k={config.loss.dac.matcher.k}")
     return lines
 
 

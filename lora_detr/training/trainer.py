@@ -211,6 +211,7 @@ class Trainer:
             evaluator,
             self.world.device,
             max_detections=self.config.evaluation.max_detections,
+            min_score=self.config.evaluation.min_score,
         )
         for rows in self.world.gather(evaluator.rows()):
             evaluator.add_rows(rows)

@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from lora_detr.atomic_files import remove
+from lora_detr.config.load import load_config
+from lora_detr.config.presets import list_presets
+from lora_detr.config.run import RunConfig
 from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.training.opened import open_run
 from tests.cli.conftest import Command, Ended, assert_told, files_in
@@ -331,6 +334,33 @@ def test_tensorboard_that_is_not_installed(loradetr: Command, places: Places, mo
     ended = loradetr(*words_of("TRAIN", places), "--tensorboard")
     assert_told(ended, USAGE, ("--tensorboard: the package tensorboard is not installed", "pip install"))
     assert not Path("out").exists()
+
+
+def presets_with_labels_of_coco() -> list[str]:
+    names = [preset.name for preset in list_presets()]
+    return [name for name in names if load_config(RunConfig, preset=name).config.data.num_classes == "coco91"]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["train", "dry run"])
+@pytest.mark.parametrize("preset", presets_with_labels_of_coco())
+def test_a_preset_for_coco_refuses_other_data_before_it_builds_anything(
+    preset: str, options: tuple[str, ...], loradetr: Command, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*arguments: object, **named: object) -> None:
+        raise AssertionError("built, which may fetch the weights of a backbone")
+
+    monkeypatch.setattr(RunConfig, "build_model", build)
+    ended = loradetr("train", "--preset", preset, "--data", places.data, "--output-dir", "out", *options)
+    assert_told(ended, USAGE, ("the data set is not COCO: found 3 'circle'", "use --num-classes auto"))
+    assert list(Path().iterdir()) == []
+    # The way out that it names is one: the next thing is to build.
+    ended = loradetr("train", "--preset", preset, "--data", places.data, *options, "--num-classes", "auto")
+    assert ended.code == 1
+    assert "built, which may fetch" in ended.err
+
+
+def test_presets_for_coco_exist() -> None:
+    assert {"deformable", "lora_detr/deformable-lora3"} <= set(presets_with_labels_of_coco())
 
 
 @pytest.mark.parametrize("words", [("train", "--data", ""), ("eval", ""), ("train", "--output-dir", " ")])

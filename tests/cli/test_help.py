@@ -17,7 +17,7 @@ from lora_detr.cli import app
 from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
-COMMANDS = ("train", "eval", "strip", "predict", "demo", *SETTINGS)
+COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", *SETTINGS)
 
 # A screen and a half; what is not an option (usage, examples, frames) takes no more than a small screen.
 MOST_LINES = 60

@@ -21,6 +21,7 @@ from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models.backbones import BackboneConfig
 from lora_detr.models.backbones.timm import PACKAGED
 from lora_detr.structures import Backbone
+from tests.unit.models.backbones import small_swin
 
 NETWORKS: list[dict[str, Any]] = [
     {"kind": "resnet", "name": "resnet18"},
@@ -28,10 +29,12 @@ NETWORKS: list[dict[str, Any]] = [
     {"kind": "timm", "name": "test_efficientnet", "strides": (4, 16)},
     {"kind": "timm", "name": "test_convnext"},
     {"kind": "timm", "name": "tf_efficientnet_lite0", "strides": (16, 32)},
+    small_swin.SETTINGS,
 ]
 per_network = pytest.mark.parametrize("settings", NETWORKS, ids=[one["name"] for one in NETWORKS])
 # One of each kind, small enough to build many times.
 SMALL = [NETWORKS[0], NETWORKS[2]]
+LAYER_NORM_ONLY = ("test_convnext", small_swin.NAME)
 per_kind = pytest.mark.parametrize("settings", SMALL, ids=[one["kind"] for one in SMALL])
 
 
@@ -89,11 +92,11 @@ def test_normalisation(settings: dict[str, Any], norm: str, weights: str) -> Non
     backbone = config_of(settings, norm=norm, weights=weights).build(load_weights=False).train()
     modules = list(backbone.modules())
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
-    if "convnext" in settings["name"]:
-        return  # has layer norm only
     frozen = [module for module in modules if "FrozenBatchNorm" in type(module).__name__]
     grouped = [module for module in modules if isinstance(module, nn.GroupNorm)]
-    if norm == "frozen-batch":
+    if settings["name"] in LAYER_NORM_ONLY:
+        assert not frozen and not grouped
+    elif norm == "frozen-batch":
         assert frozen and not grouped
         assert not any(list(module.parameters()) for module in frozen)
     else:
@@ -122,7 +125,7 @@ def test_output_of_an_image_does_not_depend_on_the_batch(settings: dict[str, Any
             torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-@per_kind
+@pytest.mark.parametrize("settings", [*SMALL, small_swin.SETTINGS], ids=["resnet", "timm", "swin"])
 def test_channels_last_changes_no_result(settings: dict[str, Any]) -> None:
     plain = config_of(settings).build(load_weights=False)
     fast = config_of(settings, channels_last=True).build(load_weights=False)
@@ -222,6 +225,8 @@ def test_without_network(settings: dict[str, Any], monkeypatch: pytest.MonkeyPat
         config_of(settings, weights="imagenet").build(load_weights=True)
     assert caught.value.exit_code == 4
     assert "--set model.backbone.weights=" in caught.value.remedy
+    assert "get https://" in caught.value.remedy
+    assert settings["name"] in caught.value.remedy
 
 
 @pytest.mark.parametrize(("name", "package"), PACKAGED.items())
@@ -270,7 +275,11 @@ def test_unknown_names_and_strides() -> None:
         config_of({"kind": "timm", "name": "test_efficientnet", "strides": (16, 64)}).build(load_weights=False)
 
 
-@per_kind
+@pytest.mark.parametrize(
+    "settings",
+    [*SMALL, SMALL[1] | {"freeze_stages": 2}, small_swin.SETTINGS | {"freeze_stages": 1, "drop_path": 0.2}],
+    ids=["resnet", "timm", "timm-frozen", "swin-frozen"],
+)
 def test_a_config_without_weights_names_the_same_architecture(settings: dict[str, Any]) -> None:
     pretrained = config_of(settings, weights="imagenet")
     deployed = pretrained.without_weights()

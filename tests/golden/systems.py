@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
 from lora_detr.config.run import RunConfig
-from lora_detr.losses.config import BranchLossConfig, CriterionConfig, PrimaryLossConfig, TermWeights
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossKey, LossReport
 from lora_detr.matchers import TopK
@@ -21,10 +20,20 @@ from tests.golden import store
 OFFICIAL_KINDS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
 
 
-def one_to_one_family(entry: dict[str, Any]) -> bool:
-    """Say whether a losses case is of the Deformable family, with LoRA branches or none."""
-    config: str = entry["config"]
-    return "hybrid_queries" not in entry and "relation" not in config and config.startswith(("deformable", "lora"))
+PRESETS = {
+    "deformable": "deformable",
+    "lora": "deformable-lora3",
+    "naive": "deformable-ffn3",
+    "ms": "ms-detr",
+    "relation": "relation",
+    "lora_relation": "relation-lora3",
+}
+"""Preset whose losses an official configuration has, by its name without the number of branches."""
+
+
+def preset_of(official: str) -> str:
+    """Return the preset of an official configuration, such as ``lora3``."""
+    return PRESETS[official.rstrip("0123456789")]
 
 
 def padded(images: Sequence[tuple[Tensor, Tensor]]) -> PaddedTargets:
@@ -35,36 +44,80 @@ def padded(images: Sequence[tuple[Tensor, Tensor]]) -> PaddedTargets:
 
 
 def criterion(
-    num_layers: int, ks: Sequence[int], *, lora: bool, merge: bool, threshold: float = 0.4, class_weight: float = 0.3
+    preset: str,
+    num_layers: int,
+    ks: Sequence[int],
+    *,
+    merge: bool | None = None,
+    threshold: float | None = None,
+    class_weight: float | None = None,
+    repeats: int | None = None,
 ) -> Criterion:
-    """Return our criterion with the settings of an official configuration (golden README, 1.6)."""
-    config = CriterionConfig(
-        primary=PrimaryLossConfig(
-            classification="quality" if lora else "focal",
-            weights=TermWeights(classification=1.0 if lora else 2.0),
-        ),
-        branch=BranchLossConfig(merge_one_to_one=merge),
-    )
+    """Return the criterion of a preset for another number of layers and branches.
+
+    Args:
+        preset: whose losses are meant.
+        num_layers: L.
+        ks: k of each branch.
+        merge: unite the branches' pairs with the one-to-one pairs; None leaves it to the preset, like all that follow.
+        threshold: tau.
+        class_weight: alpha.
+        repeats: copies of a target for hybrid queries.
+    """
+    config = load_config(RunConfig, preset=preset).config
+    loss = config.loss
+    if merge is not None:
+        loss = loss.model_copy(update={"branch": loss.branch.model_copy(update={"merge_one_to_one": merge})})
+    if repeats is not None:
+        loss = loss.model_copy(update={"hybrid": loss.hybrid.model_copy(update={"repeats": repeats})})
+    tau = (0.4 if threshold is None else threshold,)
+    alpha = (0.3 if class_weight is None else class_weight,)
     names = [f"branch{i}" for i in range(len(ks))]
-    return Criterion(num_layers, config, names, [TopK([k], [threshold], [class_weight]) for k in ks])
+    return Criterion(num_layers, loss, names, [TopK([k], tau, alpha) for k in ks], config.model.has_denoising)
 
 
-def official_name(key: LossKey, num_layers: int) -> str:
-    """Return the official name of one of our loss terms."""
+def official_name(key: LossKey, num_layers: int, branch_suffix: str = "_o2m_lora_") -> str:
+    """Return the official name of one of our loss terms in the Deformable family.
+
+    Args:
+        key: our name.
+        num_layers: L; the last layer has no number.
+        branch_suffix: what stands before the number of a branch; ``_o2m`` alone where there is no number (MS-DETR).
+    """
     name = OFFICIAL_KINDS[key.kind]
     if key.source == "encoder":
         return f"{name}_enc"
     if key.layer != num_layers - 1:
         name += f"_{key.layer}"
-    return name if key.source == "primary" else f"{name}_o2m_lora_{key.source.removeprefix('branch')}"
+    if key.source == "primary":
+        return name
+    return name + branch_suffix + (key.source.removeprefix("branch") if branch_suffix.endswith("_") else "")
+
+
+def official_relation_name(key: LossKey, num_layers: int) -> str:
+    """Return the official name of one of our loss terms in the Relation family."""
+    name = {"class": "loss_class", "l1": "loss_bbox", "giou": "loss_giou"}[key.kind]
+    if key.source in ("encoder", "hybrid_encoder"):
+        return f"{name}_enc" + ("_hybrid" if key.source == "hybrid_encoder" else "")
+    layer = "" if key.layer == num_layers - 1 else f"_{key.layer}"
+    if key.source == "denoising":
+        return f"{name}_dn{layer}"
+    if key.source == "hybrid":
+        return f"{name}{layer}_hybrid"
+    return name + layer + (f"_lora_{key.source.removeprefix('branch')}" if key.source != "primary" else "")
 
 
 def check_terms(
-    report: LossReport, expected: dict[str, Any], num_layers: int, *, relative: float, absolute: float
+    report: LossReport,
+    expected: dict[str, Any],
+    name_of: Callable[[LossKey], str],
+    *,
+    relative: float,
+    absolute: float,
 ) -> None:
     """Compare every term's value and weight; terms without weight are for logging only and have no counterpart."""
     weighted = {name: loss for name, loss in expected.items() if loss["weight"] is not None}
-    ours = {official_name(term.key, num_layers): term for term in report.terms()}
+    ours = {name_of(term.key): term for term in report.terms()}
     assert len(ours) == len(report.keys)
     assert ours.keys() == weighted.keys()
     for name, loss in weighted.items():
@@ -99,24 +152,21 @@ def run_config(plus_plus: bool, num_branches: int, rank: int | None = None) -> R
     return config
 
 
-def system_of_config(entry: dict[str, Any]) -> tuple[bool, int] | None:
-    """Return (is ++, number of LoRA branches) of an entry of ``schedule.json``; None if it is another system."""
-    if "hybrid_queries" in entry or entry["classification_loss_aux"] not in (None, "quality-aware"):
-        return None
-    return entry["mixed_selection"], len(entry["k_per_branch"])
-
-
-def with_preset(group: str) -> list[str]:
-    """Return the names in a group of ``schedule.json`` whose configuration we have a preset of its own for."""
+def scripts(group: str) -> list[str]:
+    """Return the names in a group of ``schedule.json`` that are configurations of official scripts."""
     if not (store.folder() / "schedule.json").is_file():
         return []
     schedule = store.load_json("schedule")
-    stems = {preset.name.rpartition("/")[2] for preset in list_presets()}
-    names = []
-    for name in schedule[group]:
-        system = system_of_config(schedule["configs"][name]) if name in schedule["configs"] else None
-        if system is not None:
-            plus_plus, branches = system
-            if base_name(plus_plus) + (f"-lora{branches}" if branches else "") in stems:
-                names.append(name)
-    return names
+    return [name for name in schedule[group] if name in schedule["configs"]]
+
+
+def script_config(name: str) -> tuple[dict[str, Any], RunConfig]:
+    """Return an entry of ``schedule.json`` with the preset that stands for it."""
+    entry = store.load_json("schedule")["configs"][name]
+    count = len(entry["k_per_branch"])
+    if "hybrid_queries" in entry:
+        base = "relation-swin-l" if "swin" in name else "relation"
+    else:
+        base = base_name(entry["mixed_selection"])
+    kind = "ffn" if entry.get("classification_loss_aux") == "focal" else "lora"
+    return entry, load_config(RunConfig, preset=f"{base}-{kind}{count}" if count else base).config

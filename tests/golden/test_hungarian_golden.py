@@ -51,3 +51,36 @@ def test_problems_solved_together_stay_apart(name: str) -> None:
     for settings, assignment in zip(variants, solve_together(costs, targets), strict=True):
         for b in range(len(targets.counts)):
             assert assignment.pairs(0, b) == pairs(settings["pairs"][b])
+
+
+RELATION = "hungarian_relation"
+RELATION_VARIANTS = [(name, variant) for name in cases(RELATION) for variant in case(RELATION, name)["variants"]]
+
+
+def test_relation_values_exist() -> None:
+    require([variant for _, variant in RELATION_VARIANTS if "x" in variant], "matching with repeated targets")
+
+
+@pytest.mark.parametrize(("name", "variant"), RELATION_VARIANTS)
+def test_relation_family(name: str, variant: str) -> None:
+    entry, tensors = case(RELATION, name), tensors_of(RELATION, name)
+    settings = entry["variants"][variant]
+    repeats, count = settings["targets_repeated"], len(tensors["gt_labels"])
+    targets = padded([(tensors["gt_labels"], tensors["gt_boxes"])])
+    prediction = Prediction(tensors["pred_logits"][None, None], tensors["pred_boxes"][None, None])
+    matcher = Hungarian(
+        settings["cost_class"], settings["cost_bbox"], settings["cost_giou"], settings["class_cost_eps"]
+    )
+    cost = matcher.cost(prediction, targets)
+    (assignment,) = solve_together([cost], targets, [repeats])
+    check_assignment(assignment, targets, entry["num_queries"], at_most=repeats, unique_queries=True)
+    assert int(assignment.mask.sum()) == min(count * repeats, entry["num_queries"])
+    total = -float(assignment.score[assignment.mask].double().sum())
+    assert total == pytest.approx(settings["total_cost"], rel=1e-5)
+    if f"{variant}/cost" in tensors:
+        torch.testing.assert_close(cost[0, 0].T, tensors[f"{variant}/cost"], rtol=1e-5, atol=1e-5)
+    # Swaps of equal cost are possible between repeated targets; there, the total decides.
+    if repeats == 1:
+        assert assignment.pairs(0, 0) == pairs(settings["pairs"])
+    else:
+        assert sorted(query for query, _ in assignment.pairs(0, 0)) == sorted(query for query, _ in settings["pairs"])

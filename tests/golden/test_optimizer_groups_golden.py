@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lora_detr.config.load import load_config
 from lora_detr.config.run import RunConfig
 from lora_detr.training.official_keys import to_ours
 from lora_detr.training.optim import build_optimizer
@@ -23,13 +24,22 @@ def _keys(entry: dict[str, Any]) -> list[str]:
     return [key for group in entry["groups"] for key in group["keys"]]
 
 
+FFN_KEY = re.compile(r"\.layers\.0\.linear(\d+)\.weight$")
+
+
 def _config(entry: dict[str, Any]) -> RunConfig | None:
     """Return the configuration an entry describes, or None if it is of a system that has no preset."""
     keys = _keys(entry)
     if any(to_ours(key) is None for key in keys):
         return None
-    branches = {match.group(1) for key in keys if (match := LORA_KEY.search(key))}
-    return run_config("query_embed.weight" in keys, len(branches))
+    lora = {match.group(1) for key in keys if (match := LORA_KEY.search(key))}
+    networks = {match.group(1) for key in keys if ".decoder." in key and (match := FFN_KEY.search(key))}
+    if len(networks) > 2:
+        return load_config(RunConfig, preset=f"deformable-ffn{len(networks) // 2 - 1}").config
+    if any(key.startswith("neck.") for key in keys):
+        base = "relation-swin-l" if any("backbone.0.features" in key for key in keys) else "relation"
+        return load_config(RunConfig, preset=f"{base}-lora{len(lora)}" if lora else base).config
+    return run_config("query_embed.weight" in keys, len(lora))
 
 
 def _names() -> list[str]:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.evaluation.postprocess import Suppression, postprocess
 from lora_detr.structures import Prediction
 from tests.golden.store import case, cases, require, tensors_of
 
-NAME = "postprocess"
+SUPPRESSION: dict[str, Suppression] = {"postprocess": "per-class", "postprocess_relation": "any-class"}
+"""What each family takes for a duplicate."""
 
 
-def test_values_exist() -> None:
-    require(cases(NAME), NAME)
+@pytest.mark.parametrize("family", SUPPRESSION)
+def test_values_exist(family: str) -> None:
+    require(cases(family), family)
 
 
-@pytest.mark.parametrize("name", cases(NAME))
-def test_detections(name: str) -> None:
-    entry, tensors = case(NAME, name), tensors_of(NAME, name)
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family in SUPPRESSION for name in cases(family)])
+def test_detections(family: str, name: str) -> None:
+    entry, tensors = case(family, name), tensors_of(family, name)
     results = postprocess(
         Prediction(tensors["pred_logits"], tensors["pred_boxes"]),
         tensors["orig_size_hw"],
         max_detections=entry["topk"],
         nms_iou=entry["nms_iou_threshold"],
+        suppression=SUPPRESSION[family],
+        min_score=entry.get("confidence_score"),
     )
     assert [len(found.scores) for found in results] == entry["num_out"]
     for image, found in enumerate(results):

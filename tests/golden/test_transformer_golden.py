@@ -1,16 +1,18 @@
-"""Small transformers of the Deformable family, with LoRA branches or none: outputs, gradients, losses."""
+"""Small transformers of the Deformable family, with all kinds of branches: outputs, gradients, losses."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_detr.branches import AuxiliaryBranches, BranchedDetector, LoRABranch
+from lora_detr.branches import AuxiliaryBranches, BranchedDetector, FFNBranch, LoRABranch
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
 from lora_detr.models.decoder import DeformableDecoder
 from lora_detr.models.deformable_detr import INVERSE_SIGMOID_EPS
@@ -21,19 +23,22 @@ from lora_detr.models.neck import Neck, Tokens, flatten_levels
 from lora_detr.models.proposals import Proposals
 from lora_detr.training.official_keys import to_official, to_ours
 from tests.golden import store
-from tests.golden.systems import check_terms, criterion, padded
+from tests.golden.systems import check_terms, criterion, official_name, padded, preset_of
 
 
 def is_ours(entry: dict[str, Any]) -> bool:
-    """Say whether a case is of the Deformable family, with LoRA branches or none."""
-    if "hybrid_queries" in entry or "denoising_queries" in entry:
-        return False
-    return entry["num_aux_branches"] == 0 or entry["lora_rank"] is not None
+    """Say whether a case is of the Deformable family."""
+    return "hybrid_queries" not in entry and "denoising_queries" not in entry
+
+
+def preset(entry: dict[str, Any]) -> str:
+    """Return the preset whose losses a case has, by its variant: ``lora3_pp`` is ``lora`` there."""
+    return preset_of({"msdetr": "ms"}.get(variant := entry["variant"].removesuffix("_pp"), variant))
 
 
 NAMES = [name for name in store.names("transformer_*") if is_ours(store.load_json(name))]
 INPUTS, BASE = "transformer_inputs", "transformer_base_deformable"
-# k of the LoRA branches by their number, in the order of the official scripts (golden README, 1.6; Table 4).
+# k of branches by their number, in the order of the official scripts (Table 4).
 K = {0: (), 1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
 
 
@@ -82,13 +87,14 @@ def compute(name: str) -> Computed:
         key = f"target/img{len(images)}"
         images.append((tensors[f"{key}/labels"], tensors[f"{key}/boxes"].reshape(-1, 4)))
     count = entry["num_aux_branches"]
+    lora = entry["lora_rank"] is not None
     report = criterion(
+        preset(entry),
         len(predictions),
         entry.get("k_per_branch", K[count]),
-        lora=count > 0,
-        # The ++ configurations unite the branches' pairs with the one-to-one pairs.
-        merge=entry.get("use_indices_merge", entry["mixed_selection"] and entry["look_forward_twice"]),
-    )(detected, branched, padded(images), float(max(sum(len(labels) for labels, _ in images), 1)))
+        # The ++ configurations with LoRA unite the branches' pairs with the one-to-one pairs.
+        merge=entry.get("use_indices_merge", lora and entry["mixed_selection"]),
+    )(detected, branched, padded(images), Normaliser(sum(len(labels) for labels, _ in images)))
     leaves = dict(model.named_parameters()) | {f"src{i}": level for i, level in enumerate(levels)}
     return Computed(entry, tensors, tokens, outputs, leaves, report)
 
@@ -108,18 +114,26 @@ def build(entry: dict[str, Any]) -> BranchedDetector[TwoStageDetector]:
         neck=Neck((1,), width, 1),
         encoder=DeformableEncoder(entry["encoder_layers"], *sizes),
         proposals=Proposals(width, entry["num_queries"], entry["mixed_selection"]),
-        decoder=DeformableDecoder(num_layers, *sizes, look_forward_twice=entry["look_forward_twice"]),
+        decoder=DeformableDecoder(
+            num_layers,
+            *sizes,
+            look_forward_twice=entry["look_forward_twice"],
+            order="cross-first" if preset(entry) == "ms-detr" else "self-first",
+        ),
         heads=Heads(num_layers + 1, width, entry["num_classes"], INVERSE_SIGMOID_EPS),
         hidden_dim=width,
         levels=levels,
     )
     detector.neck = nn.Identity()  # type: ignore[assignment]
-    rank = entry["lora_rank"] or 1
-    branches = [
-        LoRABranch(num_layers, width, entry["dim_feedforward"], rank, "xavier")
-        for _ in range(entry["num_aux_branches"])
-    ]
+    branches = [branch(entry) for _ in range(entry["num_aux_branches"])]
     return BranchedDetector(detector, AuxiliaryBranches(branches))
+
+
+def branch(entry: dict[str, Any]) -> LoRABranch | FFNBranch:
+    sizes = (entry["decoder_layers"], entry["d_model"], entry["dim_feedforward"])
+    if entry["lora_rank"] is not None:
+        return LoRABranch(*sizes, entry["lora_rank"], "xavier")
+    return FFNBranch(*sizes, 0.0, "cross_output" if preset(entry) == "ms-detr" else "ffn_input")
 
 
 def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -144,8 +158,8 @@ def check_gradients(computed: Computed, objective: Tensor, prefix: str) -> None:
 
 
 def test_values_exist() -> None:
-    store.require([name for name in NAMES if not store.load_json(name)["num_aux_branches"]], "a transformer")
-    store.require([name for name in NAMES if store.load_json(name)["num_aux_branches"]], "a transformer with LoRA")
+    for wanted in ("deformable", "deformable-lora3", "deformable-ffn3", "ms-detr"):
+        store.require([name for name in NAMES if preset(store.load_json(name)) == wanted], f"a transformer of {wanted}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,6 +200,8 @@ def test_losses_and_their_gradients(name: str) -> None:
     computed = compute(name)
     expected, num_layers = computed.entry["loss"]["terms"], computed.entry["decoder_layers"]
     # Wider than for the losses alone: these are losses of outputs that differ by float noise already.
-    check_terms(computed.report, expected, num_layers, relative=2e-5, absolute=1e-6)
+    suffix = "_o2m" if preset(computed.entry) == "ms-detr" else "_o2m_lora_"
+    name_of = partial(official_name, num_layers=num_layers, branch_suffix=suffix)
+    check_terms(computed.report, expected, name_of, relative=2e-5, absolute=1e-6)
     assert computed.report.total.item() == pytest.approx(computed.entry["loss"]["weighted_total"], rel=2e-5)
     check_gradients(computed, computed.report.total, "lossgrad/")

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr.data.transforms import crop, finish, flip, resize, resized_size
+from lora_detr.data.transforms import (
+    EvalTransformConfig,
+    crop,
+    deformable_size,
+    finish,
+    flip,
+    relation_eval_size,
+    relation_size,
+    resize,
+)
 from tests.golden.store import folder, load_json, require
 
 NAME = "transforms"
@@ -19,18 +28,33 @@ def _entries(group: str) -> list[Any]:
     return list(load_json(NAME)[group]) if (folder() / f"{NAME}.json").is_file() else []
 
 
-@pytest.mark.parametrize("group", ["resize_table", "box_cases"])
+def _size_name(entry: dict[str, Any]) -> str:
+    return f"{entry['image_wh']}-{entry['shorter']}-{entry['longest']}"
+
+
+@pytest.mark.parametrize("group", ["resize_table", "box_cases", "relation_eval_resize_800_1333"])
 def test_values_exist(group: str) -> None:
     require(_entries(group), f"{NAME} {group}")
 
 
-@pytest.mark.parametrize(
-    "entry", _entries("resize_table"), ids=lambda entry: f"{entry['image_wh']}-{entry['shorter']}-{entry['longest']}"
-)
-def test_resized_size(entry: dict[str, Any]) -> None:
+@pytest.mark.parametrize("entry", _entries("resize_table"), ids=_size_name)
+def test_sizes(entry: dict[str, Any]) -> None:
     width, height = entry["image_wh"]
-    expected_width, expected_height = entry["out_wh_deformable"]
-    assert resized_size(height, width, entry["shorter"], entry["longest"]) == (expected_height, expected_width)
+    for rule, column in ((deformable_size, "out_wh_deformable"), (relation_size, "out_wh_relation")):
+        expected_width, expected_height = entry[column]
+        assert rule(height, width, entry["shorter"], entry["longest"]) == (expected_height, expected_width), column
+
+
+@pytest.mark.parametrize("entry", _entries("relation_eval_resize_800_1333"), ids=lambda entry: str(entry["image_wh"]))
+def test_sizes_of_evaluation_in_the_relation_family(entry: dict[str, Any]) -> None:
+    width, height = entry["image_wh"]
+    expected_width, expected_height = entry["out_wh"]
+    assert relation_eval_size(height, width, 800, 1333) == (expected_height, expected_width)
+    # And through the settings.
+    image = tv_tensors.Image(torch.zeros((3, height, width), dtype=torch.uint8))
+    transform = EvalTransformConfig(rule="relation").build((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    pixels, _, _ = transform(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.Generator())
+    assert tuple(pixels.shape) == (3, expected_height, expected_width)
 
 
 def _close(boxes: Tensor, expected: list[list[float]], tolerance: float = 1e-4) -> None:
@@ -49,7 +73,7 @@ def test_chain_of_boxes(entry: dict[str, Any]) -> None:
     image, boxes, labels = crop(image, boxes, labels, entry["crop_top_left_height_width"])
     assert labels.tolist() == entry["kept"]
     _close(boxes, entry["after_flip_crop"])
-    new_height, new_width = resized_size(image.shape[1], image.shape[2], 480, 1333)
+    new_height, new_width = deformable_size(image.shape[1], image.shape[2], 480, 1333)
     assert [new_width, new_height] == entry["resized_wh_480_1333"]
     image, boxes = resize(image, boxes, (new_height, new_width))
     _close(boxes, entry["after_flip_crop_resize"], 1e-3)

@@ -114,4 +114,8 @@ class ResNetConfig(Strict):
         if self.weights != IMAGENET:
             return read_state(Path(self.weights))
         weights = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
-        return fetch(weights.url, lambda: weights.get_state_dict(progress=False, check_hash=True))
+        return fetch(
+            f"{self.name} (torchvision)",
+            weights.url,
+            lambda: weights.get_state_dict(progress=False, check_hash=True),
+        )

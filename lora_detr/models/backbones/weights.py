@@ -68,8 +68,13 @@ def fit(body: nn.Module, state: Mapping[str, Tensor], source: str, optional: Cal
     body.load_state_dict({key: state[key] for key in own})
 
 
-def fetch(source: str, download: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+def fetch(source: str, url: str | None, download: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """Announce and run a download; any failure becomes one message that says how to go on without a network.
+
+    Args:
+        source: named in messages.
+        url: of a file with these weights, for whoever can fetch it by other means; None when there is none.
+        download: does it.
 
     Raises:
         CheckpointError: the weights could not be fetched.
@@ -79,4 +84,5 @@ def fetch(source: str, download: Callable[[], Mapping[str, Tensor]]) -> Mapping[
         return download()
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"backbone weights {source} cannot be fetched: {reason}", REMEDY) from error
+        remedy = f"get {url} elsewhere and {REMEDY}" if url else REMEDY
+        raise CheckpointError(f"backbone weights {source} cannot be fetched: {reason}", remedy) from error

@@ -151,13 +151,13 @@ def test_branches_draw_their_own_dropout() -> None:
 def test_parameter_count(rank: int, hidden: int, ffn: int, layers: int, count: int) -> None:
     """L * 2 r (D + F); 884,736 takes Table 6 from 47.3 M to 48.1 M."""
     with torch.device("meta"):
-        branch = LoRAConfig(rank=rank, matcher=TopKConfig(k=1)).build(layers, hidden, ffn)
+        branch = LoRAConfig(rank=rank, matcher=TopKConfig(k=1)).build(layers, hidden, ffn, 0.0)
     assert sum(parameter.numel() for parameter in branch.parameters()) == count == layers * 2 * rank * (hidden + ffn)
 
 
 @pytest.mark.parametrize("initialisation", ["xavier", "zero-b"])
 def test_the_config_passes_the_initialisation_on(initialisation: Initialisation) -> None:
-    branch = LoRAConfig(rank=4, initialisation=initialisation, matcher=TopKConfig(k=1)).build(2, HIDDEN, FFN)
+    branch = LoRAConfig(rank=4, initialisation=initialisation, matcher=TopKConfig(k=1)).build(2, HIDDEN, FFN, 0.0)
     assert len(branch.layers) == 2
     for layer in range(2):
         (a1, b1), (a2, b2) = matrices(branch, layer)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Literal
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig, crop, flip, resize, resized_size
+from lora_detr.data.transforms import (
+    EvalTransformConfig,
+    SizeRule,
+    TrainTransformConfig,
+    crop,
+    deformable_size,
+    drop_small,
+    flip,
+    relation_eval_size,
+    relation_size,
+    resize,
+)
 
+RULES = (deformable_size, relation_size, relation_eval_size)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -30,11 +45,15 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2000)])
-def test_d26_extreme_sizes_stay_positive_and_bounded(size: tuple[int, int]) -> None:
-    height, width = resized_size(*size, 800, 1333)
-    assert min(height, width) >= 1
-    assert max(height, width) <= 1333
-    for config in (TrainTransformConfig(crop_probability=1.0), EvalTransformConfig()):
+@pytest.mark.parametrize("rule", ["deformable", "relation"])
+def test_d26_extreme_sizes_stay_positive_and_bounded(
+    rule: Literal["deformable", "relation"], size: tuple[int, int]
+) -> None:
+    for compute in RULES:
+        height, width = compute(*size, 800, 1333)
+        assert min(height, width) >= 1
+        assert max(height, width) <= 1333
+    for config in (TrainTransformConfig(crop_probability=1.0, rule=rule), EvalTransformConfig(rule=rule)):
         boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]])
         pixels, boxes, _ = config.build(MEAN, STD)(_image(*size), boxes, torch.tensor([0]), _generator())
         assert max(pixels.shape) <= 1333
@@ -43,13 +62,79 @@ def test_d26_extreme_sizes_stay_positive_and_bounded(size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize(("shorter", "longest"), [(800, 1333), (480, 1333), (256, None), (64, 64), (333, 500)])
-def test_resized_size_respects_the_limit(shorter: int, longest: int | None) -> None:
+@pytest.mark.parametrize("compute", RULES)
+def test_sizes_respect_the_limit(compute: SizeRule, shorter: int, longest: int | None) -> None:
     random = _generator()
     for height, width in torch.randint(20, 2000, (200, 2), generator=random).tolist():
-        small, large = sorted(resized_size(height, width, shorter, longest))
+        small, large = sorted(compute(height, width, shorter, longest))
         assert longest is None or large <= longest + large / small / 2
         assert small <= max(shorter, min(height, width))
         assert abs(large / small - max(height, width) / min(height, width)) < 2 * large / small / small
+
+
+@pytest.mark.parametrize("longest", [1333, None])
+def test_sizes_of_the_relation_family_are_rounded_down_and_depend_on_the_precision(longest: int | None) -> None:
+    apart = 0
+    for height, width in torch.randint(200, 2000, (300, 2), generator=_generator()).tolist():
+        ratio = Fraction(800, min(height, width))
+        if longest is not None:
+            ratio = min(ratio, Fraction(longest, max(height, width)))
+        double, single = (rule(height, width, 800, longest) for rule in (relation_size, relation_eval_size))
+        for side, first, second in zip((height, width), double, single, strict=True):
+            assert side * ratio - first < 1 + 1e-6
+            assert first <= side * ratio
+            assert abs(first - second) <= 1
+        apart += double != single
+    assert 0 < apart < 150
+
+
+# Of the three rules, float64 alone rounds the first image in its way, and float32 alone the second.
+@pytest.mark.parametrize(
+    ("config", "size", "expected"),
+    [
+        (EvalTransformConfig(size=480), (427, 640), (480, 719)),
+        (EvalTransformConfig(size=49), (61, 90), (49, 72)),
+        (EvalTransformConfig(size=480, rule="relation"), (427, 640), (480, 719)),
+        (EvalTransformConfig(size=49, rule="relation"), (61, 90), (48, 72)),
+        (TrainTransformConfig(crop_probability=0.0, scales=(480,)), (427, 640), (480, 719)),
+        (TrainTransformConfig(crop_probability=0.0, scales=(480,), rule="relation"), (427, 640), (479, 719)),
+        (TrainTransformConfig(crop_probability=0.0, scales=(49,), rule="relation"), (61, 90), (49, 72)),
+    ],
+    ids=str,
+)
+def test_each_transform_rounds_by_the_rule_of_its_settings(
+    config: EvalTransformConfig | TrainTransformConfig, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    empty, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    pixels, _, _ = config.build(MEAN, STD)(_image(*size), empty, labels, _generator())
+    assert tuple(pixels.shape) == (3, *expected)
+
+
+def test_the_rule_holds_before_a_crop_too() -> None:
+    empty, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    # The crop takes all of the enlarged image, and the last resize finds it as it should be.
+    config = TrainTransformConfig(
+        crop_probability=1.0, crop_scales=(480,), crop_range=(999, 999), scales=(479,), max_size=None, rule="relation"
+    )
+    pixels, _, _ = config.build(MEAN, STD)(_image(427, 640), empty, labels, _generator())
+    assert tuple(pixels.shape) == (3, 479, 719)
+
+
+@pytest.mark.parametrize(("min_box", "kept"), [(0.0, [0, 1, 2, 3]), (1.0, [1, 3]), (4.0, [3])])
+def test_boxes_that_are_too_small_after_the_last_resize_are_dropped(min_box: float, kept: list[int]) -> None:
+    # Half as large afterwards: the first is 0.9 pixels wide, the third 0.75 high, the second exactly 1 by 2.
+    boxes = torch.tensor([[10, 10, 11.8, 30], [20, 20, 22, 24], [30, 5, 50, 6.5], [40, 40, 60, 60]])
+    config = TrainTransformConfig(
+        flip_probability=0.0, crop_probability=0.0, scales=(40,), max_size=None, min_box=min_box
+    )
+    _, prepared, labels = config.build(MEAN, STD)(_image(80, 100), boxes, torch.arange(4), _generator())
+    assert labels.tolist() == kept
+    assert torch.allclose(prepared[:, 2:] * torch.tensor([50.0, 40.0]), (boxes[:, 2:] - boxes[:, :2])[kept] / 2)
+
+
+def test_no_box_need_be_left() -> None:
+    boxes, labels = drop_small(torch.tensor([[0.0, 0.0, 0.5, 9.0]]), torch.tensor([3]), 1.0)
+    assert (tuple(boxes.shape), tuple(labels.shape)) == ((0, 4), (0,))
 
 
 def test_image_and_boxes_move_together() -> None:
@@ -144,7 +229,15 @@ def test_square_ignores_the_aspect_ratio(probability: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"scales": []}, {"scales": [0]}, {"flip_probability": 1.5}, {"crop_range": [9, 8]}, {"unknown": 1}]
+    "values",
+    [
+        {"scales": []},
+        {"scales": [0]},
+        {"flip_probability": 1.5},
+        {"crop_range": [9, 8]},
+        {"unknown": 1},
+        {"rule": "detr"},
+    ],
 )
 def test_config_refuses(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import FORMAT_VERSION, read_deployed, read_file, write_deployed
+from lora_detr.evaluation.deployed import FORMAT_VERSION, DeploymentConfig, read_deployed, read_file, write_deployed
 from lora_detr.tensor_files import read_tensors, write_tensors
 from lora_detr.training.opened import open_run
 
@@ -52,6 +53,15 @@ def test_a_changed_config_is_found(stripped: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="do not match the hash") as caught:
         read_file(tmp_path / "changed.safetensors")
     assert caught.value.code == "K02"
+
+
+def test_a_config_from_before_some_settings_existed_reads_as_it_did(small_run: Path) -> None:
+    config = open_run(small_run).deployment
+    stored = config.model_dump(mode="json")
+    del stored["min_score"], stored["suppression"], stored["transform"]["rule"]
+    read = DeploymentConfig.model_validate_json(json.dumps(stored))
+    assert read == config
+    assert (read.min_score, read.suppression, read.transform.rule) == (None, "per-class", "deformable")
 
 
 @pytest.mark.parametrize("version", ["1", str(FORMAT_VERSION + 1), ""])

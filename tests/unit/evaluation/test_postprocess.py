@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.structures import Prediction
@@ -57,6 +58,46 @@ def test_suppression_of_distinct_boxes_changes_nothing() -> None:
     for a, b in zip(plain, suppressed, strict=True):
         assert torch.equal(a.queries, b.queries)
         assert torch.equal(a.boxes_xyxy_pixels, b.boxes_xyxy_pixels)
+
+
+@pytest.mark.parametrize("kept", [1, 7, 36, 100])
+@pytest.mark.parametrize("min_score", [None, 0.0, 0.5])
+def test_suppression_of_any_class_equals_a_plain_loop(kept: int, min_score: float | None) -> None:
+    prediction = _prediction()
+    plain = postprocess(prediction, SIZES, max_detections=kept)
+    found = postprocess(
+        prediction, SIZES, max_detections=kept, nms_iou=0.3, suppression="any-class", min_score=min_score
+    )
+    for all_of_image, left in zip(plain, found, strict=True):
+        overlaps = box_iou(all_of_image.boxes_xyxy_pixels, all_of_image.boxes_xyxy_pixels)
+        expected: list[int] = []
+        for i in range(len(all_of_image.scores)):
+            if not any(overlaps[i, better] > 0.3 for better in expected):
+                expected.append(i)
+        expected = [i for i in expected if min_score is None or all_of_image.scores[i] > min_score]
+        assert torch.equal(left.queries, all_of_image.queries[expected])
+        assert torch.equal(left.labels, all_of_image.labels[expected])
+        assert torch.equal(left.scores, all_of_image.scores[expected])
+        assert torch.equal(left.boxes_xyxy_pixels, all_of_image.boxes_xyxy_pixels[expected])
+
+
+def test_only_suppression_by_class_takes_the_next_best_instead() -> None:
+    # Two queries on one place, the third elsewhere; each has its own class and the scores fall.
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
+    logits = torch.tensor([[3.0, -9.0], [2.0, -9.0], [1.0, -9.0]])
+    prediction = Prediction(logits.expand(2, -1, -1), boxes.expand(2, -1, -1))
+    by_class = postprocess(prediction, SIZES, max_detections=2, nms_iou=0.7)
+    of_any = postprocess(prediction, SIZES, max_detections=2, nms_iou=0.7, suppression="any-class")
+    assert [found.queries.tolist() for found in by_class] == [[0, 2]] * 2
+    assert [found.queries.tolist() for found in of_any] == [[0]] * 2
+
+
+def test_a_score_must_be_above_the_limit() -> None:
+    prediction = Prediction(torch.tensor([[[0.0, 1.0, -1.0]]]).expand(2, -1, -1), torch.rand(2, 1, 4))
+    for nms_iou in (None, 1.0):
+        found = postprocess(prediction, SIZES, max_detections=3, nms_iou=nms_iou, min_score=0.5)
+        assert [image.labels.tolist() for image in found] == [[1], [1]]
+    assert all(len(image.scores) == 0 for image in postprocess(prediction, SIZES, max_detections=3, min_score=0.9))
 
 
 def test_half_precision_gives_float32() -> None:

@@ -189,6 +189,17 @@ def test_duplicates_are_suppressed_on_request() -> None:
     assert [len(found) for found in predictor.predict_many([noise()] * 2, 0.85, 0.7)] == [1, 1]
 
 
+def test_what_is_a_duplicate_and_the_least_score_are_settings_of_the_model() -> None:
+    scores, boxes = [[0.9, 0.1, 0.1], [0.1, 0.8, 0.1]], [[0.5, 0.5, 0.5, 0.5], [0.52, 0.5, 0.5, 0.5]]
+    by_class, of_any = answering(scores, boxes), answering(scores, boxes, suppression="any-class")
+    assert [predictor.predict(noise(), nms_iou=0.7).names for predictor in (by_class, of_any)] == [
+        ("rbc", "wbc"),
+        ("rbc",),
+    ]
+    assert of_any.predict(noise()).names == ("rbc", "wbc")
+    assert answering(scores, boxes, min_score=0.85).predict(noise(), score=0.0).names == ("rbc",)
+
+
 def test_the_exif_orientation_is_applied_to_files_and_images(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by a quarter

@@ -21,6 +21,7 @@ from lora_detr.losses.config import (
     TermWeights,
 )
 from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
 from lora_detr.matchers import TopKConfig
 from lora_detr.ops.host import HostCopies
@@ -119,7 +120,7 @@ def test_weights_are_those_of_the_config_and_shared_between_branches() -> None:
     ],
 )
 def test_normaliser(kind: str, total: float, ranks: int, expected: float) -> None:
-    assert CriterionConfig(normaliser=kind).normalise(total, ranks) == expected  # type: ignore[arg-type]
+    assert CriterionConfig(normaliser=kind).normalise(total, ranks).of() == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", ["primary/logits", "primary/boxes"])
@@ -206,14 +207,14 @@ def test_matchers_of_unlike_options_and_of_ones_own() -> None:
     matchers = [configs[0].build(), configs[1].build(), FirstQuery(), configs[2].build()]
     priority = torch.rand(4 * layers, 2, 7)
     criterion = Criterion(layers, CriterionConfig(), [f"branch{n}" for n in range(4)], matchers)
-    report = criterion(step.output, step.branches, step.targets, 5.0, priority)
+    report = criterion(step.output, step.branches, step.targets, Normaliser(5.0), priority)
     values = {str(term.key): term.value for term in report.terms()}
     for n, config in ((0, configs[0]), (1, configs[1]), (3, configs[2])):
         alone = Criterion(layers, CriterionConfig(), [f"branch{n}"], [config.build()])
         assert step.branches is not None
         part = tuple(Prediction(one.logits[n : n + 1], one.boxes[n : n + 1]) for one in step.branches.layers)
         branches = type(step.branches)(part, ())
-        own = alone(step.output, branches, step.targets, 5.0, priority[n * layers : (n + 1) * layers])
+        own = alone(step.output, branches, step.targets, Normaliser(5.0), priority[n * layers : (n + 1) * layers])
         for term in own.terms():
             assert values[str(term.key)] == pytest.approx(term.value, rel=1e-6)
     first = step.leaves["branch/boxes"][2, 0, :, 0]
@@ -243,7 +244,7 @@ def operations(batch: int, objects: int, branches: int, config: CriterionConfig)
     criterion = build(6, config, [TopKConfig(k=k) for k in (6, 4, 2, 5, 3)[:branches]])
     before = HostCopies.count
     with OpCounter() as counter:
-        criterion(step.output, step.branches, step.targets, float(batch * objects))
+        criterion(step.output, step.branches, step.targets, Normaliser(batch * objects))
     assert HostCopies.count - before <= 1
     return counter.count
 

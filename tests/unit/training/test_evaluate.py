@@ -117,12 +117,64 @@ def test_suppressing_duplicates_leaves_no_two_of_a_class_that_overlap(
     assert tight <= 0.1 + 1e-3
 
 
-def largest_overlap(predictions: list[dict[str, Any]]) -> float:
-    """Return the largest IoU of two predictions of one image and category; their boxes are x, y, width, height."""
+def test_what_is_a_duplicate_is_a_setting_of_the_run(
+    learned_run: Path, learned_data: Path, stripped: Path, tmp_path: Path
+) -> None:
+    opened = open_run(learned_run)
+    changed = opened.config.model_copy(
+        update={"evaluation": opened.config.evaluation.model_copy(update={"suppression": "any-class"})}
+    )
+    of_any = tmp_path / "any.safetensors"
+    write_deployed(of_any, opened.model.detector.state_dict(), changed.deployment(opened.categories))
+    overlaps, counts = [], []
+    for model, nms_iou in ((stripped, 0.2), (of_any, 0.2), (of_any, None)):
+        path = tmp_path / "predictions.json"
+        evaluate(model, data=learned_data, nms_iou=nms_iou, predictions=path)
+        rows = json.loads(path.read_text())
+        overlaps.append(largest_overlap(rows, across_classes=True))
+        counts.append(len(rows))
+    assert overlaps[0] > 0.2 + 1e-3 >= overlaps[1] > 0
+    # It only asks for suppression that says `--nms`.
+    assert overlaps[2] > 0.9
+    assert counts[1] < counts[0] <= counts[2]
+
+
+def test_only_what_scores_above_the_limit_of_the_settings_is_kept(
+    learned_run: Path, learned_data: Path, tmp_path: Path
+) -> None:
+    written = json.loads((learned_run / "eval" / "predictions.json").read_text())
+    limit = sorted(row["score"] for row in written)[-5]
+    opened = open_run(learned_run)
+    changed = opened.config.model_copy(
+        update={"evaluation": opened.config.evaluation.model_copy(update={"min_score": limit})}
+    )
+    path = tmp_path / "model.safetensors"
+    write_deployed(path, opened.model.detector.state_dict(), changed.deployment(opened.categories))
+    evaluate(path, data=learned_data, predictions=tmp_path / "predictions.json")
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 4
+
+
+def test_a_run_measures_what_scores_above_its_limit(shapes_tiny: Path, tmp_path: Path) -> None:
+    # After a single step no score is that high.
+    settings = ("train.max_steps=1", "evaluation.min_score=0.9")
+    finished = small_runs.train(shapes_tiny, tmp_path / "run", *settings, overfit=2)
+    predictions = finished.directory / "eval" / "predictions.json"
+    assert json.loads(predictions.read_text()) == []
+    predictions.unlink()
+    evaluate(finished.directory)
+    assert json.loads(predictions.read_text()) == []
+
+
+def largest_overlap(predictions: list[dict[str, Any]], *, across_classes: bool = False) -> float:
+    """Return the largest IoU of two predictions of one image and category, or of one image.
+
+    Their boxes are x, y, width, height.
+    """
     groups: dict[tuple[int, int], list[list[float]]] = {}
     for entry in predictions:
         x, y, width, height = entry["bbox"]
-        groups.setdefault((entry["image_id"], entry["category_id"]), []).append([x, y, x + width, y + height])
+        group = (entry["image_id"], 0 if across_classes else entry["category_id"])
+        groups.setdefault(group, []).append([x, y, x + width, y + height])
     overlaps = [box_iou(torch.tensor(boxes), torch.tensor(boxes)).triu(1).max() for boxes in groups.values()]
     return float(torch.stack(overlaps).max())
 

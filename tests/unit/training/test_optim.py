@@ -104,6 +104,25 @@ def test_warm_up_rises_linearly_and_reaches_the_full_rate_on_its_last_step() -> 
     assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_a_warm_up_with_a_start_begins_there_and_rises_linearly() -> None:
+    factor = rate_factor(ScheduleConfig(warmup_steps=4, warmup_start=0.2), 10, 100)
+    assert [factor(step) for step in range(7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "expected"),
+    [(1, [1.0, 1.0, 1.0, 1.0]), (2, [0.1, 1.0, 1.0, 1.0]), (4, [0.1, 0.4, 0.7, 1.0]), (1000, [0.1, 0.19, 0.28, 0.37])],
+)
+def test_a_warm_up_with_a_start_ends_within_the_first_epoch(steps_per_epoch: int, expected: list[float]) -> None:
+    factor = rate_factor(ScheduleConfig(warmup_steps=10, warmup_start=0.1), steps_per_epoch, 12 * steps_per_epoch)
+    assert [factor(step) for step in range(4)] == pytest.approx(expected)
+
+
+def test_a_start_without_warm_up_has_no_effect() -> None:
+    factor = rate_factor(ScheduleConfig(warmup_steps=0, warmup_start=0.1), 10, 100)
+    assert {factor(step) for step in range(100)} == {1.0}
+
+
 def test_drops_by_epoch_and_by_share_of_the_run_multiply() -> None:
     factor = rate_factor(ScheduleConfig(drop_epochs=(1, 3), drop_fractions=(0.5,), factor=0.5), 10, 100)
     assert [factor(step) for step in (9, 10, 29, 30, 49, 50, 99)] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]

@@ -1,0 +1,55 @@
+"""``loradetr convert``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_detr.cli.choices import which_checkpoint
+from lora_detr.cli.console import console
+
+OFFICIAL, OURS = "From an official file", "To an official file"
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Official .pth, or a run, checkpoint or stripped file.", metavar="SOURCE")
+    ],
+    output: Annotated[Path, typer.Argument(help="New run directory, or new .pth.", metavar="OUTPUT")],
+    preset: Annotated[
+        str | None,
+        typer.Option(help="What to take it for (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="System to take it for (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data that names its classes (the file, COCO).", metavar="PATH", rich_help_panel=OFFICIAL),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=OURS)
+    ] = "best",
+    no_ema: Annotated[bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
+) -> None:
+    """Convert the authors' checkpoints to ours and back.
+
+    Every tensor is kept bit for bit. eval, strip, predict and train --weights also take a .pth as it is.
+    Example: loradetr convert official.pth runs/official
+    """
+    from lora_detr.training.conversion import convert as convert_model
+
+    which = which_checkpoint(checkpoint)
+    done = convert_model(source, output, which=which, ema=not no_ema, preset=preset, baseline=baseline, data=data)
+    if as_json:
+        sys.stdout.write(json.dumps(done.to_json(), indent=1) + "\n")
+        return
+    out = console()
+    for line in done.lines():
+        out.print(line, soft_wrap=True)

@@ -1,0 +1,92 @@
+"""One stack of predictions that is supervised, and the loss terms it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lora_detr.losses.boxes import BoxLosses, box_losses
+from lora_detr.losses.classification import class_targets, focal_loss, iou_aware_loss, quality_loss
+from lora_detr.losses.config import Classification, ClassificationConfig, TermWeights
+from lora_detr.losses.report import KINDS, LossKey
+from lora_detr.structures import Assignment, Prediction
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stack with its pairs and all that decides its losses.
+
+    Attributes:
+        keys: names of its terms, group by group in the order of ``KINDS``.
+        prediction: logits [G, B, Q, K], boxes [G, B, Q, 4]; Q may be 0.
+        assignment: [G, B, T, k].
+        labels: int64 [B, T].
+        classification: loss of the class logits.
+        quality: soft target of a pair, its IoU or its matching score; not read by the focal loss.
+        one_to_one: no query is paired twice.
+        weights: of the terms, alike for all groups.
+        scale: factor on the weights.
+        normaliser: what the terms are divided by.
+    """
+
+    keys: tuple[LossKey, ...]
+    prediction: Prediction
+    assignment: Assignment
+    labels: Tensor
+    classification: Classification
+    quality: Literal["score", "iou"]
+    one_to_one: bool
+    weights: TermWeights
+    normaliser: float
+    scale: float = 1.0
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.prediction.logits.shape[0]
+
+    def term_weights(self) -> list[float]:
+        """Return the weight of each term."""
+        one = (self.weights.classification, self.weights.l1, self.weights.giou)
+        return [weight * self.scale for weight in one] * self.groups
+
+
+def source_keys(places: Sequence[tuple[str, int | None]]) -> tuple[LossKey, ...]:
+    """Return the names of the terms of a stack whose groups are (source, layer)."""
+    return tuple(LossKey(source, layer, kind) for source, layer in places for kind in KINDS)
+
+
+def all_terms(sources: Sequence[Source], boxes: Tensor, constants: ClassificationConfig) -> Tensor:
+    """Return the sums of all terms of all sources, not yet normalised, in the order of their keys: [n].
+
+    Args:
+        sources: stacks of one batch.
+        boxes: of the targets, [B, T, 4].
+        constants: of the classification losses.
+    """
+    found = box_losses([(source.prediction.boxes, source.assignment) for source in sources], boxes)
+    return torch.cat([_terms(source, losses, constants) for source, losses in zip(sources, found, strict=True)])
+
+
+def _terms(source: Source, boxes: BoxLosses, constants: ClassificationConfig) -> Tensor:
+    """Return the sums of all terms of a stack, [G * 3]."""
+    soft = None
+    if source.classification != "focal":
+        soft = boxes.iou if source.quality == "iou" else source.assignment.score
+    logits = source.prediction.logits
+    queries, classes = logits.shape[-2:]
+    if queries == 0:
+        nothing = logits.flatten(1).sum(1)  # 0, with the graph kept
+        return torch.stack((nothing, boxes.l1, boxes.giou), dim=-1).flatten()
+    spread = class_targets(source.assignment, source.labels, soft, queries, classes, one_to_one=source.one_to_one)
+    if source.classification == "focal":
+        loss = focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
+    elif source.classification == "quality":
+        loss = quality_loss(logits, spread, constants.negative_gamma, constants.quality_factor)
+    else:
+        loss = iou_aware_loss(logits, spread, constants.focal_alpha, constants.focal_gamma)
+    return torch.stack((loss, boxes.l1, boxes.giou), dim=-1).flatten()

@@ -1,0 +1,49 @@
+"""Settings that all detectors of the family share."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field
+
+from lora_detr.config.base import Strict
+from lora_detr.models.backbones import BackboneConfig, ResNetConfig
+from lora_detr.models.query_groups import HybridConfig
+
+
+class TransformerConfig(Strict):
+    """Sizes of a two-stage deformable detector, and its query groups."""
+
+    backbone: BackboneConfig = ResNetConfig()
+    """Where features come from."""
+    num_queries: int = Field(300, ge=1)
+    """Q, object queries, each the start of one possible detection."""
+    hidden_dim: int = Field(256, ge=32, multiple_of=32)
+    """D, width of the transformer; a multiple of 32 (GroupNorm) and of ``heads``."""
+    ffn_dim: int = Field(2048, ge=1)
+    """F, width of the feed-forward networks."""
+    encoder_layers: int = Field(6, ge=1)
+    """Number of encoder layers."""
+    decoder_layers: int = Field(6, ge=1)
+    """L, number of decoder layers."""
+    heads: int = Field(8, ge=1)
+    """Attention heads."""
+    levels: int = Field(4, ge=1)
+    """Feature levels; those beyond the backbone's maps are made by stride-2 convolutions."""
+    points: int = Field(4, ge=1)
+    """Points that a head samples on each level."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of all transformer blocks."""
+    hybrid: HybridConfig | None = None
+    """Further queries in training for repeated targets (H-DETR); null for none."""
+    dac: bool = False
+    """Decode a second time in training without self-attention, for one-to-many supervision (DAC-DETR)."""
+
+    @property
+    def has_denoising(self) -> bool:
+        """Whether noised targets are queries in training."""
+        return False
+
+    def for_inference(self) -> Self:
+        """Return the config of the same detector without anything that only training has."""
+        return self.model_copy(update={"hybrid": None, "dac": False})

@@ -1,0 +1,293 @@
+"""From an official file to a run directory and back, without loss of a tensor, a name or their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lora_detr.atomic_files import prepare_directory
+from lora_detr.config.dump import as_tree, diff_configs, dump_config
+from lora_detr.config.source import RUN_SETTINGS
+from lora_detr.data.categories import CategoryMap
+from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
+from lora_detr.evaluation.deployed import DeploymentConfig, is_deployed, read_file
+from lora_detr.json_value import JSON
+from lora_detr.models import DetectorConfig, RelationDetrConfig
+from lora_detr.training.checkpoint import save_checkpoint
+from lora_detr.training.official_classes import COCO_MAP, encode_names
+from lora_detr.training.official_file import (
+    BIAS_TABLE,
+    CLASSES,
+    OFFICIAL_SUFFIXES,
+    POSITION_INDEX,
+    OfficialFile,
+    position_index,
+    read_official,
+    write_official,
+)
+from lora_detr.training.official_keys import aliases, to_official
+from lora_detr.training.official_system import SHOWN, recognise
+from lora_detr.training.opened import open_official, open_run
+from lora_detr.training.run_directory import RunDirectory
+
+ORIGIN = "official"
+"""Key in the state of a converted checkpoint: what the official file had and our model has not."""
+
+# An official Relation-DETR has these whatever it was trained for; a detector without branches has not.
+RELATION_GROUPS = ("detector.query_groups.hybrid.classes.weight", "detector.query_groups.denoising.labels.weight")
+
+# Settings that inference does not depend on.
+NOT_INFERENCE = (
+    "model.dropout",
+    "model.look_forward_twice",
+    "model.backbone.channels_last",
+    "model.backbone.freeze_stem",
+    "model.backbone.freeze_stages",
+    "model.backbone.drop_path",
+    "category_ids",
+    "category_names",
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        source: what was read.
+        output: what was written.
+        system: detector, sizes and branches.
+        tensors: number of tensors in the official file, heads under both names.
+        parameters: values in all of them, heads once.
+        not_converted: parts of the source that have no place in the output.
+        notes: what was chosen, or is not in an official file, a line each.
+    """
+
+    source: str
+    output: str
+    system: str
+    tensors: int
+    parameters: int
+    not_converted: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return what a user reads."""
+        return [
+            f"{self.source} -> {self.output}",
+            f"system         {self.system}",
+            f"tensors        {self.tensors}, all of them: {self.parameters / 1e6:.2f} M parameters",
+            f"not converted  {', '.join(self.not_converted) or 'nothing'}",
+            *(f"note: {note}" for note in self.notes),
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """Return all fields."""
+        return asdict(self)
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    ema: bool = True,
+    preset: str | None = None,
+    baseline: str | None = None,
+    data: Path | None = None,
+) -> Conversion:
+    """Convert an official ``.pth`` to a run directory, or a run, checkpoint or stripped file to a ``.pth``.
+
+    Args:
+        source: what is read.
+        output: must not exist; its suffix and that of ``source`` decide the direction.
+        which: checkpoint of a run directory.
+        ema: take the averaged weights where there are any.
+        preset: instead of what an official file is recognised as.
+        baseline: plain preset of the system that is meant, likewise.
+        data: names the classes of an official file that does not.
+
+    Raises:
+        ConfigError: the two paths make no direction, ``output`` exists, or an option does not fit.
+        CheckpointError: ``source`` cannot be read, is of no known system, or cannot be said in official names.
+        OutputError: ``output`` cannot be written.
+    """
+    to_ours = source.suffix in OFFICIAL_SUFFIXES
+    if to_ours == (output.suffix in OFFICIAL_SUFFIXES) or output.suffix == ".safetensors":
+        raise ConfigError(
+            f"{source} to {output}: one of the two must be an official .pth, the other not",
+            "give a .pth and a new run directory, or a run, checkpoint or stripped file and a new .pth",
+        )
+    if not to_ours and (preset, baseline, data) != (None, None, None):
+        raise ConfigError(
+            f"--preset, --baseline and --data are about an official source; {source} says them itself", "leave them out"
+        )
+    if preset is not None and baseline is not None:
+        raise ConfigError("--preset and --baseline exclude each other", "--baseline names the system alone")
+    if output.exists():
+        raise ConfigError(f"{output}: exists already; nothing was touched", "choose another OUTPUT", code="C06")
+    if to_ours:
+        return _to_run(read_official(source, ema=ema), output, preset, baseline, data)
+    return _to_official(source, output, which, ema)
+
+
+def _to_run(
+    file: OfficialFile, output: Path, preset: str | None, baseline: str | None, data: Path | None
+) -> Conversion:
+    system = recognise(file, preset=preset, baseline=baseline, data=data)
+    opened = open_official(file, system)
+    config = opened.config
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(data.resolve())})})
+    tensors = opened.model.state_dict()
+    directory = RunDirectory(output)
+    directory.create(resume=False)
+    try:
+        prepare_directory(directory.checkpoints, sum(t.numel() * t.element_size() for t in tensors.values()))
+        save_checkpoint(
+            directory.checkpoints,
+            step=0,
+            model=tensors,
+            optimizer={},
+            state={
+                "config": as_tree(config),
+                "categories": opened.categories.to_json(),
+                ORIGIN: _origin(file),
+            },
+            facts={"world_size": 1},
+        )
+    except BaseException:
+        directory.discard()
+        raise
+    directory.write_text(RUN_SETTINGS, dump_config(config, {"": f"convert {file.path.name}"}))
+    directory.add_command()
+    return Conversion(
+        source=f"{file.path}{' (averaged weights)' if file.averaged else ''}",
+        output=str(output),
+        system=system.describe(),
+        tensors=len(file.tensors),
+        parameters=sum(parameter.numel() for parameter in opened.model.parameters()),
+        not_converted=file.rest,
+        notes=system.notes,
+    )
+
+
+def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema: bool) -> Conversion:
+    state: Mapping[str, JSON] = {}
+    kinds: list[str] = []
+    if is_deployed(source):
+        stripped, deployment = read_file(source)
+        weights = {f"detector.{name}": tensor for name, tensor in stripped.items()}
+        name, left = str(source), ["preparation of images"]
+    else:
+        opened = open_run(source, which, ema=ema)
+        weights, state, deployment = opened.model.state_dict(), opened.checkpoint.state, opened.deployment
+        kinds = [branch.kind for branch in opened.config.branches]
+        name = f"{source} ({opened.path.name}{', averaged weights' if opened.averaged else ''})"
+        left = ["settings", *(["optimiser", "progress"] if "optimizer" in state else [])]
+    model, categories = deployment.model, deployment.categories
+    tensors = _named(weights, model, source)
+    _refuse_half_systems(weights, model, kinds, source)
+    origin = state.get(ORIGIN)
+    tensors = _as_it_was(tensors, origin) if isinstance(origin, dict) else _with_classes(tensors, model, categories)
+    if CLASSES not in tensors and categories != COCO_MAP:
+        left.append("ids and names of classes")
+    notes = _unsaid(OfficialFile(output, tensors), deployment, kinds)
+    prepare_directory(output.parent, sum(t.numel() * t.element_size() for t in tensors.values()))
+    write_official(output, tensors)
+    return Conversion(
+        source=name,
+        output=str(output),
+        system=f"{model.kind}, {model.backbone.name}, branches: {', '.join(kinds) or 'none'}",
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        not_converted=tuple(left),
+        notes=notes,
+    )
+
+
+def _named(weights: Mapping[str, Tensor], model: DetectorConfig, source: Path) -> dict[str, Tensor]:
+    """Return the tensors by official name, heads under both of theirs, with the buffers of an official Swin."""
+    family: Literal["deformable", "relation"] = "relation" if isinstance(model, RelationDetrConfig) else "deformable"
+    named: dict[str, Tensor] = {}
+    strange = []
+    for ours, tensor in weights.items():
+        official = to_official(ours, family=family, num_layers=model.decoder_layers)
+        if official is None:
+            strange.append(ours)
+            continue
+        if official.endswith(BIAS_TABLE):
+            named[official.replace(BIAS_TABLE, POSITION_INDEX)] = position_index(tensor)
+        named[official] = tensor
+    if strange:
+        raise CheckpointError(
+            f"{source}: {len(strange)} of {len(weights)} tensors have no official name: {', '.join(strange[:SHOWN])}"
+            + (", ..." if len(strange) > SHOWN else ""),
+            "only what the authors' code has can be written as its checkpoint",
+            code="K08",
+        )
+    return named | {second: named[first] for first, second in aliases(named).items()}
+
+
+def _refuse_half_systems(
+    weights: Mapping[str, Tensor], model: DetectorConfig, kinds: Sequence[str], source: Path
+) -> None:
+    """Refuse what the authors' code could not load although every tensor has a name.
+
+    Raises:
+        CheckpointError: K08, names what is missing or too much.
+    """
+    fault = ""
+    if isinstance(model, RelationDetrConfig) and any(name not in weights for name in RELATION_GROUPS):
+        fault = "has no hybrid or denoising queries, which an official Relation-DETR has"
+    elif model.kind == "ms-detr" and len(kinds) != 1:
+        fault = f"has {len(kinds)} branches, an official MS-DETR has one"
+    elif len(set(kinds)) > 1:
+        fault = f"has branches of several kinds ({', '.join(kinds)}), an official file has one kind"
+    if fault:
+        remedy = "convert the run that it comes from" if is_deployed(source) else "there is no official form of it"
+        raise CheckpointError(f"{source}: {fault}", remedy, code="K08")
+
+
+def _origin(file: OfficialFile) -> dict[str, JSON]:
+    """Return what is needed to write the file again as it was: names in their order, and the names of classes."""
+    origin: dict[str, JSON] = {"names": list[JSON](file.tensors)}
+    if CLASSES in file.tensors:
+        stored = file.tensors[CLASSES]
+        origin["classes"] = {"dtype": str(stored.dtype).removeprefix("torch."), "values": stored.tolist()}
+    return origin
+
+
+def _as_it_was(tensors: Mapping[str, Tensor], origin: Mapping[str, JSON]) -> dict[str, Tensor]:
+    """Return the tensors under the names, and in the order, of the file that they were converted from."""
+    names, classes = origin.get("names"), origin.get("classes")
+    known = dict(tensors)
+    if isinstance(classes, dict):
+        known[CLASSES] = torch.tensor(classes["values"], dtype=getattr(torch, str(classes["dtype"])))
+    assert isinstance(names, list)
+    return {str(name): known[str(name)] for name in names}
+
+
+def _with_classes(tensors: dict[str, Tensor], model: DetectorConfig, categories: CategoryMap) -> dict[str, Tensor]:
+    """Return the tensors behind the names of classes, where official files of the family have such."""
+    encoded = encode_names(categories) if isinstance(model, RelationDetrConfig) else None
+    return tensors if encoded is None else {CLASSES: encoded, **tensors}
+
+
+def _unsaid(file: OfficialFile, deployment: DeploymentConfig, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return notes on what the file would be taken for, where that is not what it was."""
+    try:
+        found = recognise(file)
+    except LoraDetrError as error:
+        return (f"read again, it needs --preset: {error.message.removeprefix(f'{file.path}: ')}",)
+    differing = diff_configs(deployment, found.config.deployment(found.classes.categories))
+    lost = [f"`{key}` is {own}, read again it is {other}" for key, own, other in differing if key not in NOT_INFERENCE]
+    others = [branch.kind for branch in found.config.branches]
+    if others != list(kinds):
+        lost.append(f"branches are {', '.join(kinds)}, read again they are {', '.join(others)}")
+    return tuple(f"the file does not say it: {line}" for line in lost)
