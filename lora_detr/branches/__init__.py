@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_detr.branches.ffn import CrossFFNConfig, FFNBranch, FFNConfig
-from lora_detr.branches.lora import LoRABranch, LoRAConfig
+from lora_detr.branches.lora import LoRABranch, LoRAConfig, share_first_draw
 from lora_detr.branches.sidecar import AuxiliaryBranches, BranchedDetector
 
 BranchConfig = Annotated[LoRAConfig | FFNConfig | CrossFFNConfig, Field(discriminator="kind")]
@@ -21,4 +21,5 @@ __all__ = [
     "FFNConfig",
     "LoRABranch",
     "LoRAConfig",
+    "share_first_draw",
 ]

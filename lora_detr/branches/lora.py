@@ -120,6 +120,16 @@ def lora_feed_forward(
     return out
 
 
+@torch.no_grad()
+def share_first_draw(branches: Sequence[LoRABranch]) -> None:
+    """Copy A of the first branch's first layer to all layers of all branches of the same rank, in place."""
+    layers = [cast(LoRALayer, layer) for branch in branches for layer in branch.layers]
+    for layer in layers[1:]:
+        if layer.a1.shape == layers[0].a1.shape:
+            layer.a1.copy_(layers[0].a1)
+            layer.a2.copy_(layers[0].a2)
+
+
 def _stack_ranks(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack matrices A [in, r_i] and B [r_i, out] of branches to [N, in, r] and [N, r, out] with r the largest rank."""
     rank = max(matrix.shape[1] for matrix in a)
@@ -137,6 +147,8 @@ class LoRAConfig(Strict):
     """r, rank of the low-rank terms."""
     initialisation: Initialisation = "xavier"
     """``xavier`` on A and B (Deformable family), or ``zero-b`` (Relation family)."""
+    shared_draw: bool = False
+    """A starts from one draw in all layers of all branches that say so (authors' Relation-DETR code)."""
     matcher: MatcherConfig
     """One-to-many assignment of this branch."""
 

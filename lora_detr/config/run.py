@@ -6,7 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lora_detr.branches import AuxiliaryBranches, BranchConfig, BranchedDetector
+from lora_detr.branches import (
+    AuxiliaryBranches,
+    BranchConfig,
+    BranchedDetector,
+    LoRABranch,
+    LoRAConfig,
+    share_first_draw,
+)
 from lora_detr.config.base import Strict
 from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.data.categories import CategoryMap
@@ -153,7 +160,16 @@ class RunConfig(Strict):
         """
         detector = self.model.build(num_classes, load_weights)
         sizes = (self.model.decoder_layers, self.model.hidden_dim, self.model.ffn_dim, self.model.dropout)
-        return BranchedDetector(detector, AuxiliaryBranches([branch.build(*sizes) for branch in self.branches]))
+        built = [branch.build(*sizes) for branch in self.branches]
+        pairs = zip(built, self.branches, strict=True)
+        share_first_draw(
+            [
+                one
+                for one, config in pairs
+                if isinstance(one, LoRABranch) and isinstance(config, LoRAConfig) and config.shared_draw
+            ]
+        )
+        return BranchedDetector(detector, AuxiliaryBranches(built))
 
     def build_criterion(self) -> Criterion:
         """Build matchers and losses."""

@@ -162,7 +162,8 @@ def _compare(
 
 def _classes(categories: CategoryMap) -> str:
     names = list(categories.names_by_id.values())
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    count = f"{len(names)}" if len(names) == categories.num_classes else f"{categories.num_classes} with gaps"
+    return f"{count} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _part(name: str) -> str:

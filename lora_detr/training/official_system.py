@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lora_detr.models import RelationDetrConfig
 from lora_detr.training.official_classes import COCO_MAP, OfficialClasses, classes_of
 from lora_detr.training.official_file import OfficialFile
 from lora_detr.training.request import branch_ks
+
+logger = logging.getLogger("lora_detr")
 
 SUPPORTED = (
     "supported are two-stage Deformable-DETR, Deformable-DETR++, MS-DETR and Relation-DETR, with LoRA branches or "
@@ -114,9 +117,7 @@ def recognise(
             "leave it out, or name a preset of that family",
         )
     classes = classes_of(file, data)
-    wanted = {**_settings(file, base), "branches": _branches(file, base)}
-    if preset is None:
-        wanted |= _backbone(file, base)
+    wanted = {**_settings(file, base), **_backbone(file, base, preset is not None), "branches": _branches(file, base)}
     wanted["data.num_classes"] = "coco91" if classes.categories == COCO_MAP else "auto"
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in _differing(wanted, base).items())
     try:
@@ -127,6 +128,15 @@ def recognise(
         ) from error
     notes = (f"classes: {classes.described}", *_notes(file, preset is not None or baseline is not None, config))
     return OfficialSystem(base_name, overrides, config, classes, notes)
+
+
+def announce(file: OfficialFile, system: OfficialSystem) -> None:
+    """Write into the log what a file was taken for, and what was chosen and not read."""
+    logger.info("%s: %s", file.path, system.describe())
+    for note in system.notes:
+        logger.info("%s", note)
+    if file.rest:
+        logger.info("not read: %s", ", ".join(file.rest))
 
 
 def _baseline(file: OfficialFile) -> str:
@@ -193,27 +203,27 @@ def _branches(file: OfficialFile, base: RunConfig) -> JSON:
     return list[JSON](own)
 
 
-def _backbone(file: OfficialFile, base: RunConfig) -> dict[str, JSON]:
-    prefix = "backbone." if file.family == "relation" else "backbone.0.body."
+def _backbone(file: OfficialFile, base: RunConfig, chosen: bool) -> dict[str, JSON]:
+    """Return the name of the backbone, or nothing where a preset that was chosen knows better than the tables here."""
+    own = base.model.backbone
     if _is_swin(file):
         stages = tuple(len(_numbers(file, rf"backbone\.0\.features\.{i}\.(\d+)\..*")) for i in (1, 3, 5, 7))
         rows = _size(file, "backbone.0.features.1.0.attn.relative_position_bias_table")
-        key = (_size(file, "backbone.0.features.0.0.weight"), stages, (isqrt(rows) + 1) // 2)
-        name, known = SWINS.get(key), base.model.backbone.name.partition(".")[0]
-        if name is not None:
-            # The name of the preset also says which weights it was pretrained with, thus how pixels are normalised.
-            return {} if name == known else {"model.backbone.name": name}
-        raise _unrecognised_backbone(file, f"Swin of width {key[0]} with {stages} blocks and windows of {key[2]}")
-    pattern = re.escape(prefix) + r"layer{}\.(\d+)\..*"
-    stages = tuple(len(_numbers(file, pattern.format(i))) for i in (1, 2, 3, 4))
-    name = RESNETS.get((f"{prefix}layer1.0.conv3.weight" in file.tensors, stages))
-    if name is None:
-        raise _unrecognised_backbone(file, f"ResNet of {stages} blocks")
-    return {"model.backbone.name": name}
-
-
-def _unrecognised_backbone(file: OfficialFile, found: str) -> CheckpointError:
-    return CheckpointError(
+        width, window = _size(file, "backbone.0.features.0.0.weight"), (isqrt(rows) + 1) // 2
+        kind, name = "timm", SWINS.get((width, stages, window))
+        found = f"a Swin of width {width} with {stages} blocks and windows of {window}"
+    else:
+        prefix = "backbone." if file.family == "relation" else "backbone.0.body."
+        pattern = re.escape(prefix) + r"layer{}\.(\d+)\..*"
+        stages = tuple(len(_numbers(file, pattern.format(i))) for i in (1, 2, 3, 4))
+        kind, name = "resnet", RESNETS.get((f"{prefix}layer1.0.conv3.weight" in file.tensors, stages))
+        found = f"not a ResNet, with {stages} blocks"
+    if name is not None and own.kind == kind:
+        # A preset's name of timm also says which weights it was pretrained with, thus how pixels are normalised.
+        return {} if name == own.name.partition(".")[0] else {"model.backbone.name": name}
+    if chosen:
+        return {}
+    raise CheckpointError(
         f"{file.path}: backbone not recognised: {found}",
         "name a preset with the right one: loradetr convert FILE OUTPUT --preset PRESET.yaml",
         code="K08",

@@ -19,7 +19,7 @@ from lora_detr.models import TwoStageDetector
 from lora_detr.training.checkpoint import LoadedCheckpoint, load_checkpoint, resolve_checkpoint
 from lora_detr.training.manifest import Manifest
 from lora_detr.training.official_file import OfficialFile, is_official, read_official
-from lora_detr.training.official_system import OfficialSystem, recognise
+from lora_detr.training.official_system import OfficialSystem, announce, recognise
 
 logger = logging.getLogger("lora_detr")
 
@@ -87,10 +87,8 @@ def open_run(
         file = read_official(model, ema=ema)
         system = recognise(file, data=data)
         opened = open_official(file, system)
-        for line in (f"all {len(file.tensors)} tensors of {model}: {system.describe()}", *system.notes):
-            logger.info("%s", line)
-        if file.rest:
-            logger.info("not read: %s", ", ".join(file.rest))
+        announce(file, system)
+        logger.info("all %d tensors loaded", len(file.tensors))
         return opened
     path = resolve_checkpoint(model, which)
     checkpoint = load_checkpoint(path, with_optimizer=with_optimizer)

@@ -179,9 +179,11 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
     """Return the request on top of the settings of the run, or of the system of the official file, that is given."""
     given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
     if is_official(weights):
-        from lora_detr.training.official_system import recognise  # which asks this module for k of branches
+        from lora_detr.training.official_system import announce, recognise  # which ask this module for k of branches
 
-        system = recognise(read_official(weights))
+        file = read_official(weights)
+        system = recognise(file)
+        announce(file, system)
         found = [item for item in system.overrides if not any(is_within(key, item.split("=")[0]) for key in given)]
         return replace(request, preset=system.preset, overrides=(*found, *request.overrides))
     settings = weights / RUN_SETTINGS
@@ -260,10 +262,11 @@ def _branches(request: Request, config: RunConfig) -> list[dict[str, object]] | 
     else:
         return None
     if request.rank is not None:
-        if not listed or any(branch["kind"] != "lora" for branch in listed):
-            raise ConfigError(
-                f"--rank {request.rank}: there are no LoRA branches to set it on", "add --aux N or --branch"
-            )
+        if not listed:
+            raise ConfigError(f"--rank {request.rank}: there are no branches to set it on", "add --aux N or --branch")
+        without = [branch["kind"] for branch in listed if branch["kind"] != "lora"]
+        if without:
+            raise ConfigError(f"--rank {request.rank}: {without[0]} branches have no rank", "leave it out")
         listed = [{**branch, "rank": request.rank} for branch in listed]
     return listed
 

@@ -11,9 +11,12 @@ from torch.func import functional_call
 
 from lora_detr.branches import LoRABranch, LoRAConfig
 from lora_detr.branches.lora import Initialisation, lora_feed_forward
+from lora_detr.config.run import RunConfig
 from lora_detr.matchers import TopKConfig
+from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.layers.ffn import FeedForward
 from lora_detr.structures import DecoderLayerOutput, Prediction
+from tests.contracts.unions import tiny_detector
 from tests.reference import lora
 
 HIDDEN, FFN, IMAGES, QUERIES = 8, 12, 2, 3
@@ -176,3 +179,17 @@ def test_merge_into_turns_the_network_into_the_branch() -> None:
     torch.testing.assert_close(ffn(output.ffn_input)[1], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(ffn.linear1.bias, untouched)
     assert ffn.linear1.weight.requires_grad
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_draw_of_a_for_all_layers_and_branches(shared: bool) -> None:
+    branch = {"kind": "lora", "initialisation": "zero-b", "shared_draw": shared, "matcher": {"kind": "topk", "k": 1}}
+    config = RunConfig.model_validate(
+        {"model": tiny_detector(DeformableDetrConfig).model_dump(), "branches": [branch] * 2}
+    )
+    layers = [layer for member in config.build_model(3, load_weights=False).branches.members for layer in member.layers]
+    assert len(layers) == 4
+    for layer in layers[1:]:
+        assert torch.equal(layer.a1, layers[0].a1) == torch.equal(layer.a2, layers[0].a2) == shared
+        assert not layer.b1.any()
+        assert layer.a1.data_ptr() != layers[0].a1.data_ptr()

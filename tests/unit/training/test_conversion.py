@@ -1,0 +1,340 @@
+"""There and back: official files to run directories and to official files again, without loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_detr.config.load import load_config
+from lora_detr.config.run import RunConfig
+from lora_detr.data.categories import COCO_NAMES, CategoryMap
+from lora_detr.errors import CheckpointError, ConfigError, OutputError
+from lora_detr.evaluation.deployed import write_deployed
+from lora_detr.structures import Images
+from lora_detr.training.conversion import convert
+from lora_detr.training.official_classes import encode_names
+from lora_detr.training.official_file import CLASSES, POSITION_INDEX, read_official
+from lora_detr.training.opened import OpenedRun, open_run
+from tests import official_files, small_runs
+from tests.golden import store
+from tests.limits import file_size_limit
+from tests.small_runs import SMALL
+from tests.unit.models.backbones import small_swin
+
+# Ids of the generated shapes go up to 39.
+SHAPES_CLASSES = 40
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is removed at once: each file is 45 MB, most of it a backbone."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def small_swin_preset(folder: Path) -> Path:
+    """Write a preset of Relation-DETR on a Swin that no table knows."""
+    sizes = "hidden_dim: 32, ffn_dim: 48, encoder_layers: 1, decoder_layers: 2, heads: 4, points: 2, num_queries: 12"
+    path = folder / "swin.yaml"
+    backbone = f"{{kind: timm, name: {small_swin.NAME}}}"
+    path.write_text(f"extends: relation-swin-l\nmodel: {{backbone: {backbone}, {sizes}}}\n")
+    return path
+
+
+def predictions(opened: OpenedRun) -> list[Tensor]:
+    """Return what the model makes of a noise image, branches included."""
+    images = Images(
+        torch.randn(1, 3, 96, 131, generator=torch.Generator().manual_seed(5)),
+        torch.zeros(1, 96, 131, dtype=torch.bool),
+        torch.tensor([[96, 131]]),
+    )
+    with torch.no_grad():
+        output, branches = opened.model(images)
+    found = [output.prediction.logits, output.prediction.boxes]
+    return found if branches is None else [*found, branches.layers[-1].logits, branches.layers[-1].boxes]
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert all(bool(x.isfinite().all()) for x in a)
+
+
+def assert_same_file(first: Path, second: Path) -> None:
+    """Assert equal names in equal order, types and bits, and that heads are one tensor under two names."""
+    a, b = (torch.load(path, weights_only=False)["model"] for path in (first, second))
+    assert list(a) == list(b)
+    assert [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])] == []
+    for name in (name for name in b if name.startswith("class_embed.")):
+        assert b[name].data_ptr() == b[f"transformer.decoder.{name}"].data_ptr()
+
+
+@pytest.mark.parametrize("system", official_files.SYSTEMS)
+def test_there_and_back_keeps_every_bit_and_every_answer(system: str, place: Path) -> None:
+    official = official_files.make(system)
+    file = official.save(place / "official.pth")
+    there = convert(file, place / "run")
+    back = convert(place / "run", place / "back.pth")
+    assert (there.tensors, back.tensors) == (len(official.tensors), len(official.tensors))
+    assert there.not_converted == ("epoch", "args", "optimizer")
+    assert (back.not_converted, back.notes) == (("settings",), ())
+    assert_same_file(file, place / "back.pth")
+    direct, run = open_run(file), open_run(place / "run")
+    assert direct.config == run.config == official.config
+    assert direct.categories == run.categories == CategoryMap.coco91(COCO_NAMES)
+    expected = predictions(OpenedRun(file, official.config, run.categories, official.model, run.checkpoint))
+    assert_same(predictions(direct), expected)
+    assert_same(predictions(run), expected)
+
+
+def test_relation_detr_on_a_swin_with_names_of_classes(place: Path) -> None:
+    preset = small_swin_preset(place)
+    official = official_files.of_config(load_config(RunConfig, preset=preset).config, num_classes=8)
+    names = CategoryMap(tuple(range(8)), ("N/A", "cat", "N/A", "N/A", "dog", "fish", "N/A", "bird"))
+    encoded = encode_names(names)
+    assert encoded is not None
+    official.tensors[CLASSES] = encoded
+    file = official.save(place / "official.pth")
+    with pytest.raises(CheckpointError, match="a Swin of width 12 with .* windows of 7") as caught:
+        convert(file, place / "run")
+    assert "--preset" in caught.value.remedy
+    convert(file, place / "run", preset=str(preset))
+    report = convert(place / "run", place / "back.pth")
+    assert_same_file(file, place / "back.pth")
+    assert sum(name.endswith(POSITION_INDEX) for name in official.tensors) == sum(small_swin.DEPTHS)
+    run = open_run(place / "run")
+    assert run.categories == names
+    assert run.config.data.num_classes == "auto"
+    expected = predictions(OpenedRun(file, official.config, run.categories, official.model, run.checkpoint))
+    assert_same(predictions(run), expected)
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith("read again, it needs --preset: backbone not recognised")
+
+
+def test_windows_that_are_not_the_models_are_refused(place: Path) -> None:
+    preset = small_swin_preset(place)
+    official = official_files.of_config(load_config(RunConfig, preset=preset).config)
+    name = next(name for name in official.tensors if name.endswith(POSITION_INDEX))
+    official.tensors[name] = official.tensors[name].flip(0)
+    with pytest.raises(CheckpointError, match="not that of the model's windows"):
+        convert(official.save(place / "official.pth"), place / "run", preset=str(preset))
+    assert not (place / "run").exists()
+
+
+def test_a_run_of_ours_becomes_a_file_that_its_preset_reads(small_run: Path, place: Path) -> None:
+    report = convert(small_run, place / "ours.pth")
+    assert report.not_converted == ("settings", "optimiser", "progress", "ids and names of classes")
+    assert report.notes[0].startswith("read again, it needs --preset")
+    convert(place / "ours.pth", place / "run", preset=str(SMALL))
+    before, after = open_run(small_run), open_run(place / "run")
+    assert after.config.model == before.config.model
+    assert_same(predictions(after), predictions(before))
+    # Labels have lost their ids, so what they stand for is nothing that data could be mistaken for.
+    assert after.categories.names[:2] == ("class 0", "class 1")
+
+
+def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(shapes_tiny: Path, place: Path) -> None:
+    run = small_runs.train(shapes_tiny, place / "run", "train.ema_decay=0.9", "train.max_steps=2").directory
+    assert "averaged weights" in convert(run, place / "average.pth").source
+    convert(run, place / "raw.pth", ema=False)
+    for name, ema in (("average", True), ("raw", False)):
+        found = read_official(place / f"{name}.pth").tensors["transformer.enc_output.weight"]
+        assert torch.equal(found, open_run(run, ema=ema).model.detector.proposals.projection.weight)
+    both = {name: read_official(place / f"{name}.pth").tensors for name in ("raw", "average")}
+    torch.save({"model": both["raw"], "ema": {"module": both["average"]}}, place / "both.pth")
+    report = convert(place / "both.pth", place / "again", preset=str(SMALL))
+    assert report.source.endswith("both.pth (averaged weights)")
+    assert_same(predictions(open_run(place / "again")), predictions(open_run(run)))
+
+
+def test_a_single_network_beside_each_ffn_is_said_to_be_ambiguous(place: Path) -> None:
+    file = official_files.make("ms-detr").save(place / "official.pth")
+    taken = convert(file, place / "ms-detr")
+    assert any("taken for MS-DETR" in note and "--preset deformable-ffn3" in note for note in taken.notes)
+    other = convert(file, place / "ffn", preset="deformable-ffn3")
+    assert not any("MS-DETR" in note for note in other.notes)
+    config = open_run(place / "ffn").config
+    assert (config.model.kind, [branch.kind for branch in config.branches]) == ("deformable", ["ffn"])
+    assert convert(file, place / "by-baseline", baseline="deformable").system == other.system
+    back = convert(place / "ffn", place / "back.pth")
+    assert_same_file(file, place / "back.pth")
+    assert "`model.kind` is deformable, read again it is ms-detr" in "".join(back.notes)
+
+
+def test_what_a_file_does_not_say_is_noted(place: Path) -> None:
+    preset = place / "four.yaml"
+    preset.write_text("extends: deformable\nmodel: {heads: 4}\nevaluation: {max_detections: 7}\n")
+    # Twice the points of eight heads.
+    file = official_files.make("deformable", "model.heads=4").save(place / "official.pth")
+    convert(file, place / "run", preset=str(preset))
+    notes = "\n".join(convert(place / "run", place / "back.pth").notes)
+    assert "`model.heads` is 4, read again it is 8" in notes
+    assert "`max_detections` is 7, read again it is 100" in notes
+    assert "dropout" not in notes
+
+
+class TestStripped:
+    """A stripped file becomes an official one where that holds no more than a detector."""
+
+    @staticmethod
+    def strip(system: str, place: Path) -> Path:
+        official = official_files.make(system)
+        official.save(place / "official.pth")
+        opened = open_run(place / "official.pth")
+        write_deployed(place / "stripped.safetensors", opened.model.detector.state_dict(), opened.deployment)
+        return place / "stripped.safetensors"
+
+    def test_a_detector_of_lora_becomes_a_plain_one(self, place: Path) -> None:
+        report = convert(self.strip("deformable-lora3", place), place / "plain.pth")
+        assert report.not_converted == ("preparation of images",)
+        plain, with_branches = open_run(place / "plain.pth"), open_run(place / "official.pth")
+        assert plain.config.branches == ()
+        assert_same(predictions(plain), predictions(with_branches)[:2])
+
+    @pytest.mark.parametrize(
+        ("system", "part"), [("relation", "no hybrid or denoising queries"), ("ms-detr", "has 0 branches")]
+    )
+    def test_what_lacks_a_part_is_refused(self, system: str, part: str, place: Path) -> None:
+        with pytest.raises(CheckpointError, match=part) as caught:
+            convert(self.strip(system, place), place / "plain.pth")
+        assert caught.value.remedy == "convert the run that it comes from"
+        assert not (place / "plain.pth").exists()
+
+
+def test_tensors_without_official_name_are_refused(shapes_tiny: Path, place: Path) -> None:
+    few = ("model.hybrid.num_queries=3", "model.mixed_selection=true", "train.max_steps=1")
+    run = small_runs.train(shapes_tiny, place / "run", *few).directory
+    with pytest.raises(
+        CheckpointError, match=r"1 of \d+ tensors have no official name: detector\.query_groups\.hybrid"
+    ):
+        convert(run, place / "ours.pth")
+
+
+class TestClasses:
+    """What labels stand for: nothing is guessed in silence."""
+
+    @pytest.fixture
+    def file(self, place: Path) -> Path:
+        return official_files.make("deformable", num_classes=SHAPES_CLASSES).save(place / "official.pth")
+
+    def test_data_names_them_by_their_own_ids(self, file: Path, shapes_tiny: Path, place: Path) -> None:
+        report = convert(file, place / "run", data=shapes_tiny)
+        assert f"classes: 40, named by {shapes_tiny}" in report.notes
+        opened = open_run(place / "run")
+        assert opened.categories.label_of(39) == 39
+        assert opened.categories.names[39] == json_categories(shapes_tiny)[39]
+        assert opened.categories.names_by_id == json_categories(shapes_tiny)
+        assert (opened.config.data.num_classes, opened.config.data.path) == ("auto", str(shapes_tiny))
+
+    def test_nobody_names_them(self, file: Path) -> None:
+        opened = open_run(file)
+        assert opened.categories == CategoryMap(tuple(range(40)), tuple(f"class {i}" for i in range(40)))
+
+    def test_data_with_ids_beyond_them_is_refused(self, shapes_tiny: Path, place: Path) -> None:
+        file = official_files.make("deformable", num_classes=39).save(place / "official.pth")
+        with pytest.raises(CheckpointError, match=r"the ids 0 to 38, but .* has 39 'ell' \(1 of 10") as caught:
+            convert(file, place / "run", data=shapes_tiny)
+        assert (caught.value.code, caught.value.exit_code) == ("K08", 4)
+
+    def test_names_in_the_file_are_stronger_than_their_number(self, place: Path) -> None:
+        official = official_files.make("relation")
+        other = CategoryMap(tuple(range(91)), ("N/A", *(f"thing {i}" for i in range(1, 91))))
+        encoded = encode_names(other)
+        assert encoded is not None
+        official.tensors[CLASSES] = encoded
+        opened = open_run(official.save(place / "official.pth"))
+        assert (opened.categories, opened.config.data.num_classes) == (other, "auto")
+
+    @pytest.mark.parametrize("stored", [torch.tensor([7, 1 << 40, -1]), torch.tensor([65, -1] * 92)])
+    def test_a_list_of_names_that_is_none_is_refused(self, stored: Tensor, place: Path) -> None:
+        official = official_files.make("relation")
+        official.tensors[CLASSES] = stored
+        with pytest.raises(CheckpointError, match=r"official\.pth"):
+            open_run(official.save(place / "official.pth"))
+
+
+def json_categories(data: Path) -> dict[int, str]:
+    content = json.loads((data / "annotations" / "instances_val.json").read_text(encoding="utf-8"))
+    return {row["id"]: row["name"] for row in content["categories"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("a.pth", "b.pth"), ("run", "other"), ("a.pth", "b.safetensors"), ("a.safetensors", "b.safetensors")],
+)
+def test_a_pair_without_direction_is_explained(source: str, output: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"one of the two must be an official \.pth") as caught:
+        convert(tmp_path / source, tmp_path / output)
+    assert "a .pth and a new run directory, or a run" in caught.value.remedy
+
+
+@pytest.mark.parametrize("output", ["there.pth", "there"])
+def test_c06_nothing_that_exists_is_touched(output: str, small_run: Path, tmp_path: Path) -> None:
+    (tmp_path / output).write_text("precious")
+    with pytest.raises(ConfigError, match="exists already; nothing was touched") as caught:
+        convert(small_run if output.endswith(".pth") else tmp_path / "any.pth", tmp_path / output)
+    assert caught.value.code == "C06"
+    assert (tmp_path / output).read_text() == "precious"
+
+
+def test_options_that_do_not_fit_are_refused(small_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="are about an official source"):
+        convert(small_run, tmp_path / "out.pth", preset="deformable")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        convert(tmp_path / "in.pth", tmp_path / "out", preset="deformable", baseline="deformable")
+
+
+def test_a_preset_of_the_other_family_is_refused(place: Path) -> None:
+    file = official_files.make("deformable").save(place / "official.pth")
+    with pytest.raises(ConfigError, match="preset relation is a 'relation'"):
+        convert(file, place / "run", baseline="relation")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("transformer.decoder.layers.1.norm2.bias", "missing in the file: transformer.decoder.layers.1.norm2.bias"),
+        ("transformer.level_embed", "not recognised: it has no 'transformer.level_embed'"),
+        ("transformer.enc_output.weight", r"no transformer.enc_output \(two-stage\)"),
+    ],
+)
+def test_a_file_that_lacks_something_is_refused_whole(name: str, part: str, place: Path) -> None:
+    official = official_files.make("deformable")
+    del official.tensors[name]
+    with pytest.raises(CheckpointError, match=part) as caught:
+        open_run(official.save(place / "official.pth"))
+    assert caught.value.code == "K08"
+
+
+def test_other_types_are_refused(place: Path) -> None:
+    official = official_files.make("deformable")
+    official.tensors["transformer.enc_output.bias"] = official.tensors["transformer.enc_output.bias"].half()
+    with pytest.raises(CheckpointError, match=r"transformer\.enc_output\.bias: float16 in the file, float32"):
+        open_run(official.save(place / "official.pth"))
+
+
+def test_a_full_disk_leaves_nothing_behind(small_run: Path, place: Path) -> None:
+    file = official_files.make("deformable").save(place / "official.pth")
+    with file_size_limit(100_000), pytest.raises(OutputError):
+        convert(file, place / "run")
+    with file_size_limit(100_000), pytest.raises(OutputError):
+        convert(small_run, place / "out.pth")
+    assert [path.name for path in place.iterdir()] == ["official.pth"]
+
+
+@pytest.mark.slow
+def test_a_file_of_full_size_goes_there_and_back(place: Path) -> None:
+    content = json.loads((store.folder() / "state_keys" / "deformable_300.json").read_text(encoding="utf-8"))
+    tensors = {key: torch.zeros(shape, dtype=getattr(torch, dtype)) for key, shape, dtype in content["keys"]}
+    official = official_files.Official(RunConfig(), RunConfig().build_model(2, load_weights=False), tensors)
+    for pair in content["aliased_keys"]:
+        tensors[pair[0]] = tensors[pair[1]]
+    convert(official.save(place / "official.pth"), place / "run")
+    convert(place / "run", place / "back.pth")
+    assert_same_file(place / "official.pth", place / "back.pth")
