@@ -33,6 +33,11 @@ class BranchMatching:
             raise ValueError("loss.branch.merge_one_to_one compares scores and needs TopK matchers")
         self.stacks = _stack_matchers(matchers, num_layers)
 
+    @property
+    def uses_queries_once(self) -> bool:
+        """Whether no query of a branch is ever paired with two targets."""
+        return self.config.merge_one_to_one or self.config.duplicates == "clean"
+
     def __call__(
         self, stack: Prediction, targets: PaddedTargets, one_to_one: Assignment, priority: Tensor | None
     ) -> Assignment:

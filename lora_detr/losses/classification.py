@@ -93,7 +93,7 @@ def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, f
         negative_gamma: gamma of Eq. 8.
         factor: multiplies positives and negatives alike (0.25 in the official code; absent from the paper).
     """
-    weight = torch.where(targets.hard > 0, 1.0, logits.detach().sigmoid() ** negative_gamma)
+    weight = (logits.detach().sigmoid() ** negative_gamma).masked_fill(targets.hard > 0, 1.0)
     entropy = F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none")
     return factor * entropy.flatten(1).sum(1)
 

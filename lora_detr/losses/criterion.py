@@ -51,6 +51,14 @@ class _Problem:
     has_layers: bool = True
 
 
+@dataclass(frozen=True)
+class _Proposals:
+    """The proposals that are supervised, as a stack of one, and the boxes [1, B, S, 4] that targets are matched to."""
+
+    stack: Prediction
+    matched_by: Tensor
+
+
 class Criterion(nn.Module):
     """Losses of the primary path, the branches, the encoder and all query groups; knows nothing of ranks.
 
@@ -108,8 +116,9 @@ class Criterion(nn.Module):
         config = self.config
         primary = stacked([layer.prediction for layer in output.layers])
         problems = [_Problem("primary path", self.primary_matcher.cost(primary, targets))]
-        if output.encoder is not None:
-            problems.append(_encoder_problem("encoder", output.encoder, config.encoder, self.encoder_matcher, targets))
+        proposals = None if output.encoder is None else _supervised(output.encoder, config.encoder)
+        if proposals is not None:
+            problems.append(_encoder_problem("encoder", proposals, config.encoder, self.encoder_matcher, targets))
         hybrid = next((group for group in output.groups if group.name == "hybrid"), None)
         if hybrid is not None:
             problems += self._hybrid_problems(hybrid, targets)
@@ -138,15 +147,15 @@ class Criterion(nn.Module):
                     targets.labels,
                     config.branch.classification,
                     quality=config.branch.quality,
-                    one_to_one=False,
+                    one_to_one=self.branch_matching.uses_queries_once,
                     weights=config.branch.weights,
                     normaliser=normaliser.of(),
                     scale=self.branch_scale,
                 )
             )
-        if output.encoder is not None:
+        if proposals is not None:
             sources.append(
-                _encoder_source("encoder", output.encoder, config.encoder, matched["encoder"], targets, normaliser.of())
+                _encoder_source("encoder", proposals, config.encoder, matched["encoder"], targets, normaliser.of())
             )
         for group in output.groups:
             sources += self._group_sources(group, matched, targets, normaliser)
@@ -166,8 +175,9 @@ class Criterion(nn.Module):
             _Problem("hybrid queries", self.hybrid_matcher.cost(stacked(group.layers), targets), config.repeats)
         ]
         if group.encoder is not None:
+            proposals = _supervised(group.encoder, config.encoder)
             matcher = self.hybrid_encoder_matcher
-            found = _encoder_problem("hybrid encoder", group.encoder, config.encoder, matcher, targets, config.repeats)
+            found = _encoder_problem("hybrid encoder", proposals, config.encoder, matcher, targets, config.repeats)
             problems.append(found)
         return problems
 
@@ -231,8 +241,8 @@ class Criterion(nn.Module):
             )
         ]
         if group.encoder is not None:
-            pairs = matched["hybrid encoder"]
-            sources.append(_encoder_source("hybrid_encoder", group.encoder, hybrid.encoder, pairs, targets, divisor))
+            proposals, pairs = _supervised(group.encoder, hybrid.encoder), matched["hybrid encoder"]
+            sources.append(_encoder_source("hybrid_encoder", proposals, hybrid.encoder, pairs, targets, divisor))
         return sources
 
 
@@ -249,8 +259,8 @@ def _solve(problems: Sequence[_Problem], targets: PaddedTargets) -> dict[str, As
     return {problem.name: assignment for problem, assignment in zip(problems, solved, strict=True)}
 
 
-def _supervised(encoder: EncoderOutput, config: EncoderLossConfig) -> tuple[Prediction, Tensor]:
-    """Return the proposals that are supervised, as a stack of one, and the boxes [1, B, S, 4] they are matched by."""
+def _supervised(encoder: EncoderOutput, config: EncoderLossConfig) -> _Proposals:
+    """Return all proposals, or those that became queries, as the settings say."""
     logits, boxes, anchors = encoder.prediction.logits, encoder.prediction.boxes, encoder.anchors
     if config.tokens == "selected":
         assert encoder.selected is not None
@@ -258,36 +268,35 @@ def _supervised(encoder: EncoderOutput, config: EncoderLossConfig) -> tuple[Pred
         logits = logits.gather(1, index.expand(-1, -1, logits.shape[-1]))
         boxes, anchors = (part.gather(1, index.expand(-1, -1, 4)) for part in (boxes, anchors))
     matched_by = anchors if config.match_to == "anchors" else boxes
-    return Prediction(logits[None], boxes[None]), matched_by[None]
+    return _Proposals(Prediction(logits[None], boxes[None]), matched_by[None])
 
 
 def _encoder_problem(
     name: str,
-    encoder: EncoderOutput,
+    proposals: _Proposals,
     config: EncoderLossConfig,
     matcher: Hungarian,
     targets: PaddedTargets,
     repeats: int = 1,
 ) -> _Problem:
-    stack, boxes = _supervised(encoder, config)
     if config.classes == "foreground" and matcher.class_cost != 0:
         targets = targets.with_single_class()
-    return _Problem(name, matcher.cost(Prediction(stack.logits, boxes), targets), repeats, has_layers=False)
+    matched_by = Prediction(proposals.stack.logits, proposals.matched_by)
+    return _Problem(name, matcher.cost(matched_by, targets), repeats, has_layers=False)
 
 
 def _encoder_source(
     name: str,
-    encoder: EncoderOutput,
+    proposals: _Proposals,
     config: EncoderLossConfig,
     assignment: Assignment,
     targets: PaddedTargets,
     normaliser: float,
 ) -> Source:
-    stack, _ = _supervised(encoder, config)
     labels = targets.with_single_class().labels if config.classes == "foreground" else targets.labels
     return Source(
         source_keys([(name, None)]),
-        stack,
+        proposals.stack,
         assignment,
         labels,
         config.classification,

@@ -29,6 +29,8 @@ class RelationDetrConfig(TransformerConfig):
     kind: Literal["relation"] = "relation"
     num_queries: int = Field(900, ge=1)
     """Q, object queries, each the start of one possible detection."""
+    decoder_layers: int = Field(6, ge=2)
+    """L, number of decoder layers; the relation of boxes is read from the second on."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of all transformer blocks."""
     hybrid: HybridConfig | None = HybridConfig()

@@ -140,6 +140,8 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
         # Official files hold their command line beside the weights; a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
     except Exception as error:
         # PyTorch's own message advises to execute what is in the file.
         raise CheckpointError(

@@ -121,7 +121,7 @@ def recognise(
     wanted["data.num_classes"] = "coco91" if classes.categories == COCO_MAP else "auto"
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in _differing(wanted, base).items())
     try:
-        config = load_config(RunConfig, preset=base_name, overrides=overrides).config
+        config = load_config(RunConfig, preset=base_name, overrides=overrides).config.resolved()
     except ConfigError as error:
         raise CheckpointError(
             f"{file.path}: sizes that make no model: {error.message}", SUPPORTED, code="K08"

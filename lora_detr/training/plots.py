@@ -186,12 +186,13 @@ def draw_losses(curves: RunCurves) -> bytes:
 
 def _draw_sources(axes: Axes, curves: RunCurves) -> None:
     branches = [values for source, values in curves.sources.items() if source.startswith("branch")]
-    title = "One-to-one and one-to-many loss" if branches else "One-to-one loss (no branches)"
+    groups = {name: values for name, values in curves.sources.items() if name != "primary" and "branch" not in name}
+    title = "One-to-one and one-to-many loss" if branches or groups else "One-to-one loss (no branches)"
     axes.set(title=title, ylabel="last layer, unweighted sum")
     lines = {"one-to-one: primary": curves.sources.get("primary", np.empty(0))}
     if branches:
         lines[f"one-to-many: mean of {len(branches)}"] = np.mean(branches, axis=0)
-    _draw_curves(axes, curves.steps, lines)
+    _draw_curves(axes, curves.steps, lines | groups)
 
 
 def _draw_rates(axes: Axes, curves: RunCurves) -> None:

@@ -76,6 +76,15 @@ def brute_force(cost: Sequence[Sequence[float]]) -> list[Pair]:
     return sorted(best)
 
 
+def brute_force_repeated(cost: Sequence[Sequence[float]], copies: int) -> list[Pair]:
+    """Return the cheapest assignment to a list of targets that is repeated as a whole, by trying every one.
+
+    Pairs are (query, target), sorted; a target stands in up to ``copies`` of them.
+    """
+    repeated = [list(row) * copies for row in cost]
+    return sorted((q, g % len(cost[q])) for q, g in brute_force(repeated))
+
+
 def solve(cost: Sequence[Sequence[float]]) -> list[Pair]:
     """Return the cheapest assignment in ascending query order, for sizes at which trying all is hopeless."""
     if not cost or not cost[0]:

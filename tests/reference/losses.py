@@ -1,4 +1,4 @@
-"""Losses of the Deformable family: one image, layer and branch after the other, pair by pair.
+"""Losses: one image, layer and branch after the other, pair by pair. A whole criterion for the Deformable family.
 
 Logits and boxes are tensors, so that autograd gives gradients; all arithmetic is in float64. Pairs are (query, target)
 in the order that matters: where one value a query is needed, the last pair wins.
@@ -116,6 +116,34 @@ def assignment_quality(
     p = logits.detach().sigmoid()
     weight = torch.where(hard == 1, torch.ones_like(p), p**negative_gamma)
     return factor * (weight * binary_cross_entropy(logits, soft)).sum()
+
+
+def iou_aware(
+    logits: Tensor,
+    pairs: Sequence[Pair],
+    labels: Sequence[int],
+    quality: Sequence[float],
+    *,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+) -> Tensor:
+    """Return the summed classification loss of Relation-DETR of one image, entry by entry.
+
+    A query's last pair decides which class is its target and weighs the quality; every other entry weighs
+    (1 - alpha) p^gamma, also where an earlier pair left its quality. ``quality`` has one number a pair.
+    """
+    target_class: dict[int, int] = {}
+    soft: dict[tuple[int, int], float] = {}
+    for (q, g), s in zip(pairs, quality, strict=True):
+        target_class[q] = labels[g]
+        soft[q, labels[g]] = s
+    loss = logits.sum() * 0
+    for q, row in enumerate(logits):
+        for c, logit in enumerate(row):
+            t = soft.get((q, c), 0.0)
+            weight = t if target_class.get(q) == c else (1 - focal_alpha) * logit.detach().sigmoid() ** focal_gamma
+            loss = loss - weight * (t * logsigmoid(logit) + (1 - t) * logsigmoid(-logit))
+    return loss
 
 
 def box_l1(boxes: Tensor, pairs: Sequence[Pair], image: Image) -> Tensor:

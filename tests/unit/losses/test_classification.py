@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_detr.losses.classification import class_targets, focal_loss, quality_loss
-from lora_detr.matchers import TopK
+from lora_detr.losses.classification import ClassTargets, class_targets, focal_loss, iou_aware_loss, quality_loss
+from lora_detr.matchers import HungarianConfig, TopK
+from lora_detr.matchers.conflicts import merge_one_to_one, without_duplicates
 from lora_detr.structures import Assignment
 from tests.reference import losses
 from tests.unit.matchers.random_problems import Problem, make_problem, problems
@@ -81,6 +82,67 @@ def test_quality_equals_the_plain_loss(problem: Problem, k: int, by_score: bool,
     torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 6), st.sampled_from([0.25, 0.6]), st.sampled_from([2.0, 1.0]))
+def test_iou_aware_equals_the_plain_loss(problem: Problem, k: int, alpha: float, gamma: float) -> None:
+    logits = problem.prediction.logits.requires_grad_()
+    assignment = assigned(problem, k)
+    quality = torch.rand_like(assignment.score)
+    value = iou_aware_loss(
+        logits, class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:]), alpha, gamma
+    )
+    value.sum().backward()
+    plain = as_doubles(logits)
+    for g in range(len(value)):
+        expected = plain.sum() * 0
+        for b, image in enumerate(problem.images):
+            triples = ordered_pairs(assignment, g, b)
+            expected = expected + losses.iou_aware(
+                plain[g, b],
+                [(q, t) for q, t, _ in triples],
+                image.labels.tolist(),
+                [quality[g, b, t, slot].item() for _, t, slot in triples],
+                focal_alpha=alpha,
+                focal_gamma=gamma,
+            )
+        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        expected.backward()
+    assert logits.grad is not None and plain.grad is not None
+    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_iou_aware_by_hand() -> None:
+    """A pair of quality t weighs t, an entry without one (1 - alpha) p^gamma; all at probability 1/2."""
+    hard, soft = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.6, 0.0]]]])
+    logits = torch.zeros(1, 1, 1, 2, requires_grad=True)
+    value = iou_aware_loss(logits, ClassTargets(hard, soft), 0.25, 2.0)
+    assert value.item() == pytest.approx((0.6 + 0.75 * 0.25) * 0.6931472)
+    value.sum().backward()
+    assert logits.grad is not None
+    # No gradient through either weight: weight * (p - target).
+    assert logits.grad.flatten().tolist() == pytest.approx([0.6 * (0.5 - 0.6), 0.75 * 0.25 * 0.5])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 6), st.booleans(), st.booleans())
+def test_assignments_without_conflict_need_no_resolving(problem: Problem, k: int, merged: bool, soft: bool) -> None:
+    """Where no query is paired twice, saying so saves operations and changes no bit."""
+    matcher = TopK([k], [0.2], [0.3], positive_fraction=None)
+    labels, shape = problem.targets.labels, problem.prediction.logits.shape[-2:]
+    assignment = matcher(problem.prediction, problem.targets)
+    if merged:
+        one_to_one = HungarianConfig().build()(problem.prediction, problem.targets)
+        score = matcher.score(problem.prediction, problem.targets)
+        assignment = merge_one_to_one(assignment, one_to_one, score)
+    else:
+        assignment = without_duplicates(assignment, problem.num_queries)
+    quality = assignment.score if soft else None
+    resolved = class_targets(assignment, labels, quality, *shape)
+    direct = class_targets(assignment, labels, quality, *shape, one_to_one=True)
+    assert torch.equal(resolved.hard, direct.hard)
+    assert torch.equal(resolved.soft, direct.soft)
+
+
 def test_query_with_two_targets_of_different_classes() -> None:
     """Hard only at the class of the better pair; the other class keeps its quality as soft target."""
     assignment = Assignment(
@@ -134,6 +196,7 @@ def test_saturated_logits_stay_finite(magnitude: float) -> None:
     logits = (problem.prediction.logits.sign() * magnitude).requires_grad_()
     spread = class_targets(assignment, problem.targets.labels, assignment.score, *logits.shape[-2:])
     total = focal_loss(logits, spread.hard, 0.25, 2.0) + quality_loss(logits, spread, 1.5, 0.25)
+    total = total + iou_aware_loss(logits, spread, 0.25, 2.0)
     total.sum().backward()
     assert total.isfinite().all()
     assert logits.grad is not None and logits.grad.isfinite().all()

@@ -39,6 +39,42 @@ def test_equals_brute_force(seed: int, groups: int, counts: list[int], queries: 
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    groups=st.integers(1, 2),
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    queries=st.integers(1, 5),
+    copies=st.integers(1, 3),
+)
+def test_repeated_targets_equal_brute_force(
+    seed: int, groups: int, counts: list[int], queries: int, copies: int
+) -> None:
+    torch.manual_seed(seed)
+    targets = PaddedTargets.from_targets(draw_targets(counts, 2))
+    cost = torch.randn(groups, len(counts), targets.mask.shape[1], queries)
+    alone, repeated = solve_together([cost, cost], targets, [1, copies])
+    assert repeated.mask.shape == (*cost.shape[:3], copies)
+    check_assignment(repeated, targets, queries, at_most=copies, unique_queries=True)
+    torch.testing.assert_close(
+        repeated.score[repeated.mask], -cost.gather(-1, repeated.query)[repeated.mask], rtol=0, atol=0
+    )
+    for g in range(groups):
+        for b, count in enumerate(counts):
+            table = cost[g, b, :count].T.tolist()
+            assert alone.pairs(g, b) == (hungarian.brute_force(table) if count else [])
+            pairs = repeated.pairs(g, b)
+            assert pairs == (hungarian.brute_force_repeated(table, copies) if count else [])
+            assert len(pairs) == min(queries, count * copies)
+
+
+def test_every_copy_of_a_target_gets_a_query_where_there_are_enough() -> None:
+    problem = make_problem(seed=0, groups=2, counts=[3, 0, 1], queries=20, classes=3)
+    cost = HungarianConfig().build().cost(problem.prediction, problem.targets)
+    (found,) = solve_together([cost], problem.targets, [6])
+    assert found.mask.sum(-1).tolist() == [[[6, 6, 6], [0, 0, 0], [6, 0, 0]]] * 2
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(problems(), st.sampled_from([0.0, 2.0]), st.sampled_from([1e-8, 1e-6]))
 def test_cost_and_pairs_equal_the_plain_rules(problem: Problem, class_cost: float, eps: float) -> None:
     matcher = Hungarian(class_cost, 5.0, 2.0, eps)

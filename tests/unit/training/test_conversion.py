@@ -18,6 +18,7 @@ from lora_detr.errors import CheckpointError, ConfigError, OutputError
 from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.structures import Images
 from lora_detr.training.conversion import convert
+from lora_detr.training.initial_weights import build_from_weights, read_initial_weights
 from lora_detr.training.official_classes import encode_names
 from lora_detr.training.official_file import CLASSES, POSITION_INDEX, read_official
 from lora_detr.training.opened import OpenedRun, open_run
@@ -101,7 +102,7 @@ def test_relation_detr_on_a_swin_with_names_of_classes(place: Path) -> None:
     assert encoded is not None
     official.tensors[CLASSES] = encoded
     file = official.save(place / "official.pth")
-    with pytest.raises(CheckpointError, match="a Swin of width 12 with .* windows of 7") as caught:
+    with pytest.raises(CheckpointError, match=r"a Swin of width 12 with .* windows of 7") as caught:
         convert(file, place / "run")
     assert "--preset" in caught.value.remedy
     convert(file, place / "run", preset=str(preset))
@@ -170,7 +171,6 @@ def test_a_single_network_beside_each_ffn_is_said_to_be_ambiguous(place: Path) -
 def test_what_a_file_does_not_say_is_noted(place: Path) -> None:
     preset = place / "four.yaml"
     preset.write_text("extends: deformable\nmodel: {heads: 4}\nevaluation: {max_detections: 7}\n")
-    # Twice the points of eight heads.
     file = official_files.make("deformable", "model.heads=4").save(place / "official.pth")
     convert(file, place / "run", preset=str(preset))
     notes = "\n".join(convert(place / "run", place / "back.pth").notes)
@@ -187,7 +187,7 @@ class TestStripped:
         official = official_files.make(system)
         official.save(place / "official.pth")
         opened = open_run(place / "official.pth")
-        write_deployed(place / "stripped.safetensors", opened.model.detector.state_dict(), opened.deployment)
+        write_deployed(place / "stripped.safetensors", opened.model.detector.inference_state(), opened.deployment)
         return place / "stripped.safetensors"
 
     def test_a_detector_of_lora_becomes_a_plain_one(self, place: Path) -> None:
@@ -250,6 +250,20 @@ class TestClasses:
         official.tensors[CLASSES] = encoded
         opened = open_run(official.save(place / "official.pth"))
         assert (opened.categories, opened.config.data.num_classes) == (other, "auto")
+
+    def test_all_that_has_a_row_for_each_class_starts_anew_on_others(self, place: Path) -> None:
+        official = official_files.make("relation")
+        weights = read_initial_weights(official.save(place / "official.pth"))
+        other = CategoryMap(tuple(range(91)), tuple(f"thing {i}" for i in range(91)))
+        model, report = build_from_weights(official.config, other, weights)
+        assert {".".join(name.split(".")[1:4]) for name in report.anew} == {
+            *(f"heads.classes.{i}" for i in range(3)),
+            "query_groups.hybrid.classes",
+            "query_groups.denoising.labels",
+        }
+        assert (len(report.taken) + len(report.anew), report.unused) == (len(model.state_dict()), ())
+        _, report = build_from_weights(official.config, CategoryMap.coco91(COCO_NAMES), weights)
+        assert report.anew == {}
 
     @pytest.mark.parametrize("stored", [torch.tensor([7, 1 << 40, -1]), torch.tensor([65, -1] * 92)])
     def test_a_list_of_names_that_is_none_is_refused(self, stored: Tensor, place: Path) -> None:
