@@ -27,7 +27,8 @@ from lora_detr.models import DetectorConfig, TwoStageDetector
 from lora_detr.tensor_files import read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+HASH = "sha256"
 
 
 class DeploymentConfig(Strict):
@@ -83,15 +84,13 @@ def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: Deployment
     Raises:
         OutputError: the file cannot be written.
     """
-    described = config.model_dump_json()
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "lora_detr_version": __version__,
-        "config": described,
-        "sha256": _digest(tensors, described),
+        "config": config.model_dump_json(),
     }
-    write_tensors(path, dict(tensors), metadata)
+    write_tensors(path, dict(tensors), {**metadata, HASH: _digest(tensors, metadata)})
 
 
 def is_deployed(path: Path) -> bool:
@@ -130,7 +129,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
             f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}",
             "strip the run again" if older else "install a newer lora-detr",
         )
-    if metadata.get("sha256") != _digest(tensors, metadata.get("config", "")):
+    if metadata.pop(HASH, None) != _digest(tensors, metadata):
         raise CheckpointError(
             f"{path}: damaged: its contents do not match the hash it was written with",
             "use another copy, or strip the run again",
@@ -145,9 +144,9 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
         ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor], config: str) -> str:
-    """Return the SHA-256 of the config and of all tensors, by name."""
-    digest = hashlib.sha256(config.encode())
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the metadata and of all tensors, by name."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

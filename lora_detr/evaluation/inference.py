@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from lora_detr.errors import NumericalError
 from lora_detr.evaluation.coco_eval import CocoEvaluator
 from lora_detr.evaluation.postprocess import Suppression, postprocess
 from lora_detr.structures import Batch, Images, Prediction
@@ -36,9 +37,13 @@ def collect(
         nms_iou: suppress duplicates above this overlap; None for none.
         suppression: whether only detections of one class are duplicates.
         progress: told the number of images after each batch.
+
+    Raises:
+        NumericalError: a prediction is not finite; names the images. Counted, it would match any object.
     """
     for batch in batches:
         prediction = predict(batch.images.to(device))
+        _check_finite(prediction, batch)
         sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
         found = postprocess(
             prediction,
@@ -52,3 +57,14 @@ def collect(
             evaluator.add(target.image_id, detections)
         if progress is not None:
             progress(len(batch.targets))
+
+
+def _check_finite(prediction: Prediction, batch: Batch) -> None:
+    finite = torch.stack([prediction.logits.isfinite().all(2).all(1), prediction.boxes.isfinite().all(2).all(1)]).all(0)
+    wrong = [target.image_id for target, good in zip(batch.targets, finite.tolist(), strict=True) if not good]
+    if wrong:
+        raise NumericalError(
+            f"the prediction is not finite for image {', '.join(map(str, wrong))}",
+            "the weights may be damaged or untrained; evaluate another checkpoint",
+            code="N01",
+        )

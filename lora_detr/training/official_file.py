@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,17 @@ CLASSES = "_classes_"
 
 POSITION_INDEX, BIAS_TABLE = ".relative_position_index", ".relative_position_bias_table"
 """Ends of names: what an official Swin stores and ours computes, and the table that it points into."""
+
+# Plain data that official files hold beside the weights: their command line, and numbers of numpy under both names
+# that its module has had.
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN_DATA: list[Any] = [
+    argparse.Namespace,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")},
+]
 
 EMA = "ema"
 _NESTING = ("model", "state_dict", "module")
@@ -137,8 +150,7 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
     """
     try:
         _check_bounds(path)
-        # Official files hold their command line beside the weights; a Namespace is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN_DATA):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check the path") from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lora_detr.config.load import load_config
+from lora_detr.config.run import RunConfig
 from lora_detr.errors import NumericalError
 from lora_detr.losses.config import (
     BranchLossConfig,
@@ -239,29 +244,58 @@ class OpCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(batch: int, objects: int, branches: int, config: CriterionConfig) -> int:
+@dataclass(frozen=True)
+class Cost:
+    """Tensor operations of matching and criterion, and the copies to the host among them."""
+
+    forward: int
+    backward: int
+    copies: int
+
+
+def cost_of(criterion: Criterion, step: Step, leaves: Sequence[Tensor]) -> Cost:
+    before = HostCopies.count
+    with OpCounter() as forward:
+        report = criterion(step.output, step.branches, step.targets, Normaliser(sum(step.targets.counts)))
+    copies = HostCopies.count - before
+    with OpCounter() as backward:
+        torch.autograd.grad(report.total, leaves, allow_unused=True)
+    return Cost(forward.count, backward.count, copies)
+
+
+def cost(batch: int, objects: int, branches: int, config: CriterionConfig) -> Cost:
     step = make_step(0, layers=6, branches=branches, counts=[objects] * batch, queries=100, classes=10, tokens=200)
     criterion = build(6, config, [TopKConfig(k=k) for k in (6, 4, 2, 5, 3)[:branches]])
-    before = HostCopies.count
-    with OpCounter() as counter:
-        criterion(step.output, step.branches, step.targets, Normaliser(batch * objects))
-    assert HostCopies.count - before <= 1
-    return counter.count
+    return cost_of(criterion, step, list(step.leaves.values()))
 
 
-QUALITY = CriterionConfig(primary=PrimaryLossConfig(classification="quality"))
-MERGED = QUALITY.model_copy(update={"branch": BranchLossConfig(merge_one_to_one=True)})
+def of_preset(name: str) -> CriterionConfig:
+    return load_config(RunConfig, preset=name).config.loss
 
 
-@pytest.mark.parametrize("config", [QUALITY, MERGED], ids=["quality", "merged"])
+# The family's criteria: LoRA branches, the same merged with one-to-one pairs, networks of their own, MS-DETR.
+FAMILY = ["deformable-lora3", "deformable-pp-lora3", "deformable-ffn3", "ms-detr"]
+per_criterion = pytest.mark.parametrize("preset", FAMILY)
+
+
+@per_criterion
 @pytest.mark.parametrize(("objects", "branches"), [(20, 3), (8, 1), (8, 5), (1, 3)])
-def test_operations_do_not_grow_with_objects_or_branches(objects: int, branches: int, config: CriterionConfig) -> None:
-    assert operations(2, objects, branches, config) <= 1.1 * operations(2, 8, 3, config)
+def test_operations_do_not_grow_with_objects_or_branches(objects: int, branches: int, preset: str) -> None:
+    config = of_preset(preset)
+    found, expected = cost(2, objects, branches, config), cost(2, 8, 3, config)
+    assert found.forward <= 1.1 * expected.forward
+    assert found.backward <= 1.1 * expected.backward
 
 
-def test_operations_do_not_grow_with_the_batch() -> None:
-    assert operations(8, 20, 3, QUALITY) <= 1.1 * operations(2, 8, 3, QUALITY)
+@per_criterion
+def test_operations_do_not_grow_with_the_batch(preset: str) -> None:
+    config = of_preset(preset)
+    assert cost(8, 20, 3, config).forward <= 1.1 * cost(2, 8, 3, config).forward
 
 
-def test_at_most_400_operations_forward() -> None:
-    assert operations(2, 8, 3, QUALITY) <= 400
+@per_criterion
+def test_at_most_400_operations_forward_and_650_with_backward(preset: str) -> None:
+    found = cost(2, 8, 3, of_preset(preset))
+    assert found.forward <= 400
+    assert found.forward + found.backward <= 650
+    assert found.copies == 1

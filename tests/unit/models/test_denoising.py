@@ -94,8 +94,9 @@ def test_the_noise_is_drawn_from_the_generator_that_checkpoints_hold() -> None:
 
 
 def test_n07_a_batch_without_objects_has_no_queries_and_draws_nothing() -> None:
+    module, targets = build(10, 0.5, 1.0), draw_targets([0, 0], CLASSES)
     before = torch.get_rng_state()
-    found: DenoisingBatch = build(10, 0.5, 1.0)(draw_targets([0, 0], CLASSES), PRIMARY)
+    found: DenoisingBatch = module(targets, PRIMARY)
     assert found.content.shape == (2, 0, WIDTH)
     assert found.mask.shape == (PRIMARY, PRIMARY)
     assert not found.mask.any() and not found.pairs.mask.any()
@@ -112,6 +113,14 @@ def test_only_the_table_of_labels_learns() -> None:
     assert module.labels.weight.grad is not None
     learned = module.labels.weight.grad.any(1).nonzero().flatten().tolist()
     assert learned == sorted(set(targets[0].labels.tolist()))
+
+
+def test_positives_start_nearer_to_their_target_than_negatives() -> None:
+    target = Target(draw_boxes(6), torch.arange(6) % CLASSES, 0, (64, 64))
+    found = build(300, 0.0, 0.4)([target], PRIMARY)
+    boxes = found.reference[0].view(found.groups, 2, 6, 4)
+    distance = (boxes - target.boxes).abs().sum(-1).mean((0, 2))
+    assert distance[0] < 0.6 * distance[1]
 
 
 class TestInTheDetector:
@@ -163,10 +172,3 @@ class TestInTheDetector:
         assert first.shape == (1, 8, 4)
         torch.testing.assert_close(first[:, :4], second[:, :4], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(first[:, 4:], second[:, 4:], rtol=0, atol=1e-3)
-
-    def test_positives_start_nearer_to_their_target_than_negatives(self) -> None:
-        target = Target(draw_boxes(6), torch.arange(6) % CLASSES, 0, (64, 64))
-        found = build(300, 0.0, 0.4)([target], PRIMARY)
-        boxes = found.reference[0].view(found.groups, 2, 6, 4)
-        distance = (boxes - target.boxes).abs().sum(-1).mean((0, 2))
-        assert distance[0] < 0.6 * distance[1]

@@ -20,7 +20,7 @@ from tests.unit.matchers.random_problems import draw_boxes
 LAYERS, WIDTH, HEADS, QUERIES, CLASSES = 3, 32, 4, 5, 3
 
 
-@pytest.mark.parametrize(("images", "queries"), [(1, 1), (2, 4), (3, 7)])
+@pytest.mark.parametrize(("images", "queries"), [(1, 2), (2, 4), (3, 7)])
 def test_the_bias_equals_plain_loops(images: int, queries: int) -> None:
     module = PositionRelation(HEADS)
     torch.nn.init.normal_(module.projection.weight)

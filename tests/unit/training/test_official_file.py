@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,15 @@ RAW, AVERAGE = {"a.weight": torch.tensor([1.0, 2.0])}, {"a.weight": torch.tensor
 def saved(content: object, path: Path, *, archive: bool = True) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=archive)
     return path
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "older format"])
+def test_plain_data_beside_the_weights_is_no_obstacle(archive: bool, tmp_path: Path) -> None:
+    """Command lines and numbers of numpy stand in real files; they are named, and not read."""
+    beside = {"args": Namespace(lr=2e-4), "best": np.float64(0.49), "epoch": np.int64(11), "lr": [np.float32(1e-4)]}
+    file = read_official(saved({"model": RAW, **beside}, tmp_path / "file.pth", archive=archive))
+    assert file.tensors.keys() == RAW.keys()
+    assert file.rest == tuple(beside)
 
 
 @pytest.mark.parametrize(

@@ -30,39 +30,71 @@ def refused(**options: object) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("options", "preset", "expected"),
-    [
-        ({}, "deformable", []),
-        ({"baseline": "deformable"}, "deformable", []),
-        ({"baseline": "deformable", "aux": 0}, "deformable", []),
-        ({"baseline": "deformable", "aux": 1}, "deformable-lora1", [6]),
-        ({"baseline": "deformable", "aux": 2}, "deformable-lora3", [6, 3]),
-        ({"baseline": "deformable", "aux": 3}, "deformable-lora3", [6, 4, 2]),
-        ({"baseline": "deformable", "aux": 5}, "deformable-lora3", [6, 5, 4, 3, 2]),
-        ({"baseline": "deformable", "branches": ("topk:k=5", "topk:k=3")}, "deformable-lora3", [5, 3]),
-        ({"baseline": "deformable-pp"}, "deformable-pp", []),
-        ({"baseline": "deformable-pp", "aux": 1}, "deformable-pp-lora1", [6]),
-        ({"baseline": "deformable-pp", "aux": 3}, "deformable-pp-lora3", [6, 4, 2]),
-    ],
-)
-def test_baseline_and_number_of_branches_choose_the_preset(
-    options: dict[str, object], preset: str, expected: list[int]
-) -> None:
-    resolved = resolve(Request(data=DATA, **options))  # type: ignore[arg-type]
-    assert resolved.preset == preset
-    assert ks(resolved.loaded.config) == expected
+# --baseline and --aux -> preset and k of each branch, in the order of the official code.
+CHOICES: dict[tuple[str, int | None], tuple[str, list[int]]] = {
+    ("deformable", None): ("deformable", []),
+    ("deformable", 0): ("deformable", []),
+    ("deformable", 1): ("deformable-lora1", [6]),
+    ("deformable", 2): ("deformable-lora3", [6, 3]),
+    ("deformable", 3): ("deformable-lora3", [6, 4, 2]),
+    ("deformable", 5): ("deformable-lora3", [6, 5, 4, 3, 2]),
+    ("deformable-pp", None): ("deformable-pp", []),
+    ("deformable-pp", 0): ("deformable-pp", []),
+    ("deformable-pp", 1): ("deformable-pp-lora1", [6]),
+    ("deformable-pp", 2): ("deformable-pp-lora3", [6, 3]),
+    ("deformable-pp", 3): ("deformable-pp-lora3", [6, 4, 2]),
+    ("deformable-pp", 5): ("deformable-pp-lora3", [6, 5, 4, 3, 2]),
+    ("relation", None): ("relation", []),
+    ("relation", 0): ("relation", []),
+    ("relation", 1): ("relation-lora1", [6]),
+    ("relation", 2): ("relation-lora3", [3, 6]),
+    ("relation", 3): ("relation-lora3", [2, 4, 6]),
+    ("relation", 5): ("relation-lora3", [2, 3, 4, 5, 6]),
+    ("ms-detr", None): ("ms-detr", [6]),
+    ("ms-detr", 0): ("ms-detr", []),
+    ("ms-detr", 1): ("ms-detr", [6]),
+    ("ms-detr", 2): ("ms-detr", [6, 3]),
+    ("ms-detr", 3): ("ms-detr", [6, 2, 4]),
+    ("ms-detr", 5): ("ms-detr", [6, 5, 4, 3, 2]),
+}
+
+
+@pytest.mark.parametrize(("baseline", "aux"), CHOICES)
+def test_baseline_and_number_of_branches_choose_the_preset(baseline: str, aux: int | None) -> None:
+    preset, expected = CHOICES[baseline, aux]
+    resolved = resolve(Request(data=DATA, baseline=baseline, aux=aux))
+    config = resolved.loaded.config
+    assert (resolved.preset, ks(config)) == (preset, expected)
+    assert {branch.kind for branch in config.branches} <= {"cross-ffn" if baseline == "ms-detr" else "lora"}
+    # Nothing but the list of branches differs from the preset itself.
+    whole = config_of(preset=preset)
+    assert config == whole.model_copy(update={"branches": config.branches})
+    if aux is None or preset.endswith(f"-lora{aux}"):
+        assert config == whole
+
+
+def test_without_a_baseline_deformable_is_meant() -> None:
+    assert resolve(Request(data=DATA)).preset == "deformable"
+    assert resolve(Request(data=DATA, aux=3)).preset == "deformable-lora3"
 
 
 def test_branches_bring_the_losses_of_the_paper_and_none_those_of_the_baseline() -> None:
     assert config_of(baseline="deformable").loss.primary.classification == "focal"
     assert config_of(baseline="deformable", aux=3).loss.primary.classification == "quality"
+    assert config_of(baseline="relation").loss.primary.weights.classification == 1.0
+    assert config_of(baseline="relation", aux=3).loss.primary.weights.classification == 0.5
 
 
-def test_aux_on_a_preset_changes_the_list_of_branches_and_nothing_else() -> None:
-    whole, control = config_of(preset="deformable-lora3"), config_of(preset="deformable-lora3", aux=0)
-    assert ks(whole) == [6, 4, 2]
-    assert control == whole.model_copy(update={"branches": ()})
+@pytest.mark.parametrize(
+    "preset", ["deformable-lora3", "deformable-pp-lora3", "relation-lora3", "deformable-ffn3", "ms-detr-tiny"]
+)
+@pytest.mark.parametrize("aux", [0, 2, 4])
+def test_aux_on_a_preset_changes_the_list_of_branches_and_nothing_else(preset: str, aux: int) -> None:
+    whole, changed = config_of(preset=preset), config_of(preset=preset, aux=aux)
+    assert len(changed.branches) == aux
+    assert changed == whole.model_copy(update={"branches": changed.branches})
+    listed = [branch.model_copy(update={"matcher": whole.branches[0].matcher}) for branch in changed.branches]
+    assert listed == [whole.branches[0]] * aux
 
 
 def test_more_branches_keep_the_settings_of_the_presets_first() -> None:
@@ -87,6 +119,7 @@ def test_rank_changes_all_branches() -> None:
     assert [(branch.rank, branch.matcher.k) for branch in config.branches] == [(48, 6), (48, 4), (48, 2)]
     assert [branch.rank for branch in config_of(preset="deformable-lora3", rank=7).branches] == [7, 7, 7]
     assert "rank" in refused(baseline="deformable", aux=3, rank=0).message
+    assert {branch.rank for branch in config_of(baseline="deformable-pp", aux=2).branches} == {48}
 
 
 def test_branch_specifications_in_the_words_of_the_paper() -> None:
@@ -100,6 +133,9 @@ def test_branch_specifications_in_the_words_of_the_paper() -> None:
     ("text", "part"),
     [
         ("lorra/topk:k=3", "did you mean 'lora'?"),
+        ("ffm/topk:k=3", "did you mean 'ffn'?"),
+        ("cross/topk:k=3", "did you mean 'cross-ffn'?"),
+        ("ffn/topk:kk=3", "branches.0.matcher.kk"),
         ("topk:k", "expected key=value"),
         ("topk:kk=3", "branches.0.matcher.kk"),
         ("topk:k=0", "branches.0.matcher.k"),
@@ -116,6 +152,17 @@ def test_a_wrong_branch_specification_says_where(text: str, part: str) -> None:
     [
         ({"aux": 3, "branches": ("topk:k=6",)}, "--aux and --branch exclude each other"),
         ({"aux": -1}, "--aux -1"),
+        ({"branch_kind": "ffn", "branches": ("topk:k=6",)}, "--branch-kind and --branch exclude each other"),
+        ({"branch_kind": "frn", "aux": 1}, "--branch-kind frn: unknown kind 'frn'; did you mean 'ffn'?"),
+        ({"branch_kind": "ffn"}, "--branch-kind ffn: there are no branches"),
+        ({"baseline": "deformable", "aux": 3, "branch_kind": "ffn", "rank": 8}, "--rank 8: ffn branches have no rank"),
+        ({"preset": "deformable-ffn3", "rank": 8}, "--rank 8: ffn branches have no rank"),
+        ({"branches": ("topk:k=6", "ffn/topk:k=3"), "rank": 8}, "--rank 8: ffn branches have no rank"),
+        ({"baseline": "ms-detr", "rank": 8}, "--rank 8: cross-ffn branches have no rank"),
+        ({"baseline": "relation", "rank": 8}, "--rank 8: there are no branches"),
+        ({"hybrid": -1}, "--hybrid -1: expected 0 or more"),
+        ({"baseline": "relatoin"}, "did you mean 'relation'?"),
+        ({"baseline": "msdetr"}, "did you mean 'ms-detr'?"),
         ({"baseline": "deformabel"}, "did you mean 'deformable'?"),
         ({"preset": "deformable-lora33"}, "unknown preset 'deformable-lora33'; did you mean 'deformable-lora3'?"),
         ({"baseline": "deformabel", "preset": "deformable-lora3"}, "did you mean 'deformable'?"),
@@ -127,17 +174,35 @@ def test_wrong_options(options: dict[str, object], part: str) -> None:
     assert part in refused(**options).message
 
 
-def test_a_baseline_that_contradicts_the_preset_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BASELINES", ("deformable", "relation"))
-    error = refused(baseline="relation", preset="deformable-lora3")
-    assert error.message == "--baseline relation contradicts --preset deformable-lora3, which is a 'deformable'"
-    assert config_of(baseline="deformable", preset="deformable-lora3").branches
+@pytest.mark.parametrize(
+    ("baseline", "preset", "system"),
+    [
+        ("relation", "deformable", "deformable"),
+        ("relation", "deformable-lora3", "deformable"),
+        ("deformable", "relation-tiny", "relation"),
+        ("deformable", "deformable-pp", "deformable-pp"),
+        ("deformable-pp", "deformable", "deformable"),
+        ("ms-detr", "deformable-ffn3", "deformable"),
+        ("deformable", "ms-detr-pp", "ms-detr"),
+        ("deformable-pp", "ms-detr-pp", "ms-detr"),
+    ],
+)
+def test_a_baseline_that_contradicts_the_preset_is_an_error(baseline: str, preset: str, system: str) -> None:
+    error = refused(baseline=baseline, preset=preset)
+    assert error.message == f"--baseline {baseline} contradicts --preset {preset}, which is a '{system}'"
 
 
-def test_the_systems_of_one_class_are_told_apart() -> None:
-    assert config_of(baseline="deformable-pp", preset="deformable-pp-lora3").branches
-    for baseline, preset in (("deformable", "deformable-pp"), ("deformable-pp", "deformable")):
-        assert "contradicts" in refused(baseline=baseline, preset=preset).message
+@pytest.mark.parametrize(
+    ("baseline", "preset"),
+    [
+        ("deformable", "deformable-lora3"),
+        ("deformable-pp", "deformable-pp-lora3"),
+        ("relation", "relation-swin-l-lora3"),
+        ("ms-detr", "ms-detr-pp"),
+    ],
+)
+def test_a_baseline_beside_a_preset_of_its_own_changes_nothing(baseline: str, preset: str) -> None:
+    assert config_of(baseline=baseline, preset=preset) == config_of(preset=preset)
 
 
 def test_plus_plus_as_the_authors_trained_it() -> None:
@@ -191,6 +256,17 @@ class TestWithoutData:
             ({}, "deformable-tiny", []),
             ({"baseline": "deformable", "aux": 0}, "deformable-tiny", []),
             ({"baseline": "deformable", "aux": 1}, "deformable-tiny-lora3", [6]),
+            ({"baseline": "deformable", "aux": 3, "branch_kind": "ffn"}, "deformable-tiny-ffn3", [6, 2, 4]),
+            ({"baseline": "deformable", "aux": 1, "branch_kind": "ffn"}, "deformable-tiny-ffn3", [6]),
+            ({"baseline": "deformable", "branches": ("ffn/topk:k=3",)}, "deformable-tiny-ffn3", [3]),
+            ({"baseline": "deformable-pp"}, "deformable-pp-tiny", []),
+            ({"baseline": "deformable-pp", "aux": 2}, "deformable-pp-tiny-lora3", [6, 3]),
+            ({"baseline": "relation"}, "relation-tiny", []),
+            ({"baseline": "relation", "aux": 1}, "relation-tiny-lora3", [6]),
+            ({"baseline": "relation", "aux": 3}, "relation-tiny-lora3", [2, 4, 6]),
+            ({"baseline": "ms-detr"}, "ms-detr-tiny", [6]),
+            ({"baseline": "ms-detr", "aux": 2}, "ms-detr-tiny", [6, 3]),
+            ({"hybrid": 6, "dac": True}, "deformable-tiny", []),
             ({"baseline": "deformable", "aux": 3}, "deformable-tiny-lora3", [6, 4, 2]),
         ],
     )
