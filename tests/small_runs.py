@@ -46,7 +46,7 @@ LEARNED = (
 
 # What a tiny preset is cut down to, so that a step takes a tenth of a second; what it switches on is kept.
 REDUCED = (
-    "model.backbone={kind: timm, name: test_efficientnet, strides: [16, 32], weights: none, channels_last: false}",
+    "model.backbone={kind: timm, name: test_efficientnet, strides: [16, 32], weights: none, channels_last: true}",
     "model.num_queries=20",
     "model.hidden_dim=32",
     "model.heads=4",

@@ -22,7 +22,8 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         found = [parameter for name, parameter in model.named_parameters() if _is_below(name, prefix)]
         if not found:
-            known = [name for name, _ in model.named_modules() if name.count(".") <= prefix.count(".") and name]
+            parts = [name for name, part in model.named_modules() if name and any(True for _ in part.parameters())]
+            known = [name for name in parts if name.count(".") <= prefix.count(".")]
             raise ConfigError(
                 f"`train.freeze`: no parameter's name begins with '{prefix}'{nearest(prefix, known)}",
                 "names of parts begin with detector. or branches., for example detector.backbone",

@@ -58,6 +58,17 @@ def unflatten_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any])
     return {"state": dict(sorted(state.items())), "param_groups": restored}
 
 
+def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give restored moments the memory format of their parameters, which a file does not hold.
+
+    The values stay, but an update that walks through two formats rounds otherwise, so a resumed run would drift.
+    """
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter).copy_(value)
+
+
 def _group_value(value: Any, name: str) -> JSON:
     # Types that JSON lacks are written as a mapping of one key, which no hyperparameter is.
     if isinstance(value, Tensor):

@@ -32,7 +32,7 @@ from lora_detr.training.eval_results import write_results
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.metrics import RunningMean, append_line, append_row, epoch_record, step_record
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
-from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_optimizer
+from lora_detr.training.optimizer_state import flatten_optimizer, lay_out_like_parameters, unflatten_optimizer
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import restore_rng_state, rng_state
 from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
@@ -248,6 +248,7 @@ class Trainer:
         plain = state["optimizer"]
         assert isinstance(plain, dict)
         self.optimizer.load_state_dict(unflatten_optimizer(checkpoint.optimizer, plain))
+        lay_out_like_parameters(self.optimizer)
         random_state, best = state["rng"], state["best"]
         assert isinstance(random_state, dict)
         restore_rng_state(random_state)
