@@ -22,7 +22,7 @@ from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
-from lora_detr.models import DeformableDetrConfig, DetectorConfig, TwoStageDetector
+from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
 
 
 class DataConfig(Strict):
@@ -130,6 +130,11 @@ class RunConfig(Strict):
             raise ValueError(
                 f"`model.levels` is {self.model.levels} but `model.backbone` gives {maps} feature maps; "
                 "raise the levels or list fewer strides"
+            )
+        if self.loss.encoder.classes == "own" and not isinstance(self.model, RelationDetrConfig):
+            raise ValueError(
+                f"`loss.encoder.classes` is own but `model.kind` is {self.model.kind}, which ranks proposals by their "
+                "first class alone; use foreground"
             )
         if self.model.hidden_dim % self.model.heads:
             raise ValueError(

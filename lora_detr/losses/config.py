@@ -117,8 +117,8 @@ class DenoisingLossConfig(Strict):
 class DacLossConfig(Strict):
     """The second pass without self-attention: matched one to many (DAC-DETR)."""
 
-    classification: Classification = "focal"
-    """Focal loss, or another with the matching score as quality."""
+    classification: Classification | None = None
+    """Null: that of the primary path, with the matching score as quality."""
     weights: TermWeights = TermWeights()
     """Weights of the terms."""
     matcher: MatcherConfig = TopKConfig(k=6)

@@ -218,7 +218,7 @@ class Criterion(nn.Module):
                     stack,
                     self.dac_matching(stack, targets, matched["primary path"], None),
                     targets.labels,
-                    dac.classification,
+                    dac.classification or self.config.primary.classification,
                     quality="score",
                     one_to_one=False,
                     weights=dac.weights,

@@ -89,7 +89,8 @@ class Heads(nn.Module):
             Prediction in float32, whatever the precision of ``hidden``.
         """
         hidden = self.norm(hidden)
-        return Prediction(self.classes[index](hidden).float(), self.refine(index, hidden, reference))
+        boxes = self.refine(index, hidden, reference)
+        return Prediction(self.classes[index](hidden).float(), boxes)
 
     def refine(self, index: int, hidden: Tensor, reference: Tensor) -> Tensor:
         """Return the box [..., Q, 4] that head ``index`` makes of a reference; the hidden state is read as it is."""

@@ -171,7 +171,7 @@ def _to_run(
         output=str(output),
         system=system.describe(),
         tensors=len(file.tensors),
-        parameters=sum(parameter.numel() for parameter in opened.model.parameters()),
+        parameters=sum(tensor.numel() for tensor in file.weights.values()),
         not_converted=file.rest,
         notes=system.notes,
     )
@@ -195,11 +195,10 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
     _refuse_half_systems(weights, model, kinds, source)
     origin = state.get(ORIGIN)
     tensors = _as_it_was(tensors, origin) if isinstance(origin, dict) else _with_classes(tensors, model, categories)
-    if CLASSES not in tensors and categories != COCO_MAP:
-        left.append("ids and names of classes")
-    notes = _unsaid(OfficialFile(output, tensors), deployment, kinds)
+    beside = None if CLASSES in tensors or categories == COCO_MAP else categories
+    notes = _unsaid(source, OfficialFile(output, tensors, categories=beside), deployment, kinds)
     prepare_directory(output.parent, sum(t.numel() * t.element_size() for t in tensors.values()))
-    write_official(output, tensors)
+    write_official(output, tensors, beside)
     return Conversion(
         source=name,
         output=str(output),
@@ -245,10 +244,12 @@ def _refuse_half_systems(
     fault = ""
     if isinstance(model, RelationDetrConfig) and any(name not in weights for name in RELATION_GROUPS):
         fault = "has no hybrid or denoising queries, which an official Relation-DETR has"
-    elif model.kind == "ms-detr" and len(kinds) != 1:
-        fault = f"has {len(kinds)} branches, an official MS-DETR has one"
+    elif model.kind == "ms-detr" and list(kinds) != ["cross-ffn"]:
+        fault = f"has {len(kinds)} branches ({', '.join(kinds)}), an official MS-DETR has one cross-ffn"
     elif len(set(kinds)) > 1:
         fault = f"has branches of several kinds ({', '.join(kinds)}), an official file has one kind"
+    elif model.kind != "ms-detr" and not set(kinds) <= ({"lora"} if model.kind == "relation" else {"lora", "ffn"}):
+        fault = f"has {kinds[0]} branches, which no official {model.kind} has"
     if fault:
         remedy = "convert the run that it comes from" if is_deployed(source) else "there is no official form of it"
         raise CheckpointError(f"{source}: {fault}", remedy, code="K08")
@@ -279,12 +280,25 @@ def _with_classes(tensors: dict[str, Tensor], model: DetectorConfig, categories:
     return tensors if encoded is None else {CLASSES: encoded, **tensors}
 
 
-def _unsaid(file: OfficialFile, deployment: DeploymentConfig, kinds: Sequence[str]) -> tuple[str, ...]:
-    """Return notes on what the file would be taken for, where that is not what it was."""
+def _unsaid(source: Path, file: OfficialFile, deployment: DeploymentConfig, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return notes on what the file would be taken for, where that is not what it was.
+
+    Raises:
+        CheckpointError: K08, its tensors are not those of the system that the authors' code would build.
+    """
     try:
         found = recognise(file)
     except LoraDetrError as error:
         return (f"read again, it needs --preset: {error.message.removeprefix(f'{file.path}: ')}",)
+    with torch.device("meta"):
+        model = found.config.build_model(found.classes.categories.num_classes, load_weights=False)
+    try:
+        file.check_fit(model)
+    except CheckpointError as error:
+        difference = error.message.partition(": ")[2]
+        raise CheckpointError(
+            f"{source}: the authors' code could not load it: {difference}", "there is no official form of it", code="K08"
+        ) from error
     differing = diff_configs(deployment, found.config.deployment(found.classes.categories))
     lost = [f"`{key}` is {own}, read again it is {other}" for key, own, other in differing if key not in NOT_INFERENCE]
     others = [branch.kind for branch in found.config.branches]

@@ -39,7 +39,7 @@ class OfficialClasses:
 def classes_of(file: OfficialFile, data: Path | None = None) -> OfficialClasses:
     """Return the labels 0..K-1 of a file.
 
-    The file's own list of names comes first; 91 classes without one are COCO's; then ``data`` is asked.
+    What the file says itself comes first; 91 classes without a word are COCO's; then ``data`` is asked.
 
     Args:
         file: official checkpoint with class heads.
@@ -50,6 +50,8 @@ def classes_of(file: OfficialFile, data: Path | None = None) -> OfficialClasses:
         LoraDetrError: the data cannot be read.
     """
     num_classes = file.num_classes
+    if file.categories is not None and file.categories.num_classes == num_classes:
+        return OfficialClasses(file.categories, True, f"{num_classes}, named in the file")
     stored = file.tensors.get(CLASSES)
     if stored is not None:
         names = decode_names(stored, file.path)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
+from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.exact_weights import SHOWN, list_differences
 from lora_detr.models.backbones.swin_names import relative_position_index
@@ -25,6 +26,8 @@ from lora_detr.tensor_files import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_TENSORS
 from lora_detr.training.official_keys import Family, aliases, to_official, to_ours
 
 OFFICIAL_SUFFIXES = (".pth", ".pt")
+CATEGORIES = "categories"
+"""Key beside the model: ids and names of labels that official code has no place for."""
 CLASSES = "_classes_"
 """A buffer of the Relation family: names of the classes, letter by letter."""
 
@@ -57,12 +60,14 @@ class OfficialFile:
         tensors: by official name, in the order of the file; a head stands under both of its names.
         averaged: whether the tensors are averaged weights (EMA).
         rest: what else the file holds and is not read, such as ``optimizer``.
+        categories: labels, where the file was written by ``convert`` and they are not the ids of the data set.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     averaged: bool = False
     rest: tuple[str, ...] = ()
+    categories: CategoryMap | None = None
 
     @cached_property
     def num_layers(self) -> int:
@@ -163,12 +168,14 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
         ) from error
     averaged = False
     rest: list[str] = []
+    said = content.get(CATEGORIES) if isinstance(content, Mapping) else None
+    categories = None if said is None else CategoryMap.from_json(said)
     order = (EMA, *_NESTING) if ema else (*_NESTING, EMA)
     for _ in order:
         inner = next((key for key in order if isinstance(content, Mapping) and _is_mapping(content, key)), None)
         if inner is None:
             break
-        rest += [str(key) for key in content if key != inner]
+        rest += [str(key) for key in content if key not in (inner, CATEGORIES)]
         averaged = averaged or inner == EMA
         content = content[inner]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -188,17 +195,23 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
                 "use another copy",
                 code="K08",
             )
-    return OfficialFile(path, tensors, averaged, tuple(rest))
+    return OfficialFile(path, tensors, averaged, tuple(rest), categories)
 
 
-def write_official(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_official(path: Path, tensors: Mapping[str, Tensor], categories: CategoryMap | None = None) -> None:
     """Write ``{"model": tensors}`` as the authors' code does, atomically; a tensor under two names is stored once.
+
+    Args:
+        path: of the file.
+        tensors: by official name.
+        categories: labels, if they are to stand beside the model; the authors' code reads past them.
 
     Raises:
         OutputError: the file cannot be written.
     """
     content = io.BytesIO()
-    torch.save({"model": dict(tensors)}, content)
+    beside = {} if categories is None else {CATEGORIES: categories.to_json()}
+    torch.save({"model": dict(tensors), **beside}, content)
     write_file(path, content.getvalue())
 
 

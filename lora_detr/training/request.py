@@ -122,6 +122,10 @@ def resolve(request: Request) -> Resolved:
             small = ", with the tiny preset" if tiny else ""
             notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
     preset = request.preset or _preset_of(request, tiny)
+    if request.hybrid == 0:
+        # The option is stronger than what else was said of the group.
+        kept = tuple(item for item in request.overrides if not item.startswith("model.hybrid."))
+        request = replace(request, overrides=kept)
     base = load_config(RunConfig, preset=preset, files=request.files, overrides=request.overrides)
     if request.preset and request.baseline and system_of(base.config) != _baseline(request):
         raise ConfigError(
@@ -233,7 +237,7 @@ def _preset_of(request: Request, tiny: bool) -> str:
     kind = _parse_branch(request.branches[0])["kind"] if request.branches else request.branch_kind
     wanted = [f"{base}-lora{count}"] if count == 1 else []
     wanted.append(f"{base}-lora3")
-    if kind == "ffn":
+    if kind in ("ffn", "cross-ffn"):
         wanted.insert(0, f"{base}-ffn3")
     # A system whose own preset has branches, such as MS-DETR, needs no other.
     return next((name for name in wanted if name in known), base)
@@ -290,7 +294,8 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
         settings["model.dac"] = True
         # The weights of MS-DETR belong to it: 1 for the primary's class, unless the user chose another.
         key = "loss.primary.weights.classification"
-        if base.config.loss.primary.classification == "focal" and base.origin[key].startswith(("schema", "preset")):
+        own = {"schema", *(f"preset {name}" for preset in list_presets() for name in (preset.name, preset.path.stem))}
+        if base.config.loss.primary.classification == "focal" and base.origin[key] in own:
             settings[key] = 1.0
     return settings
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from lora_detr.branches import LoRAConfig
 from lora_detr.config.run import RunConfig
 from lora_detr.models import RelationDetrConfig
+from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.training.data import Splits
 from lora_detr.training.initial_weights import BACKBONE, Initialised
 from lora_detr.training.rehearsal import WORTHWHILE_STEPS, rehearse
 from lora_detr.training.trainer import Trainer
+
+FROM_SCRATCH = "from scratch"
 
 
 def summary_lines(
@@ -44,6 +47,7 @@ def summary_lines(
         + (f"{groups / 1e6:.2f} M in query groups, " if groups else "")
         + f"{trained / 1e6:.2f} M are trained",
         *([f"frozen      {', '.join(config.train.freeze)}"] if config.train.freeze else []),
+        *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
         f"schedule    {trainer.total_steps} steps ({trainer.steps_per_epoch} an epoch), {_rate(trainer)}, "
@@ -76,7 +80,20 @@ def _weights_lines(initialised: Initialised | None) -> list[str]:
 def _weights(name: str, initialised: Initialised | None) -> str:
     if initialised is not None and not any(key.startswith(BACKBONE) for key in initialised.anew):
         return "weights given"
-    return "from scratch" if name == NONE else f"{name} weights"
+    return FROM_SCRATCH if name == NONE else f"{name} weights"
+
+
+def _random_frozen_lines(config: RunConfig, initialised: Initialised | None) -> list[str]:
+    """Warn of stages that would stay at their random start."""
+    backbone = config.model.backbone
+    stages = backbone.freeze_stages if isinstance(backbone, TimmConfig) else int(bool(backbone.freeze_stem))
+    if not stages or _weights(backbone.weights, initialised) != FROM_SCRATCH:
+        return []
+    key = "freeze_stages=0" if isinstance(backbone, TimmConfig) else "freeze_stem=false"
+    return [
+        f"warning     the first {stages} stages of the backbone are frozen at their random start; "
+        f"--set model.backbone.{key} trains them"
+    ]
 
 
 def _branch_lines(config: RunConfig) -> list[str]:
@@ -100,7 +117,8 @@ def _group_lines(config: RunConfig) -> list[str]:
         lines.append(f"denoising   about {config.model.denoising.num_queries} noised targets and as many to reject")
     hybrid, repeats = config.model.hybrid, config.loss.hybrid.repeats
     if hybrid is not None:
-        lines.append(f"hybrid      {hybrid.num_queries} queries, targets repeated {repeats} times")
+        # A small image has fewer tokens than that, and so fewer queries.
+        lines.append(f"hybrid      at most {hybrid.num_queries} queries, targets repeated {repeats} times")
     if config.model.dac:
         lines.append(f"dac         a pass without self-attention, topk k={config.loss.dac.matcher.k}")
     return lines

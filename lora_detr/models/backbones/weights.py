@@ -79,7 +79,7 @@ def fetch(source: str, url: str | None, download: Callable[[], Mapping[str, Tens
     Raises:
         CheckpointError: the weights could not be fetched.
     """
-    logger.info("fetching backbone weights %s (kept in the cache of torch hub)", source)
+    logger.info("fetching backbone weights %s (kept in the cache of the library that fetches them)", source)
     try:
         return download()
     except Exception as error:

@@ -20,8 +20,9 @@ from lora_detr.structures import Images
 from lora_detr.training.conversion import convert
 from lora_detr.training.initial_weights import build_from_weights, read_initial_weights
 from lora_detr.training.official_classes import encode_names
-from lora_detr.training.official_file import CLASSES, POSITION_INDEX, read_official
+from lora_detr.training.official_file import CLASSES, POSITION_INDEX, read_official, write_official
 from lora_detr.training.opened import OpenedRun, open_run
+from lora_detr.training.run import start
 from tests import official_files, small_runs
 from tests.golden import store
 from tests.limits import file_size_limit
@@ -130,14 +131,13 @@ def test_windows_that_are_not_the_models_are_refused(place: Path) -> None:
 
 def test_a_run_of_ours_becomes_a_file_that_its_preset_reads(small_run: Path, place: Path) -> None:
     report = convert(small_run, place / "ours.pth")
-    assert report.not_converted == ("settings", "optimiser", "progress", "ids and names of classes")
+    assert report.not_converted == ("settings", "optimiser", "progress")
     assert report.notes[0].startswith("read again, it needs --preset")
     convert(place / "ours.pth", place / "run", preset=str(SMALL))
     before, after = open_run(small_run), open_run(place / "run")
     assert after.config.model == before.config.model
     assert_same(predictions(after), predictions(before))
-    # Labels have lost their ids, so what they stand for is nothing that data could be mistaken for.
-    assert after.categories.names[:2] == ("class 0", "class 1")
+    assert after.categories == before.categories
 
 
 def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(shapes_tiny: Path, place: Path) -> None:
@@ -216,8 +216,45 @@ def test_tensors_without_official_name_are_refused(shapes_tiny: Path, place: Pat
         convert(run, place / "ours.pth")
 
 
+@pytest.mark.parametrize(
+    ("preset", "options", "fault"),
+    [
+        ("deformable-tiny", ["model.backbone={kind: resnet, name: resnet18, weights: none}"], "could not load it"),
+        ("ms-detr-tiny", ["branches=[{kind: lora, matcher: {kind: topk, k: 1}}]"], r"1 branches \(lora\)"),
+        (
+            "relation-tiny",
+            [
+                "model.backbone={kind: resnet, name: resnet18, weights: none, norm: frozen-batch}",
+                "branches=[{kind: ffn, matcher: {kind: topk, k: 1}}]",
+            ],
+            "no official relation has",
+        ),
+    ],
+    ids=["GroupNorm", "MS-DETR with LoRA", "Relation-DETR with networks"],
+)
+def test_what_the_authors_code_could_not_load_is_refused(
+    preset: str, options: list[str], fault: str, shapes_tiny: Path, place: Path
+) -> None:
+    resolved = small_runs.reduced(preset, shapes_tiny, "train.max_steps=1", *options)
+    run = start(resolved, place / "run", None, False, small_runs.Lines()).directory
+    with pytest.raises(CheckpointError, match=fault) as caught:
+        convert(run, place / "ours.pth")
+    assert caught.value.code == "K08"
+    assert not (place / "ours.pth").exists()
+
+
 class TestClasses:
     """What labels stand for: nothing is guessed in silence."""
+
+    def test_labels_that_are_not_ids_come_back(self, place: Path) -> None:
+        """Data of ids 1, 2, 3 have the labels 0, 1, 2, which official code cannot say: they stand beside the model."""
+        file = official_files.make("deformable", num_classes=3).save(place / "official.pth")
+        categories = CategoryMap((1, 2, 7), ("RBC", "WBC", "Platelets"))
+        write_official(place / "ours.pth", read_official(file).tensors, categories)
+        assert open_run(place / "ours.pth").categories == categories
+        assert read_official(place / "ours.pth").rest == ()
+        convert(place / "ours.pth", place / "run")
+        assert open_run(place / "run").categories == categories
 
     @pytest.fixture
     def file(self, place: Path) -> Path:
