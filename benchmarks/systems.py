@@ -2,8 +2,8 @@
 
     python benchmarks/systems.py --data DIR --output runs/systems --steps 300
 
-A system that has been trained already is not trained again, so the script can be stopped and started. Step times are
-measured at the end, all systems in turn in one process on the same batch, and given as ratios to the first system.
+A system that has been trained already is not trained again, so the script can be stopped between two systems and
+started anew. Step times are measured at the end, all systems in turn in one process on the same batch, and given as ratios to the first system.
 """
 
 from __future__ import annotations
@@ -77,12 +77,23 @@ def train(options: Sequence[str], data: Path, steps: int, output: Path, threads:
     """Train and strip one system in processes of their own, unless that is done already."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "lora_detr"]
-    if not (output / "exit.json").is_file():
-        arguments = ["--data", str(data), "--max-steps", str(steps), "--seed", str(seed), "--output-dir", str(output)]
-        arguments += ["--set", f"train.epochs={steps}", "--set", f"evaluation.every={steps}"]
-        run([*command, "train", *options, *arguments], environment)
+    arguments = [*options, "--data", str(data), "--max-steps", str(steps), "--seed", str(seed)]
+    arguments += ["--set", f"train.epochs={steps}", "--set", f"evaluation.every={steps}"]
+    if output.exists() and not is_done(output, steps, seed):
+        raise SystemExit(f"{output}: holds a run of other settings, or one that has not ended; remove it")
+    if not output.exists():
+        run([*command, "train", *arguments, "--output-dir", str(output)], environment)
     if not (output / "strip_report.json").is_file():
         run([*command, "strip", str(output)], environment)
+
+
+def is_done(output: Path, steps: int, seed: int) -> bool:
+    """Return whether a run ended well with these steps and this seed."""
+    ended = output / "exit.json"
+    if not ended.is_file() or json.loads(ended.read_text(encoding="utf-8"))["code"] != 0:
+        return False
+    config = open_run(output, "last").config.train
+    return (config.max_steps, config.seed) == (steps, seed)
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> None:

@@ -242,7 +242,8 @@ class Assignment:
 
     Attributes:
         query: int64 [G, B, T, k]; any valid index where masked.
-        score: float [G, B, T, k], the matching score M of the pair (Eq. 7), by which conflicts are decided.
+        score: float [G, B, T, k], by which conflicts are decided: the matching score M of the pair (Eq. 7), the
+            negative cost of a one-to-one pair, or 0 where pairs are known beforehand.
         mask: bool [G, B, T, k], true where the pair counts.
     """
 

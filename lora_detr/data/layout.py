@@ -9,6 +9,9 @@ import yaml
 
 from lora_detr.errors import ConfigError, DataError, nearest
 
+COCO_FOLDER = Path("data/coco")
+"""Where COCO is looked for when nothing else is said."""
+
 PATH_KEYS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
 

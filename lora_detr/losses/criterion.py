@@ -225,6 +225,7 @@ class Criterion(nn.Module):
                     normaliser=normaliser.of(),
                 )
             ]
+        assert group.name == "hybrid", group.name
         hybrid = self.config.hybrid
         divisor = normaliser.of(hybrid.repeats)
         sources = [

@@ -51,7 +51,16 @@ class HybridQueries(nn.Module):
     def forward(
         self, proposals: Proposals, described: DescribedTokens, primary: ProposedBoxes
     ) -> tuple[InitialQueries, EncoderOutput | None]:
-        """Return the group's queries, and its proposals if it has heads of its own."""
+        """Return the group's queries, and its proposals if it has heads of its own.
+
+        Args:
+            proposals: of the detector.
+            described: S memory tokens [B, S, D].
+            primary: proposals of the primary path, over all S tokens.
+
+        Returns:
+            At most ``num_queries`` queries; fewer, down to none, where the tokens are used up.
+        """
         if self.classes is not None and self.boxes is not None:
             proposed = proposals.propose(described, self.classes, self.boxes)
             selected = proposals.ranked(proposed, self.num_queries)

@@ -297,7 +297,9 @@ def _unsaid(source: Path, file: OfficialFile, deployment: DeploymentConfig, kind
     except CheckpointError as error:
         difference = error.message.partition(": ")[2]
         raise CheckpointError(
-            f"{source}: the authors' code could not load it: {difference}", "there is no official form of it", code="K08"
+            f"{source}: the authors' code could not load it: {difference}",
+            "there is no official form of it",
+            code="K08",
         ) from error
     differing = diff_configs(deployment, found.config.deployment(found.classes.categories))
     lost = [f"`{key}` is {own}, read again it is {other}" for key, own, other in differing if key not in NOT_INFERENCE]

@@ -9,7 +9,7 @@ from typing import Literal
 from lora_detr.atomic_files import prepare_directory, reporting
 from lora_detr.config.run import DataConfig
 from lora_detr.data.coco import CocoSplit, load_coco
-from lora_detr.data.layout import find_splits
+from lora_detr.data.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.deployed import DeploymentConfig
@@ -21,7 +21,6 @@ from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.official_file import is_official
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped
-from lora_detr.training.request import COCO_FOLDER
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1

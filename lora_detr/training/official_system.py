@@ -19,9 +19,9 @@ from lora_detr.config.tree import flatten
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.json_value import JSON
 from lora_detr.models import RelationDetrConfig
+from lora_detr.training.branch_counts import branch_ks
 from lora_detr.training.official_classes import COCO_MAP, OfficialClasses, classes_of
 from lora_detr.training.official_file import OfficialFile
-from lora_detr.training.request import branch_ks
 
 logger = logging.getLogger("lora_detr")
 

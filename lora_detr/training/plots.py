@@ -65,7 +65,7 @@ class RunCurves:
         seconds: [n], of the step.
         rates: parameter group -> learning rates [n].
         primary: kind -> losses [n] of the primary path's last layer, before weighting.
-        sources: ``primary`` or branch -> sums [n] over the kinds at the last layer, before weighting.
+        sources: ``primary``, branch or query group -> sums [n] over the kinds at the last layer, before weighting.
         epoch_ends: [e], last step of every epoch; the last epoch may have been cut short.
         evaluated: [v], steps of the evaluations.
         precision: ``AP``, ``AP50`` and ``AP75`` [v], in [0, 1]; NaN where there was nothing to measure.

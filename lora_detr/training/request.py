@@ -14,20 +14,16 @@ from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
+from lora_detr.data.layout import COCO_FOLDER
 from lora_detr.data.synthetic import cached
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.query_groups import HybridConfig
+from lora_detr.training.branch_counts import BASELINES, BRANCH_KINDS, branch_ks
 from lora_detr.training.official_file import is_official, read_official
+from lora_detr.training.official_system import announce, recognise
 
-# k of each branch by number of branches (paper, Table 4).
-TABLE_4 = {1: (6,), 2: (6, 3), 3: (6, 4, 2), 5: (6, 5, 4, 3, 2)}
-# Branches with networks of their own: the official code's order differs for three.
-TABLE_4_FFN = {**TABLE_4, 3: (6, 2, 4)}
-COCO_FOLDER = Path("data/coco")
-BASELINES = ("deformable", "deformable-pp", "relation", "ms-detr")
-BRANCH_KINDS = ("lora", "ffn", "cross-ffn")
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}
 
@@ -163,28 +159,10 @@ def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
     return dict(map(parse_override, overrides))
 
 
-def branch_ks(count: int, system: str = BASELINES[0], kind: str = BRANCH_KINDS[0]) -> tuple[int, ...]:
-    """Return k of each of ``count`` branches: Table 4 where it has the number, else spread evenly from 6 down to 2.
-
-    The order is that of the official code, on which its checkpoints depend: rising for Relation-DETR.
-
-    Args:
-        count: number of branches.
-        system: name that ``--baseline`` has for the detector.
-        kind: of the branches.
-    """
-    table = TABLE_4 if kind == "lora" else TABLE_4_FFN
-    spread = tuple(round(6 - 4 * i / (count - 1)) for i in range(count)) if count > 1 else ()
-    ks = table.get(count, spread)
-    return tuple(sorted(ks)) if system == "relation" else ks
-
-
 def _with_settings_of(request: Request, weights: Path) -> Request:
     """Return the request on top of the settings of the run, or of the system of the official file, that is given."""
     given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
     if is_official(weights):
-        from lora_detr.training.official_system import announce, recognise  # which ask this module for k of branches
-
         file = read_official(weights)
         system = recognise(file)
         announce(file, system)

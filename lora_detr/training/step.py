@@ -84,7 +84,7 @@ class Stepper:
         """Train on the micro-batches of one step.
 
         The number of targets is summed over micro-batches and ranks first, so that the gradient does not depend on
-        how the global batch is divided.
+        how the global batch is divided (denoising queries excepted: their number does).
 
         Raises:
             NumericalError: a loss is not finite (before anything is updated), or too many updates were skipped.

@@ -32,7 +32,8 @@ class SelfAttentionBlock(nn.Module):
         Args:
             queries: [B, Q, D].
             position: [B, Q, D], added to what is compared and not to what is summed.
-            mask: bool [Q, Q], true where attention is blocked, or a float bias that is added to the logits.
+            mask: bool [Q, Q], true where attention is blocked, or a float bias [B * heads, Q, Q] that is added to the
+                logits, image by image.
         """
         compared = queries + position
         update, _ = self.attention(compared, compared, queries, attn_mask=mask, need_weights=False)
