@@ -295,12 +295,8 @@ def _unsaid(source: Path, file: OfficialFile, deployment: DeploymentConfig, kind
     try:
         file.check_fit(model)
     except CheckpointError as error:
-        difference = error.message.partition(": ")[2]
-        raise CheckpointError(
-            f"{source}: the authors' code could not load it: {difference}",
-            "there is no official form of it",
-            code="K08",
-        ) from error
+        message = f"{source}: the authors' code could not load it: {error.message.partition(': ')[2]}"
+        raise CheckpointError(message, "there is no official form of it", code="K08") from error
     differing = diff_configs(deployment, found.config.deployment(found.classes.categories))
     lost = [f"`{key}` is {own}, read again it is {other}" for key, own, other in differing if key not in NOT_INFERENCE]
     others = [branch.kind for branch in found.config.branches]
