@@ -27,7 +27,7 @@ from lora_detr.losses.criterion import Criterion
 from lora_detr.training.request import Request, resolve
 from tests.cli.conftest import Ended, commands_in
 from tests.conftest import REPOSITORY
-from tests.small_runs import SMALL
+from tests.small_runs import REDUCED, SMALL
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,7 +35,9 @@ INLINE = re.compile(r"`([^`]+)`")
 
 # What is added to `train`, so that each one takes a step of a small detector, on data whose ids are not COCO's.
 SMALLER = ("--config", SMALL, "--num-classes", "auto", "--max-steps", 1)
-SMALLER_BESIDE = {"--resume": ("--max-steps", 2), "--weights": ("--max-steps", 1)}
+# Another system stays what it is, and is cut down instead.
+CUT_DOWN = (*(word for change in REDUCED for word in ("--set", change)), "--num-classes", "auto", "--max-steps", 1)
+SMALLER_BESIDE = {"--resume": ("--max-steps", 2), "--weights": ("--max-steps", 1), "relation": CUT_DOWN}
 
 # What a text writes for a value of the user's.
 PLACEHOLDERS = {"N": "1"}
