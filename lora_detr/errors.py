@@ -74,6 +74,25 @@ class VerificationError(LoraDetrError):
     exit_code = 8
 
 
+class Stopped(LoraDetrError):  # noqa: N818 (an end that was asked for is no fault)
+    """A run that ended because it was asked to, after saving.
+
+    Args:
+        message: signal and step.
+        interrupted: from the keyboard; else by a scheduler, which may start it again.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, interrupted: bool = False) -> None:
+        super().__init__(message)
+        if interrupted:
+            self.exit_code = 130
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

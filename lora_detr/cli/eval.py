@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_detr.cli.choices import bad_data, which_checkpoint
-from lora_detr.cli.console import console
+from lora_detr.cli.console import console, rank
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
 from lora_detr.training.display import figure
@@ -56,6 +56,12 @@ def evaluate(
     device: Annotated[
         str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=HOW)
     ] = "auto",
+    gpus: Annotated[
+        int | None, typer.Option(help="Processes, one a GPU (all).", metavar="N", rich_help_panel=HOW)
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=HOW)
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=HOW)
     ] = False,
@@ -65,7 +71,10 @@ def evaluate(
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
     from lora_detr.training.evaluate import evaluate_model
+    from lora_detr.training.launch import launch_if_wanted
 
+    if launch_if_wanted(device, gpus, nproc):
+        return
     out = console()
     show_log(console(stderr=True))
     metrics = evaluate_model(
@@ -82,8 +91,9 @@ def evaluate(
         device=device,
         say=(lambda text: None) if as_json else (lambda text: out.print(text, soft_wrap=True)),
     )
-    if as_json:
+    if as_json and rank() == 0:
         sys.stdout.write(json.dumps(metrics.to_json()) + "\n")
+    if as_json:
         return
     show_metrics(out, metrics)
 

@@ -114,6 +114,12 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Where to compute (auto).", metavar="auto|cpu|cuda", rich_help_panel=RUN)
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Processes, one a GPU (all).", metavar="N", rich_help_panel=RUN)
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=RUN)
+    ] = None,
     config: Annotated[
         list[Path] | None,
         typer.Option(help="YAML on top of the preset; repeatable.", metavar="FILE", rich_help_panel=RUN),
@@ -128,6 +134,10 @@ def train(
     What is left out keeps the preset's value; see loradetr config show PRESET.
     Example: loradetr train --baseline deformable --aux 3 --data data/coco
     """
+    from lora_detr.training.launch import launch_if_wanted
+
+    if launch_if_wanted(device or "auto", gpus, nproc):
+        return
     named: dict[str, object] = {
         "data.num_classes": num_classes,
         "data.workers": workers,

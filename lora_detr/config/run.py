@@ -78,6 +78,8 @@ class TrainConfig(Strict):
     """``bf16``: forward pass under autocast; matching and losses stay in float32."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
+    rank_timeout: float = Field(1800.0, gt=0)
+    """Seconds that a process waits for the others before the run is given up."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of ``metrics.jsonl``."""
     keep_last: int = Field(2, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -171,6 +172,7 @@ class BatchLoader:
             collate_fn=partial(_collate_or_error, size_divisor=size_divisor),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_ignore_requests_to_end if workers else None,
             timeout=timeout if workers else 0.0,
             # Its own generator: starting an epoch must not draw from the global one, which a resumed run restores.
             generator=torch.Generator().manual_seed(sampler.seed),
@@ -232,6 +234,9 @@ class BatchLoader:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             with contextlib.suppress(RuntimeError):  # the end of a worker, noticed only now
                 iterator._shutdown_workers()
+            for worker in iterator._workers:
+                if worker.is_alive():  # hung, and deaf to a polite request
+                    worker.kill()
 
     def worker_error(self, error: BaseException) -> WorkerError | None:
         """Return what an error says about the workers, or None if it is about something else.
@@ -279,6 +284,12 @@ def build_loader(
     return BatchLoader(
         dataset, sampler, workers=workers, size_divisor=size_divisor, pin_memory=pin_memory, timeout=timeout
     )
+
+
+def _ignore_requests_to_end(worker: int) -> None:
+    """Leave signals to the main process: one sent to the whole group must not take away what it still reads from."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Keys(Sampler[list[Key]]):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +25,20 @@ KINDS = ("cpu", "cuda")
 def is_main_process() -> bool:
     """Return whether this process has rank 0, before it has joined the others."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+# What gloo and NCCL say when another process is gone, or silent for longer than they wait.
+_GONE = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited", "NCCL")
+# Between two signs of life of a process.
+SIGN_SECONDS = 0.3
+_SILENT = ("Timed out waiting", "timed out", "timeout")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an error says that another process of the run is gone or silent, so that this one cannot go on."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in (*_GONE, *_SILENT))
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,11 +75,12 @@ class World:
     device: torch.device
 
     @classmethod
-    def from_environment(cls, device: str) -> World:
+    def from_environment(cls, device: str, timeout: float = 1800.0) -> World:
         """Join the group that a launcher announced in the environment, or be alone.
 
         Args:
             device: as for ``choose_device``; of several processes each takes the GPU of its own number.
+            timeout: seconds that a process waits for the others before it gives up.
 
         Raises:
             ConfigError: the device is unknown or not there.
@@ -75,8 +94,10 @@ class World:
         chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        return cls(dist.get_rank(), size, chosen)
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        rank = dist.get_rank()
+        threading.Thread(target=_give_signs, args=(_shared_store(), rank), daemon=True).start()
+        return cls(rank, size, chosen)
 
     @property
     def is_main(self) -> bool:
@@ -98,17 +119,27 @@ class World:
         return float(self.sum(torch.tensor(float(value), dtype=torch.float64, device=self.device)).item())
 
     def gather(self, item: T) -> Sequence[T]:
-        """Return the items of all processes, by rank; on the main process only, elsewhere an empty list."""
+        """Return the items of all processes, by rank, on every process."""
         if self.size == 1:
             return [item]
-        items: list[T | None] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(item, items, dst=0)
-        return [] if items is None else items  # type: ignore[return-value]
+        items: list[T | None] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+    def silent(self) -> list[int]:
+        """Return the other ranks that give no sign of life, after listening for a moment."""
+        if self.size == 1:
+            return []
+        store = _shared_store()
+        before = _signs(store, self.size)
+        time.sleep(4 * SIGN_SECONDS)
+        pairs = enumerate(zip(before, _signs(store, self.size), strict=True))
+        return [rank for rank, (old, new) in pairs if old == new and rank != self.rank]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the module that averages gradients over processes; alone, the model itself."""
@@ -121,3 +152,21 @@ class World:
         """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+def _shared_store() -> Any:
+    """Return what the processes of the group share; the launcher holds it, so that it outlives any of them."""
+    # A connection of its own: another thread may be waiting on the group's.
+    return dist.distributed_c10d._get_default_store().clone()
+
+
+def _signs(store: Any, size: int) -> list[int]:
+    return [store.add(f"sign of life/{rank}", 0) for rank in range(size)]
+
+
+def _give_signs(store: Any, rank: int) -> None:
+    """Count up for as long as this process lives; a process that is stopped or gone does not."""
+    with contextlib.suppress(RuntimeError):  # the launcher has gone
+        while True:
+            store.add(f"sign of life/{rank}", 1)
+            time.sleep(SIGN_SECONDS)

@@ -41,7 +41,7 @@ def evaluate_model(
     workers: int | None = None,
     device: str = "auto",
 ) -> CocoMetrics:
-    """Evaluate and, for a run, write ``eval/`` in its folder.
+    """Evaluate and, for a run, write ``eval/`` in its folder; of several processes the first one writes.
 
     Args:
         model: run directory, checkpoint directory, official file or stripped file.
@@ -104,12 +104,17 @@ def evaluate_model(
         nms_iou=nms_iou,
         suppression=config.suppression,
     )
+    for rows in world.gather(evaluator.rows()):
+        evaluator.add_rows(rows)
     metrics = evaluator.compute()
-    if folder is not None:
-        write_results(folder, metrics, evaluator, source)
-    if predictions is not None:
-        with reporting(predictions):
-            evaluator.write_predictions(predictions)
+    if world.is_main:
+        if folder is not None:
+            write_results(folder, metrics, evaluator, source)
+        if predictions is not None:
+            with reporting(predictions):
+                evaluator.write_predictions(predictions)
+    world.barrier()  # processes that end well end together
+    world.close()
     return metrics
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora_detr.atomic_files import reporting, write_file
+from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossTerm
 
 
@@ -29,6 +30,19 @@ class RunningMean:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.count = 0
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return sums and count, for a checkpoint within an epoch."""
+        return {"sums": dict[str, JSON](self.sums), "count": self.count}
+
+    @classmethod
+    def from_json(cls, value: object) -> RunningMean:
+        """Read what ``to_json`` returned; anything else gives no means."""
+        found = cls()
+        if isinstance(value, dict) and isinstance(value.get("sums"), dict) and isinstance(value.get("count"), int):
+            found.sums = {str(name): float(total) for name, total in value["sums"].items()}
+            found.count = value["count"]
+        return found
 
     def add(self, values: Mapping[str, float]) -> None:
         """Add one step's values."""

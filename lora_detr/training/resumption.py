@@ -18,6 +18,7 @@ CHANGEABLE = {
     "train.epochs": "--epochs",
     "train.max_steps": "--max-steps",
     "train.device": "--device",
+    "train.rank_timeout": "--set train.rank_timeout",
     "train.log_every": "--set train.log_every",
     "train.keep_last": "--set train.keep_last",
     "train.keep_every": "--keep-every",

@@ -19,7 +19,7 @@ from lora_detr.models import TwoStageDetector
 from lora_detr.training.checkpoint import clean_stale, load_latest
 from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World, is_main_process
+from lora_detr.training.distributed import World, is_lost_peer, is_main_process
 from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
@@ -54,7 +54,7 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
         LoraDetrError: whatever the user can cause; the run directory says how it ended.
     """
     config = resolved.loaded.config
-    world = World.from_environment(config.train.device)
+    world = World.from_environment(config.train.device, config.train.rank_timeout)
     directory = RunDirectory(output or next_run(Path("runs"), resolved.run_name))
     for note in resolved.notes:
         display.line(note)
@@ -147,7 +147,7 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
     path = directory.checkpoints / f"step-{checkpoint.step:08d}"
     stored = stored_config(checkpoint, path)
     config = changed(stored, changes)
-    world = World.from_environment(config.train.device)
+    world = World.from_environment(config.train.device, config.train.rank_timeout)
     overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
@@ -162,7 +162,7 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
     model = config.build_model(splits.categories.num_classes, load_weights=False)
     trainer = Trainer(config, splits, model, directory, world, display)
     trainer.restore(checkpoint, path)
-    if trainer.step >= trainer.total_steps:
+    if trainer.is_done:
         raise ConfigError(
             f"--resume {run}: the run has done all of its {trainer.total_steps} steps",
             "raise --epochs or --max-steps",
@@ -209,12 +209,19 @@ def _fit(trainer: Trainer) -> Finished:
     try:
         with naming_lack_of_memory():
             metrics = trainer.fit()
+        trainer.world.barrier()
         code, kind, message = 0, "Done", "all steps done"
         return Finished(trainer.directory.path, metrics)
     except LoraDetrError as error:
         code, kind, message = error.exit_code, type(error).__name__, error.message
         raise
     except Exception as error:
+        if trainer.world.size > 1 and is_lost_peer(error):
+            # Said first: while it listens for the others, the launcher may end this process too.
+            code, kind, message = WorkerError.exit_code, WorkerError.__name__, "another process of the run is gone"
+            lost = _lost(trainer)
+            code, kind, message = lost.exit_code, type(lost).__name__, lost.message
+            raise lost from error
         message = repr(error)
         raise
     except KeyboardInterrupt:
@@ -225,3 +232,19 @@ def _fit(trainer: Trainer) -> Finished:
         if trainer.world.is_main and trainer.directory.path.is_dir():
             trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
         trainer.world.close()
+
+
+def _lost(trainer: Trainer) -> WorkerError:
+    """Return what to say of another process that is gone or silent."""
+    try:
+        silent = trainer.world.silent()
+    except RuntimeError:  # whoever held what the processes shared is gone too
+        silent = []
+    if not silent:
+        return WorkerError("another process of the run is gone", "its own message says why", code="P06")
+    ranks = ", ".join(map(str, silent))
+    return WorkerError(
+        f"rank {ranks} gives no sign of life at step {trainer.step}; the run cannot go on without it",
+        f"continue with --resume {trainer.directory.path}; train.rank_timeout says how long to wait",
+        code="P07",
+    )

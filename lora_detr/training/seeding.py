@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lora_detr.errors import CheckpointError
+from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.json_value import JSON
+from lora_detr.training.distributed import World
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -41,6 +43,31 @@ def rng_state() -> dict[str, JSON]:
         "torch": _to_text(torch.get_rng_state()),
         "cuda": [_to_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }
+
+
+def own_state(states: object, world: World, source: Path) -> Mapping[str, Any]:
+    """Return the state of this process among those that a checkpoint has, by rank.
+
+    Args:
+        states: of all processes.
+        world: rank and number of processes.
+        source: the checkpoint.
+
+    Raises:
+        CheckpointError: there are no states.
+        ConfigError: C08, they are of another number of processes.
+    """
+    if not isinstance(states, list) or not states:
+        raise CheckpointError(f"{source}: holds no state of the random generators", "resume from another checkpoint")
+    if len(states) != world.size:
+        raise ConfigError(
+            f"--resume {source.parent.parent}: the run was on {len(states)} processes, this is on {world.size}",
+            "give --gpus or --nproc as before: batches, rates and random draws depend on it",
+            code="C08",
+        )
+    found = states[world.rank]
+    assert isinstance(found, dict)
+    return found
 
 
 def restore_rng_state(state: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from signal import Signals
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lora_detr.losses.report import LossTerm, named_terms
 from lora_detr.ops.host import to_host
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.training.distributed import World
+from lora_detr.training.stopping import StopSignals, named
 
 # Updates skipped in a row, for a gradient that is not finite, before the run is given up.
 MAX_SKIPPED = 10
@@ -46,6 +48,7 @@ class StepResult:
         gradient_norm: before clipping.
         skipped: the gradient was not finite and nothing was updated.
         seconds: of the whole step.
+        signal: any process got meanwhile that asks the run to end.
     """
 
     loss: float
@@ -53,6 +56,7 @@ class StepResult:
     gradient_norm: float
     skipped: bool
     seconds: float
+    signal: Signals | None = None
 
 
 class Stepper:
@@ -64,6 +68,7 @@ class Stepper:
         optimizer: updates the parameters.
         config: precision, clipping, normaliser.
         world: ranks and device.
+        signals: what asks the run to end; looked at in every step.
     """
 
     def __init__(
@@ -73,8 +78,10 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         config: RunConfig,
         world: World,
+        signals: StopSignals | None = None,
     ) -> None:
         self.model, self.criterion, self.optimizer, self.world = model, criterion, optimizer, world
+        self.signals = signals or StopSignals()
         self.config = config
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.skipped_in_a_row = 0
@@ -119,10 +126,10 @@ class Stepper:
         assert total is not None
         norm = self._clip()
         finite = torch.stack((total, norm)).isfinite()
-        # One copy for the log and the finite check; the flags are those of all ranks, so that all agree.
-        bad = self.world.sum((~finite).float())
-        host = to_host(torch.cat((values, total[None], norm[None], bad))).tolist()
-        *numbers, loss_value, norm_value, bad_loss, bad_norm = host
+        # One copy for the log and the checks; the flags are those of all ranks, so that all agree.
+        flags = self.world.sum(torch.cat(((~finite).float(), self.signals.flags(self.world.device))))
+        host = to_host(torch.cat((values, total[None], norm[None], flags))).tolist()
+        *numbers, loss_value, norm_value, bad_loss, bad_norm, requeue, interrupt = host
         terms = named_terms(keys, numbers, weights)
         if bad_loss:
             raise self._non_finite(terms, batches, step)
@@ -131,7 +138,8 @@ class Stepper:
         else:
             self.skipped_in_a_row = 0
             self.optimizer.step()
-        return StepResult(loss_value, terms, norm_value, bool(bad_norm), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return StepResult(loss_value, terms, norm_value, bool(bad_norm), seconds, named([requeue, interrupt]))
 
     def _clip(self) -> Tensor:
         limit = self.config.train.optimizer.clip_norm

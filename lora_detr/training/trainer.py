@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,8 +35,9 @@ from lora_detr.training.metrics import RunningMean, append_line, append_row, epo
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, lay_out_like_parameters, unflatten_optimizer
 from lora_detr.training.run_directory import RunDirectory
-from lora_detr.training.seeding import restore_rng_state, rng_state
+from lora_detr.training.seeding import own_state, restore_rng_state, rng_state
 from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
+from lora_detr.training.stopping import StopSignals, raise_if
 
 # A picture takes a second or two, which is much where epochs are short.
 SECONDS_BETWEEN_PICTURES = 60.0
@@ -76,9 +78,12 @@ class Trainer:
     drawn: float | None
     # Training state; all of it is in a checkpoint.
     step: int
+    means: RunningMean
     best: float
     kept: set[int]
     saved: Path | None
+    # What asks it to end.
+    signals: StopSignals
 
     def __init__(
         self,
@@ -100,7 +105,8 @@ class Trainer:
         rate = config.train.optimizer.rate_for(self.global_batch)
         self.optimizer = build_optimizer(self.model, config.train.optimizer, rate)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.stepper = Stepper(world.wrap(self.model), self.criterion, self.optimizer, config, world)
+        self.signals, self.means = StopSignals(), RunningMean()
+        self.stepper = Stepper(world.wrap(self.model), self.criterion, self.optimizer, config, world, self.signals)
         self.loader = train_loader(splits, config, world)
         self.steps_per_epoch = math.ceil(len(self.loader) / config.train.accumulate)
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -116,6 +122,7 @@ class Trainer:
         Raises:
             NumericalError: a loss is not finite; ``nan_report.json`` tells which, the last checkpoint is kept.
             OutputError: something cannot be written.
+            Stopped: a signal asked for it; everything is saved.
         """
         metrics = None
         if self.config.train.tensorboard and self.world.is_main:
@@ -124,19 +131,11 @@ class Trainer:
             self.tensorboard = TensorBoardLog(self.directory.path / "tensorboard", self.step or None)
         self.display.begin(self.total_steps, self.step)
         try:
-            while self.step < self.total_steps:
-                epoch = self.step // self.steps_per_epoch
-                means = self._train_epoch(epoch)
-                last = self.step >= self.total_steps
-                if last or (epoch + 1) % self.config.evaluation.every == 0:
-                    metrics = self.evaluate()
-                    self._save(metrics)
-                    self._log_epoch(epoch, means, metrics)
-                    self._draw(last)
-                else:
-                    if self._is_kept(self.step):
-                        self._save(None)
-                    self._log_epoch(epoch, means, None)
+            with self.signals:
+                while not self.is_done:
+                    if not self._is_epoch_over:
+                        self._train_epoch(self.step // self.steps_per_epoch)
+                    metrics = self._end_epoch((self.step - 1) // self.steps_per_epoch)
         except RuntimeError as error:
             # A worker that dies is reported by PyTorch out of any line of this process.
             named = self.loader.worker_error(error)
@@ -151,12 +150,38 @@ class Trainer:
                     self.tensorboard.close()
         return metrics
 
-    def _train_epoch(self, epoch: int) -> RunningMean:
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done, and the evaluation behind the last one."""
+        return self.step >= self.total_steps and not self._is_epoch_over
+
+    @property
+    def _is_epoch_over(self) -> bool:
+        """Whether an epoch, or the run, is at its end and what belongs to the end is still to do."""
+        ended = self.step % self.steps_per_epoch == 0 or self.step >= self.total_steps
+        return ended and self.means.count > 0
+
+    def _end_epoch(self, epoch: int) -> CocoMetrics | None:
+        """Evaluate if it is time to, log, and save: in this order, since a checkpoint says that the lines are written.
+
+        A process killed before it has saved goes on from an older checkpoint and writes the lines again.
+        """
+        last = self.step >= self.total_steps
+        due = last or (epoch + 1) % self.config.evaluation.every == 0
+        metrics = self.evaluate() if due else None
+        means, self.means = self.means, RunningMean()
+        self._log_epoch(epoch, means, metrics)
+        if due or self._is_kept(self.step):
+            self._save(metrics)
+        if due:
+            self._draw(last)
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> None:
         """Train to the end of an epoch or of the run, from wherever in the epoch ``step`` stands."""
         train_unfrozen(self.model, self.config.train.freeze)
         first = self.step - epoch * self.steps_per_epoch
         self.loader.set_epoch(epoch, first * self.config.train.accumulate)
-        means = RunningMean()
         for batches in self._groups():
             set_rates(self.optimizer, self.base_rates, self.rate_factor(self.step))
             try:
@@ -167,12 +192,13 @@ class Trainer:
             self.step += 1
             if self.average is not None and not result.skipped:
                 self.average.update(self.model)
-            means.add({"loss": result.loss, **{str(term.key): term.value for term in result.terms}})
+            self.means.add({"loss": result.loss, **{str(term.key): term.value for term in result.terms}})
             self._log_step(epoch, result)
             self.display.step(self.step, epoch, result.loss)
+            # Alone, a signal that came behind the step counts too; among others it waits for the next agreement.
+            self._stop_if(self.signals.received if self.world.size == 1 else result.signal)
             if self.step >= self.total_steps:
                 break
-        return means
 
     def _groups(self) -> Iterator[list[Batch]]:
         """Give the batches in lists of as many as are accumulated; the last list of an epoch may be shorter."""
@@ -211,6 +237,7 @@ class Trainer:
             evaluator,
             self.world.device,
             max_detections=self.config.evaluation.max_detections,
+            progress=lambda images: self._stop_if(self.signals.agreed(self.world)),
             min_score=self.config.evaluation.min_score,
         )
         for rows in self.world.gather(evaluator.rows()):
@@ -249,9 +276,9 @@ class Trainer:
         assert isinstance(plain, dict)
         self.optimizer.load_state_dict(unflatten_optimizer(checkpoint.optimizer, plain))
         lay_out_like_parameters(self.optimizer)
-        random_state, best = state["rng"], state["best"]
-        assert isinstance(random_state, dict)
-        restore_rng_state(random_state)
+        random_states, best = state["rng"], state["best"]
+        restore_rng_state(own_state(random_states, self.world, source))
+        self.means = RunningMean.from_json(state.get("means"))
         kept = state.get("kept", [])
         assert isinstance(kept, list)
         self.kept = {step for step in kept if isinstance(step, int)}
@@ -266,6 +293,7 @@ class Trainer:
             self.best = metrics.values["AP"]
         if self._is_kept(self.step):
             self.kept.add(self.step)
+        random_states = self.world.gather(rng_state())
         if not self.world.is_main:
             return
         tensors, plain = flatten_optimizer(self.optimizer.state_dict())
@@ -280,7 +308,8 @@ class Trainer:
                 "categories": self.splits.categories.to_json(),
                 "data": self.splits.fingerprints,
                 "optimizer": plain,
-                "rng": rng_state(),
+                "rng": list[JSON](random_states),
+                "means": self.means.to_json(),
                 "best": self.best if math.isfinite(self.best) else None,
                 "metrics": None if metrics is None else metrics.to_json(),
                 "augment": self.splits.augment,
@@ -293,6 +322,13 @@ class Trainer:
         if improved:
             set_best(self.directory.checkpoints, self.step)
         prune(self.directory.checkpoints, self.config.train.keep_last, self.kept, newest=self.step)
+
+    def _stop_if(self, received: Signals | None) -> None:
+        raise_if(received, self._save_together, self.directory.path, self.step)
+
+    def _save_together(self) -> None:
+        self._save(None)
+        self.world.barrier()  # nobody leaves before the first process has written
 
     def _is_kept(self, step: int) -> bool:
         """Return whether the checkpoint of a step, which ends an epoch, is kept for good."""

@@ -1,0 +1,149 @@
+"""Start the processes of a command on this machine through torch elastic, and say how they ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lora_detr.errors import ConfigError, Stopped, WorkerError
+
+# Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
+SAVING = 60
+# Seconds that the other processes have to go once one has ended before its time; then they are killed.
+GRACE = 3
+
+
+def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
+    """Run this command again in as many processes as are wanted, and wait for them; arguments as below.
+
+    Returns:
+        Whether it was run: not if one process is enough, nor in a process that a launcher has started (ours, torchrun,
+        or any that sets the same variables).
+    """
+    if "RANK" in os.environ:
+        return False
+    count = processes_wanted(device, gpus, nproc)
+    if count > 1:
+        launch(count, sys.argv[1:])
+    return count > 1
+
+
+def processes_wanted(device: str, gpus: int | None, nproc: int | None) -> int:
+    """Return how many processes this machine should run.
+
+    Args:
+        device: as ``--device`` has it.
+        gpus: as asked for; None takes all that are visible.
+        nproc: processes on the CPU, as asked for.
+
+    Raises:
+        ConfigError: the options contradict each other or this machine.
+    """
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for name, value in (("--gpus", gpus), ("--nproc", nproc)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value}: expected 1 or more", "leave it out for the default")
+    on_cpu = device == "cpu" or (device == "auto" and not visible)
+    if on_cpu:
+        if gpus is not None:
+            raise ConfigError(f"--gpus {gpus}: PyTorch sees {visible} CUDA devices", "use --device cpu --nproc N")
+        return nproc or 1
+    if nproc is not None:
+        raise ConfigError(f"--nproc {nproc}: is for --device cpu", "use --gpus N, a process for each")
+    if ":" in device:
+        if (gpus or 1) > 1:
+            raise ConfigError(f"--gpus {gpus}: --device {device} names a single one", "use --device cuda")
+        return 1
+    if gpus is not None and gpus > visible:
+        raise ConfigError(f"--gpus {gpus}: PyTorch sees {visible} CUDA devices", f"ask for at most {visible}")
+    return gpus or max(visible, 1)
+
+
+def launch(count: int, arguments: Sequence[str]) -> None:
+    """Run the command line ``arguments`` in ``count`` processes and wait for them.
+
+    Args:
+        count: number of processes, at least 2.
+        arguments: of ``loradetr``, as this process was given them.
+
+    Raises:
+        SystemExit: a process ended with a code of its own, which is passed on; its message has been shown.
+        Stopped: a signal asked for it; the processes have saved.
+        WorkerError: a process was ended by a signal; names its rank.
+    """
+    threads = max(1, (os.cpu_count() or 1) // count)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+        shutdown_timeout=SAVING,
+    )
+    threading.Thread(target=_kill_stragglers, daemon=True).start()
+    try:
+        elastic_launch(config, sys.executable)("-m", "lora_detr", *arguments)
+    except SignalException as request:
+        name = signal.Signals(request.sigval).name
+        raise Stopped(f"stopped on {name}", request.sigval == signal.SIGINT) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            raise SystemExit(failure.exitcode) from None
+        name = signal.Signals(-failure.exitcode).name
+        raise WorkerError(
+            f"rank {rank} (process {failure.pid}) was ended by {name}",
+            "out of memory is the usual reason for SIGKILL; continue with loradetr train --resume RUN",
+            code="P06",
+        ) from None
+
+
+def _kill_stragglers() -> None:
+    """Once a process has ended, kill those that are still there after a while.
+
+    All processes of a run that ends well end together. After a failure torch asks the others to end and then waits for
+    half a minute; one that hangs, or is stopped, hears nothing.
+    """
+    most, since = 0, None
+    while True:
+        time.sleep(0.2)
+        running = _running()
+        most = max(most, len(running))
+        if len(running) == most:
+            continue
+        since = since or time.monotonic()
+        if time.monotonic() - since > GRACE:
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+def _running() -> list[int]:
+    """Return the processes with a rank that this one has started and that have not ended; none without ``/proc``."""
+    found = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in path.read_text().split():
+                place = Path("/proc") / child
+                with contextlib.suppress(OSError):
+                    ended = place.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
+                    if not ended and b"\0RANK=" in b"\0" + place.joinpath("environ").read_bytes():
+                        found.append(int(child))
+    return found

@@ -1,0 +1,152 @@
+"""Several processes, started by the command itself: they train as one, stop together, and leave nobody behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import SMALL, read_lines
+
+TWO = ("--device", "cpu", "--nproc", "2")
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start a command in a group of its own, so that nothing of it can be overlooked."""
+    command = [sys.executable, "-m", "lora_detr", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def train(shapes: Path, output: Path, *more: object) -> subprocess.Popen[str]:
+    return start("train", "--preset", SMALL, "--data", shapes, "--output-dir", output, *TWO, *more)
+
+
+def ranks(launcher: int) -> dict[int, int]:
+    """Return rank -> process of what a launcher has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    found = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        number = [item for item in variables if item.startswith(b"RANK=")]
+        if number:
+            found[int(number[0].removeprefix(b"RANK="))] = int(child)
+    return found
+
+
+def wait_for_steps(run: Path, count: int) -> None:
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() or len(read_lines(run / "metrics.jsonl")) < count:
+        assert time.monotonic() < deadline, "no step within 90 s"
+        time.sleep(0.05)
+
+
+def is_gone(group: int) -> bool:
+    """Say whether no process of a group is left; a zombie that waits to be collected counts as gone."""
+    for _ in range(50):
+        alive = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if int(fields[2]) == group and fields[0] != "Z":
+                    alive.append(entry.name)
+        if not alive:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def reference(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nothing disturbed."""
+    output = tmp_path_factory.mktemp("ranks") / "run"
+    code, out, err = end(train(shapes_tiny, output))
+    assert code == 0, err
+    assert out.count("device      cpu, 2 processes") == 1  # the first process alone speaks
+    return output
+
+
+def test_r5_eval_gives_the_same_bytes_on_one_process_and_on_two(reference: Path, tmp_path: Path) -> None:
+    found = []
+    for name, options in (("one", ("--device", "cpu")), ("two", TWO)):
+        arguments = ("eval", reference, *options, "--predictions", tmp_path / name, "--json", "--workers", 0)
+        code, out, err = end(start(*arguments))
+        assert code == 0, err
+        found.append(((tmp_path / name).read_bytes(), json.loads(out)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("whom", ["launcher", "group", "rank 1"])
+def test_p02_p03_p05_sigterm_saves_once_and_everybody_goes(
+    whom: str, reference: Path, shapes_tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = train(shapes_tiny, run)
+    wait_for_steps(run, 1)
+    begun = time.monotonic()
+    if whom == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(process.pid if whom == "launcher" else ranks(process.pid)[1], signal.SIGTERM)
+    code, _, err = end(process)
+    assert (code, time.monotonic() - begun < 15) == (75, True), err
+    assert is_gone(process.pid)
+    ended = json.loads((run / "exit.json").read_text())
+    assert ended["code"] == 75
+    assert ended["last_checkpoint"] == f"step-{ended['step']:08d}"
+    code, _, err = end(start("train", "--resume", run, *TWO))
+    assert code == 0, err
+    assert [line["loss_hex"] for line in read_lines(run / "metrics.jsonl")] == [
+        line["loss_hex"] for line in read_lines(reference / "metrics.jsonl")
+    ]
+
+
+def test_p06_a_rank_that_is_killed_ends_the_run_by_name(shapes_tiny: Path, tmp_path: Path) -> None:
+    process = train(shapes_tiny, tmp_path / "run")
+    wait_for_steps(tmp_path / "run", 1)
+    os.kill(ranks(process.pid)[1], signal.SIGKILL)
+    begun = time.monotonic()
+    code, _, err = end(process)
+    assert (code, time.monotonic() - begun < 12) == (7, True), err
+    assert "rank 1 (process" in err
+    assert "SIGKILL" in err
+    assert is_gone(process.pid)
+
+
+def test_p07_a_rank_that_hangs_is_named_and_killed(shapes_tiny: Path, tmp_path: Path) -> None:
+    process = train(shapes_tiny, tmp_path / "run", "--set", "train.rank_timeout=5")
+    wait_for_steps(tmp_path / "run", 1)
+    os.kill(ranks(process.pid)[1], signal.SIGSTOP)
+    begun = time.monotonic()
+    code, _, err = end(process)
+    assert (code, time.monotonic() - begun < 5 + 10) == (7, True), err
+    assert "rank 1 gives no sign of life" in err
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 7
+    assert is_gone(process.pid)
+
+
+def test_a_users_mistake_is_told_once(shapes_tiny: Path, tmp_path: Path) -> None:
+    code, _, err = end(train(shapes_tiny, tmp_path / "run", "--set", "train.epochz=3"))
+    assert code == 2
+    assert err.count("did you mean") == 1
+
+
+def test_c08_another_number_of_processes_is_refused(reference: Path) -> None:
+    code, _, err = end(start("train", "--resume", reference, "--epochs", 3, "--device", "cpu"))
+    assert (code, "the run was on 2 processes, this is on 1" in err) == (2, True), err
