@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,9 @@ from tests.small_runs import SMALL, read_lines
 TWO = ("--device", "cpu", "--nproc", "2")
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, before: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Start a command in a group of its own, so that nothing of it can be overlooked."""
-    command = [sys.executable, "-m", "lora_detr", *map(str, arguments)]
+    command = [sys.executable, *before, "-m", "lora_detr", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -105,7 +107,7 @@ def test_p02_p03_p05_sigterm_saves_once_and_everybody_goes(
     else:
         os.kill(process.pid if whom == "launcher" else ranks(process.pid)[1], signal.SIGTERM)
     code, _, err = end(process)
-    assert (code, time.monotonic() - begun < 15) == (75, True), err
+    assert (code, time.monotonic() - begun < 40) == (75, True), err
     assert is_gone(process.pid)
     ended = json.loads((run / "exit.json").read_text())
     assert ended["code"] == 75
@@ -123,7 +125,7 @@ def test_p06_a_rank_that_is_killed_ends_the_run_by_name(shapes_tiny: Path, tmp_p
     os.kill(ranks(process.pid)[1], signal.SIGKILL)
     begun = time.monotonic()
     code, _, err = end(process)
-    assert (code, time.monotonic() - begun < 12) == (7, True), err
+    assert (code, time.monotonic() - begun < 30) == (7, True), err
     assert "rank 1 (process" in err
     assert "SIGKILL" in err
     assert is_gone(process.pid)
@@ -135,7 +137,7 @@ def test_p07_a_rank_that_hangs_is_named_and_killed(shapes_tiny: Path, tmp_path: 
     os.kill(ranks(process.pid)[1], signal.SIGSTOP)
     begun = time.monotonic()
     code, _, err = end(process)
-    assert (code, time.monotonic() - begun < 5 + 10) == (7, True), err
+    assert (code, time.monotonic() - begun < 5 + 30) == (7, True), err
     assert "rank 1 gives no sign of life" in err
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 7
     assert is_gone(process.pid)
@@ -145,6 +147,35 @@ def test_a_users_mistake_is_told_once(shapes_tiny: Path, tmp_path: Path) -> None
     code, _, err = end(train(shapes_tiny, tmp_path / "run", "--set", "train.epochz=3"))
     assert code == 2
     assert err.count("did you mean") == 1
+
+
+def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path, tmp_path: Path) -> None:
+    """As on two machines: each agent starts one process, and they find each other by address alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    run = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    torchrun += [f"--rdzv-endpoint={address}", "--rdzv-id=test"]
+    command = ["train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--device", "cpu"]
+    agents = [start(*command, before=torchrun) for _ in range(2)]
+    ended = [end(agent) for agent in agents]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert sorted(out.count("output ") for _, out, _ in ended) == [0, 1]  # one process speaks
+    losses = [line["loss_hex"] for line in read_lines(run / "metrics.jsonl")]
+    assert losses == [line["loss_hex"] for line in read_lines(reference / "metrics.jsonl")]
+
+
+def test_p03_processes_that_read_images_outlive_a_signal_to_the_group(shapes_tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = train(shapes_tiny, run, "--workers", 2, "--epochs", 40)
+    wait_for_steps(run, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, _, err = end(process)
+    assert code == 75, err
+    assert "worker" not in err.lower().replace("workers", "")
+    assert is_gone(process.pid)
+    assert json.loads((run / "exit.json").read_text())["last_checkpoint"]
 
 
 def test_c08_another_number_of_processes_is_refused(reference: Path) -> None:
