@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -96,7 +97,7 @@ class World:
             torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
         rank = dist.get_rank()
-        threading.Thread(target=_give_signs, args=(_shared_store(), rank), daemon=True).start()
+        _start_signs(rank)
         return cls(rank, size, chosen)
 
     @property
@@ -164,9 +165,21 @@ def _signs(store: Any, size: int) -> list[int]:
     return [store.add(f"sign of life/{rank}", 0) for rank in range(size)]
 
 
-def _give_signs(store: Any, rank: int) -> None:
-    """Count up for as long as this process lives; a process that is stopped or gone does not."""
+def _start_signs(rank: int) -> None:
+    """Count up in the background for as long as this process lives; a process that is stopped or gone does not."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_give_signs, args=(_shared_store(), rank, ended), daemon=True)
+    thread.start()
+
+    def end() -> None:
+        # The interpreter must not vanish below a call into the store: that aborts the process.
+        ended.set()
+        thread.join(timeout=5)
+
+    atexit.register(end)
+
+
+def _give_signs(store: Any, rank: int, ended: threading.Event) -> None:
     with contextlib.suppress(RuntimeError):  # the launcher has gone
-        while True:
+        while not ended.wait(SIGN_SECONDS):
             store.add(f"sign of life/{rank}", 1)
-            time.sleep(SIGN_SECONDS)

@@ -92,6 +92,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # a machine may not know its own name
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",

@@ -149,6 +149,7 @@ def test_a_users_mistake_is_told_once(shapes_tiny: Path, tmp_path: Path) -> None
     assert err.count("did you mean") == 1
 
 
+@pytest.mark.slow
 def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path, tmp_path: Path) -> None:
     """As on two machines: each agent starts one process, and they find each other by address alone."""
     with socket.socket() as free:
@@ -156,7 +157,7 @@ def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path,
         address = f"127.0.0.1:{free.getsockname()[1]}"
     run = tmp_path / "run"
     torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-    torchrun += [f"--rdzv-endpoint={address}", "--rdzv-id=test"]
+    torchrun += [f"--rdzv-endpoint={address}", "--rdzv-id=test", "--local-addr=localhost"]
     command = ["train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--device", "cpu"]
     agents = [start(*command, before=torchrun) for _ in range(2)]
     ended = [end(agent) for agent in agents]
