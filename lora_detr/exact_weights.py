@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,12 +25,17 @@ def load_exact(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -
     """
     differences = list_differences(module.state_dict(), tensors)
     if differences:
-        shown = "\n".join(f"  {line}" for line in differences[:SHOWN])
-        more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        message = f"{source}: does not fit the model in {len(differences)} places\n{shown}{more}"
+        message = f"{source}: {describe_differences(differences)}"
         remedy = "use the configuration it was trained with"
         raise CheckpointError(message, remedy, code="K08")
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def describe_differences(differences: Sequence[str]) -> str:
+    """Return how many places do not fit, and the first of them, a line each."""
+    shown = "\n".join(f"  {line}" for line in differences[:SHOWN])
+    more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+    return f"does not fit the model in {len(differences)} places\n{shown}{more}"
 
 
 def list_differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:

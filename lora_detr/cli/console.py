@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, OutputError, Stopped
+from lora_detr.processes import REQUEUE, handled_by, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
@@ -33,13 +33,8 @@ def console(*, stderr: bool = False) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
-    quiet = not stderr and rank() != 0
+    quiet = not stderr and own_rank() != 0
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False, quiet=quiet)
-
-
-def rank() -> int:
-    """Return the number of this process among those of its launcher, 0 where it is alone."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
@@ -53,10 +48,10 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         debug: show the traceback of a user's fault too.
     """
     try:
-        with _requests_to_end():
+        with handled_by(_nothing_to_save, REQUEUE):
             function()
     except Stopped as stopped:
-        if rank() == 0:
+        if own_rank() == 0:
             console(stderr=True).print(str(stopped), soft_wrap=True)
         return stopped.exit_code
     except SystemExit as request:
@@ -71,7 +66,7 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     except LoraDetrError as error:
         if debug:
             traceback.print_exc()
-        if rank() == 0 or not isinstance(error, SAME_ON_ALL_RANKS):
+        if own_rank() == 0 or not isinstance(error, SAME_ON_ALL_RANKS):
             _complain(render_error(error))
         return error.exit_code
     except Exception:
@@ -81,19 +76,9 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _requests_to_end() -> Iterator[None]:
-    """End with the code of "start it again" when a scheduler asks for it and there is nothing to save."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Stopped(f"stopped on {signal.Signals(number).name}; there was nothing to save")
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _nothing_to_save(number: int, frame: FrameType | None) -> None:
+    """End with the code of "start it again": a scheduler asks for it, and no run has begun to save its work."""
+    raise Stopped(f"stopped on {signal.Signals(number).name}; there was nothing to save")
 
 
 def render_error(error: LoraDetrError) -> Text:
@@ -103,8 +88,8 @@ def render_error(error: LoraDetrError) -> Text:
 
 
 def _complain(text: Text) -> None:
-    if rank():
-        text = Text.assemble(f"rank {rank()}: ", text)
+    if own_rank():
+        text = Text.assemble(f"rank {own_rank()}: ", text)
     # Not wrapped: a path or a key broken over two lines can be neither copied nor searched for.
     console(stderr=True).print(text, soft_wrap=True)
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_detr.cli.choices import bad_data, which_checkpoint
-from lora_detr.cli.console import console, rank
+from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
+from lora_detr.processes import own_rank
 from lora_detr.training.display import figure
 
 WHAT, HOW = "What is evaluated", "How"
@@ -91,9 +92,9 @@ def evaluate(
         device=device,
         say=(lambda text: None) if as_json else (lambda text: out.print(text, soft_wrap=True)),
     )
-    if as_json and rank() == 0:
-        sys.stdout.write(json.dumps(metrics.to_json()) + "\n")
     if as_json:
+        if own_rank() == 0:
+            sys.stdout.write(json.dumps(metrics.to_json()) + "\n")
         return
     show_metrics(out, metrics)
 

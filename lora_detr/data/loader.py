@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lora_detr.errors import LoraDetrError, WorkerError
+from lora_detr.processes import REQUESTS_TO_END
 from lora_detr.structures import Batch, Images, Target
 
 Sample = tuple[Tensor, Target]
@@ -288,7 +289,7 @@ def build_loader(
 
 def _ignore_requests_to_end(worker: int) -> None:
     """Leave signals to the main process: one sent to the whole group must not take away what it still reads from."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in REQUESTS_TO_END:
         signal.signal(number, signal.SIG_IGN)
 
 

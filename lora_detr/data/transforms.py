@@ -172,8 +172,7 @@ class EvalTransform:
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        height, width = image.shape[-2:]
-        size = (self.size, self.size) if self.square else self.size_rule(height, width, self.size, self.max_size)
+        size = _target_size(image, self.size, self.max_size, self.square, self.size_rule)
         pixels, boxes = finish(*resize(image, boxes, size), self.mean, self.std)
         return pixels, boxes, labels
 
@@ -235,9 +234,7 @@ class TrainTransform:
             size = self.size_rule(height, width, _choice(self.crop_scales, generator), None)
             pixels, boxes = resize(pixels, boxes, size)
             pixels, boxes, labels = crop(pixels, boxes, labels, self._window(pixels, generator))
-        height, width = pixels.shape[-2:]
-        scale = _choice(self.scales, generator)
-        size = (scale, scale) if self.square else self.size_rule(height, width, scale, self.max_size)
+        size = _target_size(pixels, _choice(self.scales, generator), self.max_size, self.square, self.size_rule)
         pixels, boxes = resize(pixels, boxes, size)
         boxes, labels = drop_small(boxes, labels, self.min_box)
         pixels, boxes = finish(pixels, boxes, self.mean, self.std)
@@ -321,6 +318,11 @@ class TrainTransformConfig(Strict):
             mean=mean,
             std=std,
         )
+
+
+def _target_size(image: Tensor, size: int, max_size: int | None, square: bool, rule: SizeRule) -> tuple[int, int]:
+    height, width = image.shape[-2:]
+    return (size, size) if square else rule(height, width, size, max_size)
 
 
 def _with_canvas(boxes: Tensor, image: Tensor) -> Tensor:

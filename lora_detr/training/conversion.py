@@ -148,7 +148,7 @@ def _to_run(
     directory = RunDirectory(output)
     directory.create(resume=False)
     try:
-        prepare_directory(directory.checkpoints, sum(t.numel() * t.element_size() for t in tensors.values()))
+        directory.prepare_for(_bytes(tensors))
         save_checkpoint(
             directory.checkpoints,
             step=0,
@@ -197,7 +197,7 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
     tensors = _as_it_was(tensors, origin) if isinstance(origin, dict) else _with_classes(tensors, model, categories)
     beside = None if CLASSES in tensors or categories == COCO_MAP else categories
     notes = _unsaid(source, OfficialFile(output, tensors, categories=beside), deployment, kinds)
-    prepare_directory(output.parent, sum(t.numel() * t.element_size() for t in tensors.values()))
+    prepare_directory(output.parent, _bytes(tensors))
     write_official(output, tensors, beside)
     return Conversion(
         source=name,
@@ -208,6 +208,10 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
         not_converted=tuple(left),
         notes=notes,
     )
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _named(weights: Mapping[str, Tensor], model: DetectorConfig, source: Path) -> dict[str, Tensor]:

@@ -23,11 +23,6 @@ T = TypeVar("T")
 KINDS = ("cpu", "cuda")
 
 
-def is_main_process() -> bool:
-    """Return whether this process has rank 0, before it has joined the others."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 # What gloo and NCCL say when another process is gone, or silent for longer than they wait.
 _GONE = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited", "NCCL")
 # Between two signs of life of a process.

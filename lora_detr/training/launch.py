@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
+from lora_detr.processes import REQUESTS_TO_END
 
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
@@ -95,7 +96,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         local_addr="localhost",  # a machine may not know its own name
         max_restarts=0,
         monitor_interval=0.1,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+        signals_to_handle=",".join(number.name for number in REQUESTS_TO_END),
         shutdown_timeout=SAVING,
     )
     threading.Thread(target=_kill_stragglers, daemon=True).start()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lora_detr.atomic_files import write_file
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.exact_weights import SHOWN, list_differences
+from lora_detr.exact_weights import describe_differences, list_differences
 from lora_detr.models.backbones.swin_names import relative_position_index
 from lora_detr.tensor_files import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_TENSORS, first_non_finite
 from lora_detr.training.official_keys import Family, aliases, to_official, to_ours
@@ -124,10 +124,8 @@ class OfficialFile:
                 if table is None or not torch.equal(tensor, position_index(table)):
                     differences.append(f"{name}: not that of the model's windows")
         if differences:
-            shown = "\n".join(f"  {line}" for line in differences[:SHOWN])
-            more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
             raise CheckpointError(
-                f"{self.path}: does not fit the model in {len(differences)} places\n{shown}{more}",
+                f"{self.path}: {describe_differences(differences)}",
                 "use a complete file, or convert it with the --preset it was trained with",
                 code="K08",
             )
@@ -140,7 +138,12 @@ def is_official(path: Path) -> bool:
 
 def position_index(table: Tensor) -> Tensor:
     """Return the index that belongs to a table of position biases [(2 w - 1)^2, heads], int64 [w^4]."""
-    return relative_position_index((isqrt(table.shape[0]) + 1) // 2)
+    return relative_position_index(window_of(table.shape[0]))
+
+
+def window_of(rows: int) -> int:
+    """Return the side w of the windows whose table of position biases has (2 w - 1)^2 rows."""
+    return (isqrt(rows) + 1) // 2
 
 
 def read_official(path: Path, *, ema: bool = True) -> OfficialFile:

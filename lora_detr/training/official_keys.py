@@ -8,6 +8,7 @@ in both. A file of the Deformable family holds each head twice, as ``class_embed
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -123,7 +124,7 @@ def to_ours(official: str, *, num_layers: int = 6) -> str | None:
         official = match.group(1)
     if official.startswith(_SWIN) and (timm := to_timm(official.removeprefix(_SWIN))) is not None:
         return _BODY + timm
-    return _rename(official, _TO_OURS) or _rename(official, _rules(_proposal_heads(num_layers)))
+    return _rename(official, _TO_OURS) or _rename(official, _proposal_heads(num_layers, "ours"))
 
 
 def to_official(ours: str, *, family: Family = "deformable", num_layers: int = 6) -> str | None:
@@ -147,7 +148,7 @@ def to_official(ours: str, *, family: Family = "deformable", num_layers: int = 6
         return _rename(ours, _TO_OFFICIAL[family])
     if ours.startswith(_BODY) and (torchvision := to_torchvision(ours.removeprefix(_BODY))) is not None:
         return _SWIN + torchvision
-    return _rename(ours, _rules(_swapped(_proposal_heads(num_layers)))) or _rename(ours, _TO_OFFICIAL[family])
+    return _rename(ours, _proposal_heads(num_layers, "official")) or _rename(ours, _TO_OFFICIAL[family])
 
 
 def aliases(official: Iterable[str]) -> dict[str, str]:
@@ -159,8 +160,10 @@ def aliases(official: Iterable[str]) -> dict[str, str]:
     return {name: f"transformer.decoder.{name}" for name in heads}
 
 
-def _proposal_heads(num_layers: int) -> list[tuple[str, str]]:
-    return [(official, ours.replace("{L}", str(num_layers))) for official, ours in _RELATION_PROPOSAL_HEADS]
+@functools.cache
+def _proposal_heads(num_layers: int, to: Literal["ours", "official"]) -> _Rules:
+    pairs = [(official, ours.replace("{L}", str(num_layers))) for official, ours in _RELATION_PROPOSAL_HEADS]
+    return _rules(pairs if to == "ours" else _swapped(pairs))
 
 
 def _rename(name: str, rules: _Rules) -> str | None:

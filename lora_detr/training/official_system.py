@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 
 from lora_detr.branches import LoRAConfig
@@ -21,7 +20,7 @@ from lora_detr.json_value import JSON
 from lora_detr.models import RelationDetrConfig
 from lora_detr.training.branch_counts import branch_ks
 from lora_detr.training.official_classes import COCO_MAP, OfficialClasses, classes_of
-from lora_detr.training.official_file import OfficialFile
+from lora_detr.training.official_file import OfficialFile, window_of
 
 logger = logging.getLogger("lora_detr")
 
@@ -209,7 +208,7 @@ def _backbone(file: OfficialFile, base: RunConfig, chosen: bool) -> dict[str, JS
     if _is_swin(file):
         stages = tuple(len(_numbers(file, rf"backbone\.0\.features\.{i}\.(\d+)\..*")) for i in (1, 3, 5, 7))
         rows = _size(file, "backbone.0.features.1.0.attn.relative_position_bias_table")
-        width, window = _size(file, "backbone.0.features.0.0.weight"), (isqrt(rows) + 1) // 2
+        width, window = _size(file, "backbone.0.features.0.0.weight"), window_of(rows)
         kind, name = "timm", SWINS.get((width, stages, window))
         found = f"a Swin of width {width} with {stages} blocks and windows of {window}"
     else:

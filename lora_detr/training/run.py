@@ -16,10 +16,11 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, LoraDetrError, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.models import TwoStageDetector
+from lora_detr.processes import own_rank
 from lora_detr.training.checkpoint import clean_stale, load_latest
 from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World, is_lost_peer, is_main_process
+from lora_detr.training.distributed import World, is_lost_peer
 from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import cut_back
 from lora_detr.training.opened import stored_config
@@ -131,13 +132,13 @@ def resume(run: Path, changes: Mapping[str, object], display: Display) -> Finish
         )
     directory.create(resume=True)
     # Every process reads; the main one also holds the folder and cleans up in it.
-    with directory.lock() if is_main_process() else contextlib.nullcontext():
+    with directory.lock() if own_rank() == 0 else contextlib.nullcontext():
         return _resume(directory, changes, display)
 
 
 def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Display) -> Finished:
     run = directory.path
-    if is_main_process():
+    if own_rank() == 0:
         clean_stale(directory.checkpoints)
     checkpoint, skipped = load_latest(directory.checkpoints)
     for error in skipped:

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_detr.errors import Stopped
+from lora_detr.processes import REQUESTS_TO_END, REQUEUE, handled_by
 from lora_detr.training.distributed import World
-
-# What schedulers send: SIGTERM when time is up or a job is pushed out, SIGUSR1 some time before (Slurm's --signal).
-REQUEUE = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
     """Notes SIGTERM, SIGUSR1 and SIGINT while a run trains; a second SIGINT ends the process at once.
 
     A handler only takes note: saving inside it could break a save that is under way, and a collective operation in it
-    would wait for processes that got no signal. Outside the main thread, where Python allows no handler, it does
-    nothing.
+    would wait for processes that got no signal.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[int, Any] = {}
+        self._handling = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (*REQUEUE, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        self._handling.enter_context(handled_by(self._note, REQUESTS_TO_END))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        self._handling.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is signal.SIGINT:

@@ -15,7 +15,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 
 LEVELS = (
-    {"structures", "ops", "config", "errors", "tensor_files", "atomic_files", "exact_weights", "json_value"},
+    {
+        "structures",
+        "ops",
+        "config",
+        "errors",
+        "tensor_files",
+        "atomic_files",
+        "exact_weights",
+        "json_value",
+        "processes",
+    },
     {"matchers"},
     {"losses", "branches", "models", "data", "evaluation"},
     {"config.run"},
