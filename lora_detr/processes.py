@@ -20,6 +20,30 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def process_count() -> int:
+    """Return how many processes its launcher has started, 1 where it is alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def may_be_restarted() -> bool:
+    """Return whether the launcher of this process starts all processes again when one fails (torchrun)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def restarts_share_store() -> bool:
+    """Return whether processes that are started again would find what those before them left in a shared store.
+
+    torchrun keeps one store for all its starts unless told otherwise. New processes then call at addresses of old ones.
+    """
+    return may_be_restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def tasks_without_launcher() -> int:
+    """Return how many tasks of a Slurm step run this same command and know nothing of each other; 0 if none do."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return tasks if tasks > 1 and "RANK" not in os.environ else 0
+
+
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals]) -> Iterator[None]:
     """Give signals to a handler, and back to those before it afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import ConsoleDisplay, show_log
 from lora_detr.errors import ConfigError
+from lora_detr.processes import may_be_restarted, restarts_share_store
 from lora_detr.training.display import figure
 
 MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
@@ -85,6 +87,10 @@ def train(
         list[str] | None,
         typer.Option(help="Not to train: detector.backbone, say.", metavar="PREFIX", rich_help_panel=OPTIMISATION),
     ] = None,
+    recompute: Annotated[
+        list[str] | None,
+        typer.Option(help="Save memory in backbone, encoder, decoder.", metavar="PART", rich_help_panel=OPTIMISATION),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Of the forward pass.", metavar="fp32|bf16", rich_help_panel=OPTIMISATION)
     ] = None,
@@ -101,9 +107,20 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Continue a run directory.", metavar="RUN", rich_help_panel=RUN)
     ] = None,
+    auto_resume: Annotated[
+        bool,
+        typer.Option("--auto-resume", help="Start, or go on in --output-dir.", rich_help_panel=RUN),
+    ] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="What may differ on resume; repeatable.", metavar="KEY", rich_help_panel=RUN),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print summary and cost, then stop.", rich_help_panel=RUN)
     ] = False,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints in an epoch.", metavar="N", rich_help_panel=RUN)
+    ] = None,
     keep_every: Annotated[
         int | None,
         typer.Option(help="Epochs between checkpoints kept.", metavar="N", rich_help_panel=RUN),
@@ -119,6 +136,12 @@ def train(
     ] = None,
     nproc: Annotated[
         int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=RUN)
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="Print a job script and stop.", metavar="slurm", rich_help_panel=RUN)
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines of the job (1).", metavar="N", rich_help_panel=RUN)
     ] = None,
     config: Annotated[
         list[Path] | None,
@@ -136,7 +159,7 @@ def train(
     """
     from lora_detr.training.launch import launch_if_wanted
 
-    if launch_if_wanted(device or "auto", gpus, nproc):
+    if launcher is None and launch_if_wanted(device or "auto", gpus, nproc):
         return
     named: dict[str, object] = {
         "data.num_classes": num_classes,
@@ -150,25 +173,29 @@ def train(
         "train.optimizer.scale_lr": scale_lr,
         "train.ema_decay": ema,
         "train.freeze": freeze or None,
+        "train.recompute": recompute or None,
         "train.precision": precision,
         "train.seed": seed,
         "train.device": device,
+        "train.save_every": save_every,
         "train.keep_every": keep_every,
         "train.tensorboard": tensorboard or None,
     }
     out = console()
     display = ConsoleDisplay(out)
     show_log(out)
+    _check_going_on(auto_resume, resume, output_dir, override)
     if resume is not None:
         choosing = {"--baseline": baseline, "--aux": aux, "--preset": preset, "--rank": rank, "--branch": branch}
         choosing |= {"--branch-kind": branch_kind, "--hybrid": hybrid, "--dac": dac or None}
-        starting = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir, "--config": config}
+        starting: dict[str, object] = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir}
+        starting |= {"--config": config, "--launcher": launcher}
         _refuse_beside_resume({**choosing, **starting, "--dry-run": dry_run or None})
         from lora_detr.training import run
         from lora_detr.training.request import settings_of
 
         given = {key: value for key, value in {**named, "data.path": data}.items() if value is not None}
-        finished = run.resume(resume, {**settings_of(set_ or ()), **given}, display)
+        finished = run.resume(resume, {**settings_of(set_ or ()), **given}, display, override or ())
     else:
         from lora_detr.training import run
         from lora_detr.training.request import Request, resolve
@@ -188,7 +215,12 @@ def train(
             hybrid=hybrid,
             dac=dac,
         )
-        finished = run.start(resolve(request), output_dir, overfit, dry_run, display)
+        resolved = resolve(request)
+        if launcher is not None:
+            _print_job(launcher, output_dir, resolved.run_name, nodes or 1, gpus, nproc)
+            return
+        go_on = auto_resume or may_be_restarted()
+        finished = run.start(resolved, output_dir, overfit, dry_run, display, go_on=go_on, overrides=override or ())
     if dry_run:
         return
     if finished.metrics is not None:
@@ -196,6 +228,36 @@ def train(
         out.print(f"AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}")
     directory = finished.directory
     out.print(f"next: loradetr eval {directory}; loradetr strip {directory}", soft_wrap=True)
+
+
+def _check_going_on(auto: bool, resume: Path | None, output: Path | None, override: list[str] | None) -> None:
+    """Refuse combinations of options that would lose a run or do nothing."""
+    if auto and resume is not None:
+        raise ConfigError("--auto-resume and --resume exclude each other", "--resume RUN goes on with a run there is")
+    if auto and output is None:
+        raise ConfigError("--auto-resume needs --output-dir: where is the run to go on with?", "give --output-dir DIR")
+    if override and not (auto or resume or may_be_restarted()):
+        raise ConfigError("--override is for a run that goes on", "give --resume RUN with it, or --auto-resume")
+    if may_be_restarted() and resume is None and output is None:
+        raise ConfigError(
+            "this run may be restarted (torchrun --max-restarts) and would then begin anew in another folder",
+            "give --output-dir DIR: a restart goes on from the last checkpoint there",
+        )
+    if restarts_share_store():
+        raise ConfigError(
+            "torchrun --max-restarts: processes started again would call at the addresses of those before them",
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every torchrun",
+        )
+
+
+def _print_job(launcher: str, output: Path | None, name: str, nodes: int, gpus: int | None, nproc: int | None) -> None:
+    from lora_detr.training.run_directory import next_run
+    from lora_detr.training.slurm import slurm_script
+
+    if launcher != "slurm":
+        raise ConfigError(f"--launcher {launcher}: unknown", "known: slurm; under torchrun the command joins by itself")
+    output = output or next_run(Path("runs"), name)
+    sys.stdout.write(slurm_script(sys.argv[1:], output, nodes=nodes, gpus=gpus, nproc=nproc))
 
 
 def _refuse_beside_resume(options: dict[str, object]) -> None:

@@ -25,6 +25,9 @@ from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
 
 
+RecomputedPart = Literal["backbone", "encoder", "decoder"]
+
+
 class DataConfig(Strict):
     """What is trained on and how images are prepared."""
 
@@ -82,6 +85,8 @@ class TrainConfig(Strict):
     """Seconds that a process waits for the others before the run is given up."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of ``metrics.jsonl``."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints within an epoch, which a killed run loses at most; null saves at evaluations only."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best."""
     keep_every: int | None = Field(None, ge=1)
@@ -93,6 +98,8 @@ class TrainConfig(Strict):
     """
     freeze: tuple[str, ...] = ()
     """Prefixes of parameter names that are not trained, such as ``detector.backbone``."""
+    recompute: tuple[RecomputedPart, ...] = ()
+    """Parts whose layers run again in backward instead of keeping what they computed: less memory, the same numbers."""
     tensorboard: bool = False
     """Write what is logged for TensorBoard too, into ``tensorboard/`` of the run."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -175,6 +175,11 @@ def latest(directory: Path) -> Path | None:
     return None
 
 
+def has_checkpoints(directory: Path) -> bool:
+    """Return whether a folder holds any checkpoint, complete or not; a folder that is not there holds none."""
+    return bool(_steps(directory))
+
+
 def set_best(directory: Path, step: int) -> None:
     """Point ``best`` at the checkpoint of a step, atomically.
 
@@ -184,24 +189,28 @@ def set_best(directory: Path, step: int) -> None:
     """
     if step not in _steps(directory):
         raise CheckpointError(f"{directory}: no checkpoint of step {step}", "save it before naming it the best")
-    write_file(directory / BEST, f"step-{step:08d}\n".encode())
+    write_file(directory / BEST, _pointer(f"step-{step:08d}").encode())
 
 
 def best_step(directory: Path) -> int | None:
     """Return the step that ``best`` points at, or None where nothing has been evaluated.
 
+    The pointer carries a hash of the name, so that a changed digit does not lead to another checkpoint. A name alone,
+    as a user may write it, is taken too.
+
     Raises:
-        CheckpointError: the pointer is malformed.
+        CheckpointError: the pointer is malformed, or was changed.
     """
     try:
-        text = (directory / BEST).read_bytes()[:64].decode("ascii", errors="replace").strip()
+        text = (directory / BEST).read_bytes()[:64].decode("ascii", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{directory / BEST}: cannot be read: {error.strerror}", "remove it") from error
-    match = _STEP.fullmatch(text)
-    if match is None:
-        message = f"{directory / BEST}: expected the name of a checkpoint, found {text!r}"
+    name = text.split(maxsplit=1)[0] if text.strip() else ""
+    match = _STEP.fullmatch(name)
+    if match is None or text not in (_pointer(name), f"{name}\n", name):
+        message = f"{directory / BEST}: expected the name of a checkpoint, found {text.strip()!r}"
         raise CheckpointError(message, "write the name of one of the checkpoints into it, or use --checkpoint last")
     return int(match[1])
 
@@ -290,6 +299,10 @@ def _steps(directory: Path) -> dict[int, Path]:
         if match is not None and path.is_dir() and (int(match[1]) not in found or path.suffix != _REPLACED):
             found[int(match[1])] = path
     return found
+
+
+def _pointer(name: str) -> str:
+    return f"{name} {hashlib.sha256(name.encode()).hexdigest()[:16]}\n"
 
 
 def _verify_written(temporary: Path) -> None:

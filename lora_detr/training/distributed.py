@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -163,7 +164,8 @@ def _signs(store: Any, size: int) -> list[int]:
 def _start_signs(rank: int) -> None:
     """Count up in the background for as long as this process lives; a process that is stopped or gone does not."""
     ended = threading.Event()
-    thread = threading.Thread(target=_give_signs, args=(_shared_store(), rank, ended), daemon=True)
+    store, launcher = _shared_store(), os.getppid()
+    thread = threading.Thread(target=_give_signs, args=(store, rank, ended, launcher), daemon=True)
     thread.start()
 
     def end() -> None:
@@ -174,7 +176,11 @@ def _start_signs(rank: int) -> None:
     atexit.register(end)
 
 
-def _give_signs(store: Any, rank: int, ended: threading.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the launcher has gone
-        while not ended.wait(SIGN_SECONDS):
+def _give_signs(store: Any, rank: int, ended: threading.Event, launcher: int) -> None:
+    while not ended.wait(SIGN_SECONDS):
+        if os.getppid() != launcher:
+            # Nobody is left to end this process, so it asks itself to save and go.
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        with contextlib.suppress(RuntimeError):  # whoever held the store has gone
             store.add(f"sign of life/{rank}", 1)

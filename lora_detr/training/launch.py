@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
-from lora_detr.processes import REQUESTS_TO_END
+from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
 
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
@@ -35,6 +35,12 @@ def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
     """
     if "RANK" in os.environ:
         return False
+    tasks = tasks_without_launcher()
+    if tasks:
+        raise ConfigError(
+            f"{tasks} tasks of Slurm run this command, each on its own",
+            "ask for one task a node and run torchrun in it; loradetr train --launcher slurm prints such a job",
+        )
     count = processes_wanted(device, gpus, nproc)
     if count > 1:
         launch(count, sys.argv[1:])

@@ -7,10 +7,12 @@ JSON. Floats survive JSON exactly, because Python writes the shortest text that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
@@ -58,7 +60,34 @@ def unflatten_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any])
     return {"state": dict(sorted(state.items())), "param_groups": restored}
 
 
-def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain: object, source: Path) -> None:
+    """Give an optimiser the state of a checkpoint; rates, decay and moments' decay stay as it was built with.
+
+    Args:
+        optimizer: over the parameters of the model that was saved, built with the settings to go on with.
+        tensors: as ``flatten_optimizer`` returned them.
+        plain: likewise.
+        source: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: K08, the state is malformed or of other groups of parameters.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    state = unflatten_optimizer(tensors, plain if isinstance(plain, dict) else {})
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{source}: the optimiser's groups of parameters are not those of this run: {error}",
+            "rules of rates and decay, and what is frozen, cannot change when a run goes on",
+            code="K08",
+        ) from error
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    _lay_out_like_parameters(optimizer)
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
     """Give restored moments the memory format of their parameters, which a file does not hold.
 
     The values stay, but an update that walks through two formats rounds otherwise, so a resumed run would drift.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lora_detr.config.dump import as_tree, diff_configs
 from lora_detr.config.load import validate
 from lora_detr.config.run import RunConfig
-from lora_detr.config.tree import merge, nested
-from lora_detr.errors import ConfigError
+from lora_detr.config.tree import is_within, merge, nested, paths
+from lora_detr.errors import ConfigError, nearest
+from lora_detr.json_value import JSON
 from lora_detr.training.optim import rate_factor
 from lora_detr.training.trainer import Trainer
 
@@ -20,6 +22,7 @@ CHANGEABLE = {
     "train.device": "--device",
     "train.rank_timeout": "--set train.rank_timeout",
     "train.log_every": "--set train.log_every",
+    "train.save_every": "--save-every",
     "train.keep_last": "--set train.keep_last",
     "train.keep_every": "--keep-every",
     "train.tensorboard": "--tensorboard",
@@ -29,15 +32,24 @@ CHANGEABLE = {
 """Key path -> how it is given. The data may move, but its content is compared with what the run started on."""
 
 
+PROCESSES, DATA = "processes", "data"
+"""What may be overridden by name besides settings: the number of processes, and the content of the data."""
+
+
+def allows(overrides: Sequence[str], name: str) -> bool:
+    """Return whether the user named a difference, or a section that it is in, as one to go on with."""
+    return any(is_within(name, given) for given in overrides)
+
+
 def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
-    """Return the configuration to go on with.
+    """Return the configuration that options make of a run's own.
 
     Args:
         stored: of the run.
         changes: key path -> value; a value equal to the run's own is no change.
 
     Raises:
-        ConfigError: C07, a change that would make it another run, all of them listed; or an invalid value.
+        ConfigError: an invalid key or value.
     """
     given = dict(changes)
     if "train.epochs" in given:
@@ -50,16 +62,42 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
         merged = merge(tree, nested(key, json.loads(json.dumps(value, default=str)), tree))
         assert isinstance(merged, dict)
         tree = merged
-    config = validate(RunConfig, tree, dict.fromkeys(given, "this command"))
-    refused = [(key, old, new) for key, old, new in diff_configs(stored, config) if key not in CHANGEABLE]
+    return validate(RunConfig, tree, dict.fromkeys(given, "this command"))
+
+
+def allowed_changes(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> list[dict[str, JSON]]:
+    """Return what a run will do differently from now on, for its record.
+
+    Args:
+        stored: the run had it until now.
+        config: to go on with.
+        overrides: what may differ besides ``CHANGEABLE``: key paths of settings or sections, ``processes``, ``data``.
+
+    Returns:
+        Key path, old and new value of each difference, and whether it needed an override.
+
+    Raises:
+        ConfigError: C07, a change that would make it another run, all of them listed; or an unknown override.
+    """
+    known = {PROCESSES, DATA, *paths(as_tree(stored)), *paths(as_tree(config))}
+    found = diff_configs(stored, config)
+    for name in overrides:
+        if name not in known and not any(is_within(key, name) for key, _, _ in found):
+            raise ConfigError(
+                f"--override {name}: unknown{nearest(name, known)}",
+                f"give the key path of a setting, {PROCESSES}, or {DATA}",
+            )
+    refused = [item for item in found if item[0] not in CHANGEABLE and not allows(overrides, item[0])]
     if refused:
         listed = "; ".join(f"{key}: the run has {old}, this command {new}" for key, old, new in refused)
+        names = " ".join(f"--override {key}" for key, _, _ in refused)
         raise ConfigError(
             f"--resume continues a run with its own settings, but {listed}",
-            f"leave them out, or start a new run (what may change: {', '.join(CHANGEABLE.values())})",
+            f"leave them out, start a new run, or insist with {names} "
+            f"(what may change without: {', '.join(CHANGEABLE.values())})",
             code="C07",
         )
-    return config
+    return [{"key": key, "was": old, "now": new, "override": key not in CHANGEABLE} for key, old, new in found]
 
 
 def schedule_notes(trainer: Trainer, stored: RunConfig) -> list[str]:
@@ -69,14 +107,15 @@ def schedule_notes(trainer: Trainer, stored: RunConfig) -> list[str]:
         trainer: restored, with the new settings.
         stored: the run had these settings until now.
     """
-    total = trainer.steps_per_epoch * stored.train.epochs
-    if stored.train.max_steps is not None:
-        total = min(total, stored.train.max_steps)
-    before = rate_factor(stored.train.schedule, trainer.steps_per_epoch, total)(trainer.step)
-    now = trainer.rate_factor(trainer.step)
-    if now == before:
+    plan = trainer.plan
+    before = replace(plan, epochs=stored.train.epochs, max_steps=stored.train.max_steps)
+    old, new = (
+        rate_factor(trainer.config.train.schedule, plan.steps_per_epoch, length)(plan.done(trainer.step))
+        for length in (before.length, plan.length)
+    )
+    if old == new:
         return []
     return [
-        f"note: `train.schedule.drop_fractions` are shares of all steps, now {trainer.total_steps} instead of {total}; "
-        f"the factor on the learning rate goes from {before:g} to {now:g}"
+        f"note: `train.schedule.drop_fractions` are shares of all steps, now {plan.total_steps} instead of "
+        f"{before.total_steps}; the factor on the learning rate goes from {old:g} to {new:g}"
     ]

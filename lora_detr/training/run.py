@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import torch
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.errors import ConfigError, LoraDetrError, WorkerError
-from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes import own_rank
-from lora_detr.training.checkpoint import clean_stale, load_latest
+from lora_detr.training.checkpoint import LoadedCheckpoint, clean_stale, has_checkpoints, load_latest
 from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World, is_lost_peer
+from lora_detr.training.distributed import World
+from lora_detr.training.ending import Finished, fit_to_the_end, naming_lack_of_memory, naming_lost_processes
 from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
-from lora_detr.training.metrics import cut_back
+from lora_detr.training.metrics import append_line, cut_back
 from lora_detr.training.opened import stored_config
 from lora_detr.training.request import Resolved
-from lora_detr.training.resumption import changed, schedule_notes
-from lora_detr.training.run_directory import RunDirectory, environment, next_run
+from lora_detr.training.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
+from lora_detr.training.run_directory import CHECKPOINTS, RunDirectory, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
 from lora_detr.training.tensorboard import require_tensorboard
 from lora_detr.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended: its folder, and its last evaluation if there was a validation split."""
-
-    directory: Path
-    metrics: CocoMetrics | None
-
-
-def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run: bool, display: Display) -> Finished:
+@naming_lost_processes()
+def start(
+    resolved: Resolved,
+    output: Path | None,
+    overfit: int | None,
+    dry_run: bool,
+    display: Display,
+    *,
+    go_on: bool = False,
+    overrides: Sequence[str] = (),
+) -> Finished:
     """Train from the beginning.
 
     Args:
@@ -50,20 +50,28 @@ def start(resolved: Resolved, output: Path | None, overfit: int | None, dry_run:
         overfit: train and evaluate on so many images.
         dry_run: print the summary, build everything, write nothing.
         display: shows progress.
+        go_on: continue the run in ``output`` if it has a checkpoint, with the same settings.
+        overrides: what may differ then all the same, as for ``resume``.
 
     Raises:
         LoraDetrError: whatever the user can cause; the run directory says how it ended.
     """
     config = resolved.loaded.config
+    if go_on and output is not None and has_checkpoints(output / CHECKPOINTS):
+        directory = RunDirectory(output)
+        with _held(directory):
+            return _resume(directory, lambda stored: config, display, overrides, overfit)
     world = World.from_environment(config.train.device, config.train.rank_timeout)
-    directory = RunDirectory(output or next_run(Path("runs"), resolved.run_name))
+    # What is free is decided once: a folder that the first process has made is no longer free for the others.
+    path = world.gather(str(output or next_run(Path("runs"), resolved.run_name)))[0]
+    directory = RunDirectory(Path(path))
     for note in resolved.notes:
         display.line(note)
     if dry_run and output is not None:
-        directory.check_free()
+        directory.check_free(go_on)
     if dry_run or not world.is_main:
         return _start(resolved, directory, world, overfit, dry_run, display)
-    directory.create(resume=False)
+    directory.create(resume=go_on)
     with directory.lock():
         return _start(resolved, directory, world, overfit, dry_run, display)
 
@@ -87,6 +95,8 @@ def _start(
             return Finished(directory.path, None)
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
+            # A run that was killed before its first checkpoint has left lines here.
+            cut_back(directory.metrics, directory.log, directory.results, step=0)
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
@@ -98,7 +108,7 @@ def _start(
             # Nothing was trained: leave no empty folder that would block the next try.
             directory.discard()
         raise
-    return _fit(trainer)
+    return fit_to_the_end(trainer)
 
 
 def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[TwoStageDetector], Initialised | None]:
@@ -107,14 +117,16 @@ def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[
     return build_from_weights(config, splits.categories, read_initial_weights(Path(config.weights)))
 
 
-def resume(run: Path, changes: Mapping[str, object], display: Display) -> Finished:
+@naming_lost_processes()
+def resume(run: Path, changes: Mapping[str, object], display: Display, overrides: Sequence[str] = ()) -> Finished:
     """Continue a run from its last checkpoint, possibly for longer or on another machine.
 
     Args:
         run: the run directory.
-        changes: key path -> value of settings to change; see ``resumption.changed`` for those that may differ.
+        changes: key path -> value of settings to change; see ``resumption.CHANGEABLE`` for those that may differ.
             New ``train.epochs`` without ``train.max_steps`` lift the limit of steps.
         display: shows progress.
+        overrides: what may differ besides, by name: key paths, ``processes``, ``data``.
 
     Raises:
         ConfigError: there is nothing to resume, nothing left to do, or a change would make it another run.
@@ -130,13 +142,24 @@ def resume(run: Path, changes: Mapping[str, object], display: Display) -> Finish
             "give the folder that train printed as output",
             code="C10",
         )
+    with _held(directory):
+        return _resume(directory, lambda stored: changed(stored, changes), display, overrides)
+
+
+def _held(directory: RunDirectory) -> contextlib.AbstractContextManager[None]:
+    """Return what holds the folder of a run that goes on: every process reads, the main one also holds it."""
     directory.create(resume=True)
-    # Every process reads; the main one also holds the folder and cleans up in it.
-    with directory.lock() if own_rank() == 0 else contextlib.nullcontext():
-        return _resume(directory, changes, display)
+    return directory.lock() if own_rank() == 0 else contextlib.nullcontext()
 
 
-def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Display) -> Finished:
+def _resume(
+    directory: RunDirectory,
+    wanted: Callable[[RunConfig], RunConfig],
+    display: Display,
+    overrides: Sequence[str],
+    overfit_wanted: int | None = None,
+) -> Finished:
+    """Continue a run with the settings that ``wanted`` makes of its own."""
     run = directory.path
     if own_rank() == 0:
         clean_stale(directory.checkpoints)
@@ -147,25 +170,32 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
         raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
     path = directory.checkpoints / f"step-{checkpoint.step:08d}"
     stored = stored_config(checkpoint, path)
-    config = changed(stored, changes)
+    config = wanted(stored)
+    changes = allowed_changes(stored, config, overrides)
+    overfit = _overfit_count(checkpoint.state)
+    if overfit_wanted not in (None, overfit):
+        raise ConfigError(f"--overfit {overfit_wanted}: the run has {overfit}", "start a new run", code="C07")
     world = World.from_environment(config.train.device, config.train.rank_timeout)
-    overfit = None if checkpoint.state.get("augment", True) else _overfit_count(checkpoint.state)
+    _check_agreement(world, checkpoint.step)
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit)
-    if checkpoint.state.get("data") != splits.fingerprints:
-        raise ConfigError(
-            f"--resume {run}: {config.data.path} is not what the run started on (ids or sizes of its images differ)",
-            "restore the data, or start a new run",
-            code="C08",
-        )
+    same_data = checkpoint.state.get("data") == splits.fingerprints
+    if not same_data:
+        _check_other_data(run, config, checkpoint, splits, overrides)
+        changes.append({"key": DATA, "was": checkpoint.state.get("data"), "now": splits.fingerprints, "override": True})
     seed_everything(config.train.seed, world.rank)
     model = config.build_model(splits.categories.num_classes, load_weights=False)
     trainer = Trainer(config, splits, model, directory, world, display)
-    trainer.restore(checkpoint, path)
+    trainer.restore(checkpoint, path, allows(overrides, PROCESSES))
+    if not same_data:
+        trainer.best = -math.inf  # it was measured on other images
+    size = checkpoint.manifest.facts.get("world_size")
+    if size != world.size:
+        changes.append({"key": PROCESSES, "was": size, "now": world.size, "override": True})
     if trainer.is_done:
         raise ConfigError(
-            f"--resume {run}: the run has done all of its {trainer.total_steps} steps",
+            f"--resume {run}: the run has done all of its {trainer.plan.total_steps} steps",
             "raise --epochs or --max-steps",
         )
     if world.is_main:
@@ -173,79 +203,54 @@ def _resume(directory: RunDirectory, changes: Mapping[str, object], display: Dis
         cut_back(directory.metrics, directory.log, directory.results, step=trainer.step)
         directory.add_command()
         directory.update_config(config, stored)
+        if changes:
+            append_line(directory.changes, {"step": trainer.step, "changes": changes})
+    for change in changes:
+        if change["override"]:
+            display.line(f"note: overridden: {change['key']}: {change['was']} until now, {change['now']} from here on")
     for note in schedule_notes(trainer, stored):
         display.line(note)
-    display.line(f"resuming {run} at step {trainer.step} of {trainer.total_steps}")
-    return _fit(trainer)
+    display.line(f"resuming {run} at step {trainer.step} of {trainer.plan.total_steps}")
+    return fit_to_the_end(trainer)
 
 
-def _overfit_count(state: Mapping[str, object]) -> int:
-    """Return on how many images a run without augmentation was started."""
-    count = state.get("overfit")
-    assert isinstance(count, int)
-    return count
-
-
-@contextlib.contextmanager
-def naming_lack_of_memory() -> Iterator[None]:
-    """Turn what PyTorch and Python raise when memory runs out into an error that says what to do.
+def _check_agreement(world: World, step: int) -> None:
+    """Refuse to go on where processes have read different checkpoints, as with folders that are not shared.
 
     Raises:
-        WorkerError: P19.
+        CheckpointError: names the steps.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # On the CPU PyTorch raises a plain RuntimeError.
-        named = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not named:
-            raise
-        remedy = "lower --batch-size (raise --accum to keep the global batch)"
-        raise WorkerError("out of memory", remedy, code="P19") from error
+    steps = world.gather(step)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes found different checkpoints: steps {', '.join(map(str, steps))} by rank",
+            "the run directory must be one folder that all nodes share",
+        )
 
 
-def _fit(trainer: Trainer) -> Finished:
-    """Train, and write how it ended whatever happens."""
-    code, kind, message = 1, "InternalError", "the process ended without a message"
-    try:
-        with naming_lack_of_memory():
-            metrics = trainer.fit()
-        trainer.world.barrier()
-        code, kind, message = 0, "Done", "all steps done"
-        return Finished(trainer.directory.path, metrics)
-    except LoraDetrError as error:
-        code, kind, message = error.exit_code, type(error).__name__, error.message
-        raise
-    except Exception as error:
-        if trainer.world.size > 1 and is_lost_peer(error):
-            # Said first: while it listens for the others, the launcher may end this process too.
-            code, kind, message = WorkerError.exit_code, WorkerError.__name__, "another process of the run is gone"
-            lost = _lost(trainer)
-            code, kind, message = lost.exit_code, type(lost).__name__, lost.message
-            raise lost from error
-        message = repr(error)
-        raise
-    except KeyboardInterrupt:
-        code, kind, message = 130, "Interrupted", "interrupted from the keyboard"
-        raise
-    finally:
-        saved = None if trainer.saved is None else trainer.saved.name
-        if trainer.world.is_main and trainer.directory.path.is_dir():
-            trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
-        trainer.world.close()
+def _check_other_data(
+    run: Path, config: RunConfig, checkpoint: LoadedCheckpoint, splits: Splits, overrides: Sequence[str]
+) -> None:
+    """Refuse other data than the run started on, unless the user insists and the labels mean the same.
+
+    Raises:
+        ConfigError: C08.
+    """
+    if not allows(overrides, DATA):
+        raise ConfigError(
+            f"--resume {run}: {config.data.path} is not what the run started on (ids or sizes of its images differ)",
+            f"restore the data, start a new run, or insist with --override {DATA}",
+            code="C08",
+        )
+    if checkpoint.state.get("categories") != splits.categories.to_json():
+        raise ConfigError(
+            f"--resume {run}: {config.data.path} has other categories than the run, whose labels would change meaning",
+            f"start a new run with --weights {run}, which keeps all weights that fit",
+            code="C08",
+        )
 
 
-def _lost(trainer: Trainer) -> WorkerError:
-    """Return what to say of another process that is gone or silent."""
-    try:
-        silent = trainer.world.silent()
-    except RuntimeError:  # whoever held what the processes shared is gone too
-        silent = []
-    if not silent:
-        return WorkerError("another process of the run is gone", "its own message says why", code="P06")
-    ranks = ", ".join(map(str, silent))
-    return WorkerError(
-        f"rank {ranks} gives no sign of life at step {trainer.step}; the run cannot go on without it",
-        f"continue with --resume {trainer.directory.path}; train.rank_timeout says how long to wait",
-        code="P07",
-    )
+def _overfit_count(state: Mapping[str, object]) -> int | None:
+    """Return on how many images a run was started to overfit; None for a common run."""
+    count = state.get("overfit")
+    return count if isinstance(count, int) else None

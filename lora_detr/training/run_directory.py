@@ -22,7 +22,7 @@ from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
 
-LOCK = ".lock"
+LOCK, CHECKPOINTS = ".lock", "checkpoints"
 PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
 
 
@@ -35,7 +35,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
@@ -51,6 +51,16 @@ class RunDirectory:
     def results(self) -> Path:
         """One CSV row an evaluation."""
         return self.path / "results.csv"
+
+    @property
+    def changes(self) -> Path:
+        """One JSON line a resume that changed something."""
+        return self.path / "changes.jsonl"
+
+    @property
+    def exit(self) -> Path:
+        """How the run ended; not there while it trains."""
+        return self.path / "exit.json"
 
     @property
     def evaluation(self) -> Path:
@@ -164,7 +174,7 @@ class RunDirectory:
     def write_exit(self, code: int, kind: str, rank: int, step: int, message: str, last_checkpoint: str | None) -> None:
         """Write ``exit.json``: how the run ended, for scripts."""
         self.write_json(
-            "exit.json",
+            self.exit.name,
             {
                 "code": code,
                 "class": kind,

@@ -6,7 +6,6 @@ The three generators that code of ours or of a library may draw from are Python'
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from lora_detr.json_value import JSON
 from lora_detr.training.distributed import World
 
 
-def seed_everything(seed: int, rank: int = 0) -> None:
+def seed_everything(seed: int, *streams: int) -> None:
     """Seed all generators for one process.
 
     Args:
         seed: of the run, at least 0.
-        rank: of the process; every rank gets streams of its own, so that dropout differs between ranks.
+        streams: rank of the process, so that dropout differs between ranks; and whatever else tells draws apart.
     """
     # SeedSequence mixes, so that (seed 0, rank 1) and (seed 1, rank 0) have nothing in common.
-    for_python, for_numpy, for_torch = np.random.SeedSequence([seed, rank]).generate_state(3)
+    for_python, for_numpy, for_torch = np.random.SeedSequence([seed, *(streams or (0,))]).generate_state(3)
     random.seed(int(for_python))
     np.random.seed(int(for_numpy))  # noqa: NPY002 (libraries draw from the global generator)
     torch.manual_seed(int(for_torch))
@@ -45,32 +44,37 @@ def rng_state() -> dict[str, JSON]:
     }
 
 
-def own_state(states: object, world: World, source: Path) -> Mapping[str, Any]:
-    """Return the state of this process among those that a checkpoint has, by rank.
+def restore_own_state(
+    states: object, world: World, source: Path, other_processes: bool, fresh: tuple[int, int]
+) -> None:
+    """Restore the state of this process among those that a checkpoint has, by rank.
 
     Args:
         states: of all processes.
         world: rank and number of processes.
         source: the checkpoint.
+        other_processes: states of another number of processes are no fault; every process then seeds itself anew.
+        fresh: seed of the run and step, to seed from in that case.
 
     Raises:
-        CheckpointError: there are no states.
+        CheckpointError: there are no states, or they are malformed.
         ConfigError: C08, they are of another number of processes.
     """
     if not isinstance(states, list) or not states:
         raise CheckpointError(f"{source}: holds no state of the random generators", "resume from another checkpoint")
-    if len(states) != world.size:
+    if len(states) == world.size:
+        restore_rng_state(states[world.rank])
+    elif other_processes:
+        seed_everything(*fresh, world.rank)
+    else:
         raise ConfigError(
             f"--resume {source.parent.parent}: the run was on {len(states)} processes, this is on {world.size}",
-            "give --gpus or --nproc as before: batches, rates and random draws depend on it",
+            "give --gpus or --nproc as before, or --override processes: batches, rates and random draws then change",
             code="C08",
         )
-    found = states[world.rank]
-    assert isinstance(found, dict)
-    return found
 
 
-def restore_rng_state(state: Mapping[str, Any]) -> None:
+def restore_rng_state(state: Any) -> None:
     """Restore what ``rng_state`` returned.
 
     States of CUDA devices are restored for the devices there are: a run that goes on with fewer of them is not

@@ -35,7 +35,7 @@ def summary_lines(
     groups = sum(p.numel() for p in trainer.model.detector.query_groups.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     backbone = config.model.backbone
-    cost = rehearse(trainer) if measure or trainer.total_steps >= WORTHWHILE_STEPS else None
+    cost = rehearse(trainer) if measure or trainer.plan.total_steps >= WORTHWHILE_STEPS else None
     return [
         f"preset      {preset}",
         f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
@@ -50,17 +50,17 @@ def summary_lines(
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
-        f"schedule    {trainer.total_steps} steps ({trainer.steps_per_epoch} an epoch), {_rate(trainer)}, "
+        f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} an epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
-        *([] if cost is None else [f"time        {cost.describe(trainer.steps_per_epoch)}"]),
+        *([] if cost is None else [f"time        {cost.describe(trainer.plan.steps_per_epoch)}"]),
         f"device      {world.device}, {world.size} process{'es' if world.size > 1 else ''}",
         f"output      {output}",
     ]
 
 
 def _rate(trainer: Trainer) -> str:
-    rate, batch = trainer.config.train.optimizer, trainer.global_batch
+    rate, batch = trainer.config.train.optimizer, trainer.plan.global_batch
     if batch == rate.reference_batch:
         return f"global batch {batch}, lr {rate.lr:g}"
     if rate.scale_lr == "none":

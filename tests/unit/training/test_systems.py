@@ -114,7 +114,7 @@ def test_the_noise_of_denoising_queries_follows_the_random_state(
     """Resumed from other random states the run goes another way, so the test above would notice a lost one."""
     following = set()
     for seed in (1, 2):
-        monkeypatch.setattr("lora_detr.training.trainer.restore_rng_state", partial(reseed, seed))
+        monkeypatch.setattr("lora_detr.training.seeding.restore_rng_state", partial(reseed, seed))
         directory = Path(shutil.copytree(run_of("relation"), tmp_path / f"run{seed}"))
         run.resume(directory, {"train.max_steps": 5}, Lines())
         following.add(losses(directory)[4])
