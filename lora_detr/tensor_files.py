@@ -36,8 +36,12 @@ class _Header:
     spans: tuple[tuple[int, int, str], ...]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file, on the CPU, and its metadata.
+
+    Args:
+        path: of the file.
+        finite: refuse values that are not.
 
     Raises:
         CheckpointError: the file is absent, damaged, beyond the bounds of this module, or holds non-finite values.
@@ -52,7 +56,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
-    fault = first_non_finite(tensors)
+    fault = first_non_finite(tensors) if finite else None
     if fault is not None:
         raise CheckpointError(
             f"{path}: {fault}", "use an earlier checkpoint, from before training diverged", code="K10"
@@ -70,13 +74,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_file(path, encode_tensors(tensors, metadata))
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, finite: bool = True
+) -> bytes:
     """Return the bytes of a safetensors file; tensors that share memory are written in full under each name.
+
+    Args:
+        tensors: by name.
+        metadata: of the file.
+        finite: refuse values that are not; what finds a fault needs the very values that have it.
 
     Raises:
         NumericalError: a tensor holds NaN or Inf.
     """
-    fault = first_non_finite(tensors)
+    fault = first_non_finite(tensors) if finite else None
     if fault is not None:
         raise NumericalError(
             f"not saved: {fault}", "lower the learning rate or resume an earlier checkpoint", code="N03"

@@ -12,13 +12,13 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, OutputError, Stopped
+from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, NumericalError, OutputError, Stopped
 from lora_detr.processes import REQUEUE, handled_by, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
 
-SAME_ON_ALL_RANKS = (ConfigError, CheckpointError, OutputError)
+SAME_ON_ALL_RANKS = (ConfigError, CheckpointError, NumericalError, OutputError)
 """Faults that every process finds, or that the first alone can have; the first one tells."""
 
 INTERRUPTED = 130

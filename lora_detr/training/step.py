@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from signal import Signals
 
 import torch
@@ -13,28 +14,17 @@ from torch import Tensor, nn
 from lora_detr.config.run import RunConfig
 from lora_detr.errors import NumericalError
 from lora_detr.losses.criterion import Criterion, NonFiniteMatchError
-from lora_detr.losses.report import LossTerm, named_terms
+from lora_detr.losses.normaliser import Normaliser
+from lora_detr.losses.report import LossReport, LossTerm, named_terms
 from lora_detr.ops.host import to_host
-from lora_detr.structures import Batch, PaddedTargets
+from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.distributed import World
+from lora_detr.training.nonfinite import MatchFault, NonFiniteLossError, NonFiniteStep, OnRank, Seen
+from lora_detr.training.seeding import torch_state, torch_state_to_json
 from lora_detr.training.stopping import StopSignals, named
 
 # Updates skipped in a row, for a gradient that is not finite, before the run is given up.
 MAX_SKIPPED = 10
-
-
-class NonFiniteLossError(NumericalError):
-    """A loss or a matching cost is NaN or infinite.
-
-    Args:
-        message: names the first term, or the layer and image of the cost.
-        terms: all terms of the step; empty when matching failed before any was computed.
-        image_ids: of the step's images on this process.
-    """
-
-    def __init__(self, message: str, terms: Sequence[LossTerm], image_ids: Sequence[int], *, code: str = "N01") -> None:
-        super().__init__(message, "lower --lr, or look at nan_report.json in the run directory", code=code)
-        self.terms, self.image_ids = tuple(terms), tuple(image_ids)
 
 
 @dataclass(frozen=True)
@@ -94,52 +84,57 @@ class Stepper:
         how the global batch is divided (denoising queries excepted: their number does).
 
         Raises:
-            NumericalError: a loss is not finite (before anything is updated), or too many updates were skipped.
+            NumericalError: a loss is not finite (before anything is updated, on all processes in the same step), or too
+                many updates were skipped.
         """
         start = time.perf_counter()
+        random = torch_state(self.world.device)
         batches = [batch.to(self.world.device) for batch in batches]
         count = sum(len(target.labels) for batch in batches for target in batch.targets)
-        normaliser = self.config.loss.normalise(self.world.total(count), self.world.size)
+        targets = self.world.total(count)
+        normaliser = self.config.loss.normalise(targets, self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
-        values, total = None, None
-        keys, weights = (), ()
-        for batch in batches:
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-                output, branches = self.model(batch.images, batch.targets)
-            padded = PaddedTargets.from_targets(batch.targets)
-            try:
-                report = self.criterion(output, branches, padded, normaliser)
-            except NonFiniteMatchError as error:
-                image_id = batch.targets[error.image].image_id
-                raise NonFiniteLossError(
-                    f"step {step}: matching cost of the {error.where} is not finite; image {image_id}",
-                    (),
-                    [image_id],
-                    code="N06",
-                ) from error
-            report.total.backward()
-            loss = report.total.detach()
-            values = report.values if values is None else values + report.values
-            total = loss if total is None else total + loss
-            keys, weights = report.keys, report.weights
-        assert values is not None
-        assert total is not None
+        computed = [self._forward_backward(batch, normaliser) for batch in batches]
+        reports = [found for found in computed if isinstance(found, LossReport)]
+        # A batch whose matching failed has no loss, which makes that of the step as little finite as NaN does.
+        loss = sum((report.total for report in reports), torch.tensor(0.0, device=self.world.device))
+        if len(reports) < len(computed):
+            loss = loss * math.nan
+        values = sum((report.values for report in reports[1:]), reports[0].values) if reports else loss.new_zeros(0)
         norm = self._clip()
-        finite = torch.stack((total, norm)).isfinite()
+        finite = torch.stack((loss, norm)).isfinite()
         # One copy for the log and the checks; the flags are those of all ranks, so that all agree.
         flags = self.world.sum(torch.cat(((~finite).float(), self.signals.flags(self.world.device))))
-        host = to_host(torch.cat((values, total[None], norm[None], flags))).tolist()
+        host = to_host(torch.cat((values, loss[None], norm[None], flags))).tolist()
         *numbers, loss_value, norm_value, bad_loss, bad_norm, requeue, interrupt = host
-        terms = named_terms(keys, numbers, weights)
         if bad_loss:
-            raise self._non_finite(terms, batches, step)
+            seen = tuple(_seen(found, batch) for found, batch in zip(computed, batches, strict=True))
+            ranks = self.world.gather(OnRank(seen, torch_state_to_json(random)))
+            raise NonFiniteLossError(NonFiniteStep(step, targets, tuple(ranks)))
         if bad_norm:
             self._skip(step, norm_value)
         else:
             self.skipped_in_a_row = 0
             self.optimizer.step()
         seconds = time.perf_counter() - start
+        terms = named_terms(reports[0].keys, numbers, reports[0].weights)
         return StepResult(loss_value, terms, norm_value, bool(bad_norm), seconds, named([requeue, interrupt]))
+
+    def _forward_backward(self, batch: Batch, normaliser: Normaliser) -> LossReport | MatchFault:
+        """Add the gradient of a batch, and return its detached losses.
+
+        A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
+        """
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            output, branches = self.model(batch.images, batch.targets)
+        report: LossReport
+        try:
+            report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)
+        except NonFiniteMatchError as error:
+            (_sum_of_predictions(output, branches) * math.nan).backward()
+            return MatchFault(error.where, batch.targets[error.image].image_id)
+        report.total.backward()
+        return replace(report, total=report.total.detach())
 
     def _clip(self) -> Tensor:
         limit = self.config.train.optimizer.clip_norm
@@ -155,10 +150,17 @@ class Stepper:
                 code="N02",
             )
 
-    def _non_finite(self, terms: Sequence[LossTerm], batches: Sequence[Batch], step: int) -> NonFiniteLossError:
-        ids = [target.image_id for batch in batches for target in batch.targets]
-        wrong = [term for term in terms if not torch.isfinite(torch.tensor(term.value))]
-        first = (
-            f"{wrong[0].key} is {wrong[0].value} ({len(wrong)} of {len(terms)} terms)" if wrong else "on another rank"
-        )
-        return NonFiniteLossError(f"step {step}: loss is not finite: {first}; images {ids}", terms, ids)
+
+def _seen(found: LossReport | MatchFault, batch: Batch) -> Seen:
+    ids = tuple(target.image_id for target in batch.targets)
+    return Seen(ids, (), found) if isinstance(found, MatchFault) else Seen(ids, found.terms())
+
+
+def _sum_of_predictions(output: DetectorOutput, branches: BranchOutput | None) -> Tensor:
+    """Return a scalar that depends on every prediction, and so on every parameter."""
+    predictions = [layer.prediction for layer in output.layers]
+    predictions += [] if output.encoder is None else [output.encoder.prediction]
+    predictions += [] if branches is None else branches.layers
+    for group in output.groups:
+        predictions += [*group.layers, *([] if group.encoder is None else [group.encoder.prediction])]
+    return torch.stack([part.sum() for found in predictions for part in (found.logits, found.boxes)]).sum()

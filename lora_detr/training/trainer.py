@@ -12,7 +12,7 @@ import torch
 from lora_detr.branches import BranchedDetector
 from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import BatchLoader
-from lora_detr.errors import CheckpointError
+from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.exact_weights import load_exact
 from lora_detr.json_value import JSON
@@ -28,14 +28,16 @@ from lora_detr.training.eval_results import write_results
 from lora_detr.training.evaluate import detect_all, plain_predictor
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.metrics import RunningMean
+from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, restore_optimizer
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
+from lora_detr.training.replay import keep_step
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.run_log import RunLog
 from lora_detr.training.seeding import restore_own_state, rng_state
-from lora_detr.training.step import NonFiniteLossError, Stepper, StepResult
+from lora_detr.training.step import Stepper, StepResult
 from lora_detr.training.stopping import StopSignals, raise_if
 
 
@@ -331,10 +333,8 @@ class Trainer:
 
     def _report_non_finite(self, error: NonFiniteLossError) -> None:
         if self.world.is_main:
-            report = {
-                "step": self.step,
-                "message": error.message,
-                "image_ids": list(error.image_ids),
-                "terms": {str(term.key): term.value for term in error.terms},
-            }
-            self.directory.write_json("nan_report.json", report)
+            try:
+                epoch = self.plan.epoch(self.step)
+                keep_step(self.directory.path, error.seen, self.model, self.config, self.splits, epoch)
+            except OutputError as failed:  # must not hide the error that it tells of
+                self.display.line(f"warning: {failed.message}")

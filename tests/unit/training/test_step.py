@@ -14,7 +14,8 @@ from lora_detr.errors import NumericalError
 from lora_detr.ops.host import HostCopies
 from lora_detr.structures import Batch
 from lora_detr.training.data import Splits
-from lora_detr.training.step import MAX_SKIPPED, NonFiniteLossError, Stepper, StepResult
+from lora_detr.training.nonfinite import NonFiniteLossError
+from lora_detr.training.step import MAX_SKIPPED, Stepper, StepResult
 from tests import small_runs
 
 SETTINGS = small_runs.config(*small_runs.WITHOUT_CHANCE, "train.optimizer.clip_norm=null")
@@ -114,8 +115,10 @@ def test_n01_a_loss_that_is_not_finite_stops_before_the_update(stepper: Stepper,
     assert error.code == "N01"
     # Three of the 27 terms: those of one branch at one layer.
     assert error.message == f"step 17: loss is not finite: branch1/layer1/class is nan (3 of 27 terms); images {ids}"
-    assert error.image_ids == tuple(ids)
-    bad = {str(term.key) for term in error.terms if term.value != term.value}
+    (rank,) = error.seen.ranks
+    (seen,) = rank.batches
+    assert seen.image_ids == tuple(ids)
+    bad = {str(term.key) for term in seen.wrong}
     assert bad == {"branch1/layer1/class", "branch1/layer1/l1", "branch1/layer1/giou"}
     assert set(changed(stepper, before)) == {"branches.members.1.layers.1.b2"}  # only NaN differs from itself
 
@@ -127,15 +130,33 @@ def test_n01_in_any_batch_of_an_accumulated_step(stepper: Stepper, splits: Split
         stepper([batch, replace(batch, images=images)], 3)
     assert caught.value.exit_code == 6
     assert changed(stepper, before) == []
+    assert isinstance(caught.value, NonFiniteLossError)
+    (rank,) = caught.value.seen.ranks
+    assert [seen.is_wrong for seen in rank.batches] == [False, True]  # it names the batch too
+    assert all(term.value > 0 for term in rank.batches[0].terms)
+
+
+def test_n01_a_sum_that_is_too_large_is_named(stepper: Stepper, batch: Batch) -> None:
+    """Every term is finite, and their sum is not."""
+    weights = stepper.config.loss.primary.weights.model_copy(update={"l1": 3e38, "giou": 3e38})
+    primary = stepper.config.loss.primary.model_copy(update={"weights": weights})
+    stepper.criterion.config = stepper.config.loss.model_copy(update={"primary": primary})
+    with pytest.raises(NonFiniteLossError, match="though its terms are: their sum is too large"):
+        stepper([batch], 0)
 
 
 def test_n06_a_matching_cost_that_is_not_finite_stops_before_the_update(stepper: Stepper, batch: Batch) -> None:
     with torch.no_grad():
         stepper.model.get_parameter("detector.heads.classes.1.bias").fill_(float("nan"))
     before = weights(stepper)
-    with pytest.raises(NumericalError, match="primary path at layer 1") as caught:
+    with pytest.raises(NonFiniteLossError, match="primary path at layer 1") as caught:
         stepper([batch], 0)
     assert (caught.value.exit_code, caught.value.code) == (6, "N06")
+    assert caught.value.seen.first.fault is not None
+    assert caught.value.seen.first.fault.image_id == batch.targets[0].image_id
+    # Processes without a fault wait for the gradients of this one, so all parameters must have one.
+    trained = {name for name, parameter in stepper.model.named_parameters() if parameter.requires_grad}
+    assert gradients(stepper).keys() == trained
     assert set(changed(stepper, before)) == {"detector.heads.classes.1.bias"}
 
 

@@ -333,9 +333,10 @@ def test_n01_a_run_that_diverges_keeps_its_last_checkpoint_and_tells_why(shapes_
     assert report["step"] == 6
     assert report["message"] == caught.value.message
     assert "branch2/layer0/class is nan" in report["message"]
-    assert len(report["image_ids"]) == 2
-    assert math.isnan(report["terms"]["branch2/layer0/class"])
-    assert math.isfinite(report["terms"]["primary/layer0/class"])
+    (batch,) = report["ranks"][0]["batches"]
+    assert len(batch["image_ids"]) == 2
+    assert math.isnan(batch["terms"]["branch2/layer0/class"])
+    assert math.isfinite(batch["terms"]["primary/layer0/class"])
     ended = json.loads((tmp_path / "run" / "exit.json").read_text())
     assert (ended["code"], ended["class"], ended["step"]) == (6, "NonFiniteLossError", 6)
     assert ended["last_checkpoint"] == "step-00000006"

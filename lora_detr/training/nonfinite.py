@@ -1,0 +1,142 @@
+"""What every process saw of a step whose loss is not finite: the message, and the report that can be replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lora_detr.errors import NumericalError
+from lora_detr.json_value import JSON
+from lora_detr.losses.report import LossTerm
+
+REPORT, WEIGHTS = "nan_report.json", "nan_report.safetensors"
+
+
+@dataclass(frozen=True)
+class MatchFault:
+    """A matching cost that is not finite, so that no loss could be computed.
+
+    Attributes:
+        where: source and layer.
+        image_id: of the first image concerned.
+    """
+
+    where: str
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one process saw of one of its batches of the step.
+
+    Attributes:
+        image_ids: of the batch.
+        terms: all of them, before weighting; empty where matching failed.
+        fault: of matching; None where there was none.
+    """
+
+    image_ids: tuple[int, ...]
+    terms: tuple[LossTerm, ...]
+    fault: MatchFault | None = None
+
+    @property
+    def wrong(self) -> tuple[LossTerm, ...]:
+        """The terms that are not finite."""
+        return tuple(term for term in self.terms if not math.isfinite(term.value))
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether this batch made the loss what it is."""
+        return self.fault is not None or not math.isfinite(sum(term.value * term.weight for term in self.terms))
+
+    def describe(self) -> str:
+        """Return what is wrong, with the images concerned."""
+        if self.fault is not None:
+            return f"matching cost of the {self.fault.where} is not finite; image {self.fault.image_id}"
+        images = f"images {list(self.image_ids)}"
+        if not self.wrong:
+            return f"loss is not finite, though its terms are: their sum is too large; {images}"
+        first = self.wrong[0]
+        return (
+            f"loss is not finite: {first.key} is {first.value} ({len(self.wrong)} of {len(self.terms)} terms); {images}"
+        )
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return it as plain values."""
+        fault: dict[str, JSON] | None = None
+        if self.fault is not None:
+            fault = {"where": self.fault.where, "image_id": self.fault.image_id}
+        return {
+            "image_ids": list[JSON](self.image_ids),
+            "match": fault,
+            "terms": {str(term.key): term.value for term in self.terms},
+        }
+
+
+@dataclass(frozen=True)
+class OnRank:
+    """What one process saw of the step.
+
+    Attributes:
+        batches: in the order in which they were added up.
+        random: state of torch's generators at the start of the step, as ``seeding.torch_state`` gives it.
+    """
+
+    batches: tuple[Seen, ...]
+    random: Mapping[str, JSON]
+
+
+@dataclass(frozen=True)
+class NonFiniteStep:
+    """What all processes saw.
+
+    Attributes:
+        step: optimiser steps done before it.
+        targets: objects of the whole step, which losses are divided by.
+        ranks: every process, by rank.
+    """
+
+    step: int
+    targets: float
+    ranks: tuple[OnRank, ...]
+
+    @property
+    def first(self) -> Seen:
+        """The first batch with a fault; where none has one of its own, the first of all."""
+        seen = [batch for rank in self.ranks for batch in rank.batches]
+        return next((batch for batch in seen if batch.is_wrong), seen[0])
+
+    @property
+    def code(self) -> str:
+        """N06 where matching failed first, N01 otherwise."""
+        return "N01" if self.first.fault is None else "N06"
+
+    def message(self) -> str:
+        """Return one line: the first fault, and which other processes have one."""
+        wrong = [i for i, rank in enumerate(self.ranks) if any(batch.is_wrong for batch in rank.batches)]
+        text = f"step {self.step}: {self.first.describe()}"
+        if wrong and len(self.ranks) > 1:
+            text += f"; on rank {', '.join(map(str, wrong))} of {len(self.ranks)}"
+        return text
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return all of it for ``nan_report.json``."""
+        ranks: list[JSON] = [
+            {"rank": i, "batches": [batch.to_json() for batch in rank.batches], "random": dict(rank.random)}
+            for i, rank in enumerate(self.ranks)
+        ]
+        return {"step": self.step, "message": self.message(), "targets": self.targets, "ranks": ranks}
+
+
+class NonFiniteLossError(NumericalError):
+    """A loss or a matching cost is NaN or infinite; raised on all processes in the same step.
+
+    Args:
+        seen: what all of them saw.
+    """
+
+    def __init__(self, seen: NonFiniteStep) -> None:
+        remedy = "lower --lr; loradetr doctor --replay RUN runs the step again and names the first module concerned"
+        super().__init__(seen.message(), remedy, code=seen.code)
+        self.seen = seen
