@@ -277,8 +277,8 @@ def _first_non_finite(model: nn.Module) -> Iterator[list[str]]:
         def look(module: nn.Module, inputs: object, output: object) -> None:
             running.pop()
             if not found and any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)):
-                strange = running and not name.startswith(running[-1] + ".")
-                found.append(f"{name}, called from {running[-1]}" if strange else name)
+                lent = running and running[-1].split(".")[0] != name.split(".")[0]
+                found.append(f"{name}, called from {running[-1]}" if lent else name)
 
         return look
 
