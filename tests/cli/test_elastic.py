@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_ranks import end, is_gone, ranks, start, wait_for_steps
+from tests.commands import end, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
 Agent = subprocess.Popen[str]
@@ -30,17 +30,28 @@ class Nodes:
     def __init__(self, data: Path, run: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.host, self.port = free.getsockname()
         self.torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
-        self.torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=test"]
+        self.torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.host}:{self.port}", "--rdzv-id=test"]
         self.torchrun += ["--local-addr=localhost", "--monitor-interval=0.2"]
         self.command = ["train", "--preset", SMALL, "--data", data, "--output-dir", run, "--device", "cpu"]
         self.agents: list[Agent] = []
 
     def add(self) -> Agent:
-        """Start one more; the first one holds what they share."""
+        """Start one more. The first one holds what all of them share, so it is waited for."""
         self.agents.append(start(*self.command, "--epochs", 4, before=self.torchrun))
+        deadline = time.monotonic() + 60
+        while not self._is_reached():
+            assert time.monotonic() < deadline, "no agent within 60 s"
+            time.sleep(0.1)
         return self.agents[-1]
+
+    def _is_reached(self) -> bool:
+        try:
+            socket.create_connection((self.host, self.port), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
 
 @pytest.fixture
@@ -49,8 +60,7 @@ def nodes(shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     nodes = Nodes(shapes_tiny, tmp_path / "run")
     yield nodes
     for agent in nodes.agents:
-        if agent.poll() is None:
-            os.killpg(agent.pid, signal.SIGKILL)
+        signal_all(agent.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +84,8 @@ def lose_process(nodes: Nodes, agent: Agent) -> None:
 
 def lose_node(nodes: Nodes, agent: Agent) -> None:
     """All of a machine goes at once; then another one takes its place."""
-    for process in (agent.pid, *ranks(agent.pid).values()):  # which has a group of its own
-        os.kill(process, signal.SIGKILL)
+    signal_all(agent.pid, signal.SIGKILL)
+    assert is_gone(agent.pid)
     nodes.add()
 
 
@@ -113,12 +123,8 @@ def test_without_their_launcher_processes_save_and_go(shapes_tiny: Path, tmp_pat
     command = ["train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--epochs", 40]
     launcher = start(*command, "--device", "cpu", "--nproc", 2)
     wait_for_steps(run, 1)
-    processes = ranks(launcher.pid)
     launcher.kill()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{process}").exists() for process in processes.values()):
-        assert time.monotonic() < deadline, "processes without a launcher live on"
-        time.sleep(0.1)
+    assert is_gone(launcher.pid, within=20)
     launcher.communicate()
     ended = json.loads((run / "exit.json").read_text())
     assert (ended["code"], ended["last_checkpoint"]) == (75, f"step-{ended['step']:08d}")

@@ -7,71 +7,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.commands import end, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
 TWO = ("--device", "cpu", "--nproc", "2")
 
 
-def start(*arguments: object, before: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a command in a group of its own, so that nothing of it can be overlooked."""
-    command = [sys.executable, *before, "-m", "lora_detr", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
 def train(shapes: Path, output: Path, *more: object) -> subprocess.Popen[str]:
     return start("train", "--preset", SMALL, "--data", shapes, "--output-dir", output, *TWO, *more)
-
-
-def ranks(launcher: int) -> dict[int, int]:
-    """Return rank -> process of what a launcher has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    found = {}
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        number = [item for item in variables if item.startswith(b"RANK=")]
-        if number:
-            found[int(number[0].removeprefix(b"RANK="))] = int(child)
-    return found
-
-
-def wait_for_steps(run: Path, count: int) -> None:
-    deadline = time.monotonic() + 90
-    while not (run / "metrics.jsonl").exists() or len(read_lines(run / "metrics.jsonl")) < count:
-        assert time.monotonic() < deadline, "no step within 90 s"
-        time.sleep(0.05)
-
-
-def is_gone(group: int) -> bool:
-    """Say whether no process of a group is left; a zombie that waits to be collected counts as gone."""
-    for _ in range(50):
-        alive = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if int(fields[2]) == group and fields[0] != "Z":
-                    alive.append(entry.name)
-        if not alive:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +51,7 @@ def test_p02_p03_p05_sigterm_saves_once_and_everybody_goes(
     wait_for_steps(run, 1)
     begun = time.monotonic()
     if whom == "group":
-        os.killpg(process.pid, signal.SIGTERM)
+        signal_all(process.pid, signal.SIGTERM)
     else:
         os.kill(process.pid if whom == "launcher" else ranks(process.pid)[1], signal.SIGTERM)
     code, _, err = end(process)
@@ -171,7 +119,7 @@ def test_p03_processes_that_read_images_outlive_a_signal_to_the_group(shapes_tin
     run = tmp_path / "run"
     process = train(shapes_tiny, run, "--workers", 2, "--epochs", 40)
     wait_for_steps(run, 3)
-    os.killpg(process.pid, signal.SIGTERM)
+    signal_all(process.pid, signal.SIGTERM)
     code, _, err = end(process)
     assert code == 75, err
     assert "worker" not in err.lower().replace("workers", "")
