@@ -13,6 +13,7 @@ from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
 from lora_detr.cli.convert import convert
 from lora_detr.cli.demo import demo
+from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
 from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
@@ -33,6 +34,7 @@ app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from lora_detr.atomic_files import write_file
 from lora_detr.data.categories import UNUSED
 from lora_detr.data.coco import CocoSplit
+from lora_detr.data.report import Problem
+from lora_detr.errors import DataError
 from lora_detr.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -55,14 +58,17 @@ class CocoMetrics:
         values: COCO's twelve numbers by name, in [0, 1]; -1 where there is no ground truth, so nothing to measure
             (of that size, or at all: then every object is a crowd region, or there is none).
         per_class: by rising category id.
+        left_out: images of the split that are in none of the numbers, because they cannot be read.
     """
 
     values: dict[str, float]
     per_class: tuple[ClassMetrics, ...]
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the twelve numbers and the table of classes."""
-        return {**self.values, "per_class": [asdict(row) for row in self.per_class]}
+        """Return the twelve numbers, the table of classes, and how many images were left out, if any were."""
+        left_out = {"left_out": self.left_out} if self.left_out else {}
+        return {**self.values, **left_out, "per_class": [asdict(row) for row in self.per_class]}
 
 
 class CocoEvaluator:
@@ -85,6 +91,7 @@ class CocoEvaluator:
         self._split = split
         self._image_ids = frozenset(split.image_ids)
         self._rows: dict[int, Tensor] = {}
+        self.left_out: dict[int, Problem] = {}
 
     def __len__(self) -> int:
         """Return for how many images results were added."""
@@ -129,6 +136,25 @@ class CocoEvaluator:
         for image_id, part in zip(image_ids.tolist(), torch.split(rows, counts.tolist()), strict=True):
             self._rows.setdefault(int(image_id), part)
 
+    def leave_out(self, problems: Mapping[int, Problem]) -> None:
+        """Forget images that cannot be read, their objects and what was added for them.
+
+        Args:
+            problems: of each, by image id; may be empty.
+
+        Raises:
+            DataError: no image is left.
+        """
+        if not problems:
+            return
+        if len(problems) == len(self._split):
+            first = next(iter(problems.values()))
+            raise DataError(f"none of {len(problems)} images can be read; the first: {first.text}", code=first.code)
+        self._split = self._split.without(problems)
+        self._image_ids = frozenset(self._split.image_ids)
+        self._rows = {image_id: rows for image_id, rows in self._rows.items() if image_id not in problems}
+        self.left_out |= problems
+
     def predictions(self) -> list[dict[str, Any]]:
         """Return the detections as COCO results, in canonical order, with original category ids."""
         ids = self._split.categories.ids
@@ -143,9 +169,13 @@ class CocoEvaluator:
         ]
 
     def write_predictions(self, path: Path) -> None:
-        """Write COCO results, one a line; the bytes depend on the detections only."""
+        """Write COCO results, one a line; the bytes depend on the detections only.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         lines = ",\n".join(json.dumps(entry) for entry in self.predictions())
-        path.write_text(f"[\n{lines}\n]\n" if lines else "[]\n", encoding="utf-8")
+        write_file(path, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
 
     def compute(self) -> CocoMetrics:
         """Return COCO's numbers over all images of the split; images without results count as found nothing."""
@@ -171,7 +201,7 @@ class CocoEvaluator:
             evaluation.accumulate()
             evaluation.summarize()
         values = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
-        return CocoMetrics(values, self._per_class(evaluation))
+        return CocoMetrics(values, self._per_class(evaluation), len(self.left_out))
 
     def _per_class(self, evaluation: Any) -> tuple[ClassMetrics, ...]:
         split = self._split

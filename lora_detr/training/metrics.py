@@ -2,26 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lora_detr.atomic_files import reporting, write_file
+from lora_detr.errors import OutputError
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossTerm
 
+# No room on the disk, in a quota, or below a limit of the size of a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LogRoom:
+    """Says what becomes of lines of a log that the disk has no room for.
+
+    Args:
+        policy: ``warn`` leaves them out, warns once and counts; ``error`` ends the run.
+        say: shows a line.
+    """
+
+    def __init__(self, policy: Literal["warn", "error"], say: Callable[[str], None]) -> None:
+        self.policy, self.say = policy, say
+        self.left_out = 0
+
+    @contextlib.contextmanager
+    def lines(self) -> Iterator[None]:
+        """Hold what appends a line, or several that belong together; they are left out as far as there is no room.
+
+        Raises:
+            OutputError: there is no room, and the policy is ``error``; or there is another fault than that.
+        """
+        try:
+            yield
+        except OutputError as error:
+            cause = error.__cause__
+            if self.policy == "error" or not isinstance(cause, OSError) or cause.errno not in _FULL:
+                raise
+            self.left_out += 1
+            if self.left_out == 1:
+                self.say(f"warning: {error.message}; training goes on, lines of the logs are left out until there is")
+
+    def report(self) -> None:
+        """Say how often lines were left out, if ever."""
+        if self.left_out:
+            self.say(f"warning: the disk was full: {self.left_out} records are missing in the logs")
+
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append one JSON line in a single write, so that no reader ever sees half of it.
+    """Append one JSON line; a reader may see it half written for an instant, a file never keeps half of one.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is a link.
     """
-    line = json.dumps(record, allow_nan=True) + "\n"
-    with reporting(path), path.open("a", encoding="utf-8") as file:
-        file.write(line)
+    _append(path, json.dumps(record, allow_nan=True) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    """Append all of a text or nothing."""
+    data = text.encode()
+    with reporting(path):
+        # A link would lead the lines into a file of somebody else.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        try:
+            end = os.fstat(descriptor).st_size
+            try:
+                while data:  # a disk that gets full takes a part first
+                    data = data[os.write(descriptor, data) :]
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
 
 
 class RunningMean:
@@ -104,17 +163,17 @@ def epoch_record(
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Append a row to a CSV file, writing the header first where the file is new.
+    """Append a row to a CSV file, with the header first where the file is new or empty.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is a link.
     """
-    fresh = not path.exists()
-    with reporting(path), path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(row))
+    if not path.exists() or not path.stat().st_size:
+        writer.writeheader()
+    writer.writerow(row)
+    _append(path, text.getvalue())
 
 
 def cut_back(metrics: Path, log: Path, results: Path, *, step: int) -> None:

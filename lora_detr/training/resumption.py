@@ -22,12 +22,15 @@ CHANGEABLE = {
     "train.device": "--device",
     "train.rank_timeout": "--set train.rank_timeout",
     "train.log_every": "--set train.log_every",
+    "train.on_full_log": "--set train.on_full_log",
     "train.save_every": "--save-every",
     "train.keep_last": "--set train.keep_last",
     "train.keep_every": "--keep-every",
     "train.tensorboard": "--tensorboard",
     "data.path": "--data",
     "data.workers": "--workers",
+    "data.verify": "--verify",
+    "data.allow_outside": "--allow-outside",
 }
 """Key path -> how it is given. The data may move, but its content is compared with what the run started on."""
 

@@ -23,6 +23,7 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
+DATA_REPORT = "data_report.json"
 PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
 
 
@@ -82,7 +83,7 @@ class RunDirectory:
         """Refuse a folder that is in use, or a file, without touching anything; errors as of ``create``."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: expected a folder, found a file", "choose another --output-dir")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and self.path.is_dir() and not _is_free(self.path):
             raise ConfigError(
                 f"{self.path}: the run directory is not empty; nothing was touched",
                 f"continue it with --resume {self.path}, or choose another --output-dir",
@@ -134,9 +135,10 @@ class RunDirectory:
             ConfigError: C09, another process holds it; names its process id and host.
             OutputError: the lock cannot be written.
         """
-        with reporting(self.path):
-            file = (self.path / LOCK).open("a+", encoding="utf-8")
-        with file:
+        with reporting(self.path / LOCK):
+            # A link is not followed: what it leads to would be emptied.
+            opened = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        with open(opened, "a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -152,8 +154,9 @@ class RunDirectory:
             yield
 
     def discard(self) -> None:
-        """Remove the folder again if nothing but empty folders and the lock is in it."""
-        if {entry.name for entry in self.path.iterdir()} <= {LOCK, self.checkpoints.name, self.evaluation.name}:
+        """Remove the folder again if only empty folders and the lock are in it; why data was refused stays there."""
+        own = {LOCK, self.checkpoints.name, self.evaluation.name, DATA_REPORT}
+        if {entry.name for entry in self.path.iterdir()} <= own:
             (self.path / LOCK).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.evaluation, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -187,11 +190,20 @@ class RunDirectory:
 
 
 def next_run(parent: Path, name: str) -> Path:
-    """Return ``parent/name-<n>`` with the smallest n from 1 that does not exist."""
+    """Return ``parent/name-<n>`` with the smallest n from 1 that does not exist, or holds no run."""
     n = 1
-    while (parent / f"{name}-{n}").exists():
+    while (path := parent / f"{name}-{n}").exists() and not (path.is_dir() and _holds_only_a_refusal(path)):
         n += 1
-    return parent / f"{name}-{n}"
+    return path
+
+
+def _is_free(path: Path) -> bool:
+    return not any(path.iterdir()) or _holds_only_a_refusal(path)
+
+
+def _holds_only_a_refusal(path: Path) -> bool:
+    """Return whether a folder holds nothing but the problems of data that a run has refused."""
+    return [entry.name for entry in path.iterdir()] == [DATA_REPORT]
 
 
 def environment(device: torch.device) -> Mapping[str, object]:

@@ -17,7 +17,7 @@ from lora_detr.cli import app
 from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
-COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", *SETTINGS)
+COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", *SETTINGS)
 
 # Two small screens, for the command that has most options; all else (usage, examples, frames) takes one at most.
 MOST_LINES = 75

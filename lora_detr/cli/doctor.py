@@ -1,0 +1,191 @@
+"""``loradetr doctor``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lora_detr.cli.choices import bad_data
+from lora_detr.cli.console import console
+from lora_detr.cli.progress import show_log
+from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
+
+if TYPE_CHECKING:
+    from lora_detr.data.audit import Audit
+    from lora_detr.training.class_counts import ClassCount
+    from lora_detr.training.diagnosis import Check
+
+DATA = "Data"
+STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
+SHOWN_PROBLEMS = 20
+LOOKED: dict[Literal["none", "decode", "hash"], str] = {
+    "none": "annotations; --verify decode reads every image too",
+    "decode": "annotations, and every image read",
+    "hash": "annotations, and every image compared with its hash",
+}
+
+
+def doctor(
+    data: Annotated[
+        Path | None, typer.Option(help="COCO folder or YAML to check (none).", metavar="PATH", rich_help_panel=DATA)
+    ] = None,
+    verify: Annotated[
+        str, typer.Option(help="Look into image files too.", metavar="none|decode|hash", rich_help_panel=DATA)
+    ] = "none",
+    strict: Annotated[bool, typer.Option("--strict", help="Doubtful data is bad data.", rich_help_panel=DATA)] = False,
+    on_bad_data: Annotated[
+        str, typer.Option(help="Malformed boxes, unreadable images.", metavar="error|skip", rich_help_panel=DATA)
+    ] = "error",
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Images may lie outside their folder.", rich_help_panel=DATA)
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="JSON file for all that was found (none).", metavar="FILE", rich_help_panel=DATA),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Run, checkpoint, stripped file or .pth to check (none).", metavar="MODEL")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Step that was not finite, to run again (none).", metavar="RUN|FILE")
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes that must find each other (2, or a GPU each).", min=1, metavar="N")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Check this machine; or a data set, a model, a failed step.
+
+    Exit codes: 8, a check of the machine failed; 3, bad data; 4, the model cannot be used; 0 otherwise.
+    Example: loradetr doctor --data data/coco
+    """
+    from lora_detr.atomic_files import prepare_directory, write_file
+    from lora_detr.training.distributed import choose_device
+
+    _refuse_without_data(data, {"--verify": verify != "none", "--strict": strict, "--report": report is not None})
+    chosen_verify, policy, chosen = _verify(verify), bad_data(on_bad_data), choose_device(device)
+    if report is not None:
+        prepare_directory(report.parent)  # before the work, not after it
+    show_log(console(stderr=True))
+    out = None if as_json else console()
+    found: dict[str, object] = {}
+    faults: list[LoraDetrError] = []
+    if data is None and model is None and replay is None:
+        from lora_detr.training.diagnosis import installation_checks
+        from lora_detr.training.run_directory import environment
+        from lora_detr.training.self_test import computing_checks, process_count
+
+        checks = chain(installation_checks(chosen), computing_checks(chosen, process_count(chosen, nproc)))
+        shown = _show_checks(out, checks)
+        found |= {"environment": environment(chosen), "machine": [check.to_json() for check in shown]}
+        faults += _faults_of_machine(shown)
+    if data is not None:
+        from lora_detr.data.audit import audit
+        from lora_detr.training.class_counts import count_objects
+
+        result = audit(data, verify=chosen_verify, strict=strict, on_bad_data=policy, allow_outside=allow_outside)
+        whole = not result.problems
+        classes = count_objects(data, on_bad_data=policy, allow_outside=allow_outside) if whole else []
+        found["data"] = {**result.to_json(), "classes": [each.to_json() for each in classes]}
+        if out is not None:
+            _show_audit(out, result, classes, LOOKED[chosen_verify])
+        if report is not None:
+            write_file(report, (json.dumps(found["data"], indent=1) + "\n").encode())
+        if result.problems:
+            count = "1 problem" if len(result.problems) == 1 else f"{len(result.problems)} problems"
+            told = f"all of them are in {report}" if report is not None else "--report FILE keeps all of them"
+            faults.append(DataError(f"{data}: {count}", f"correct them and check again; {told}"))
+    if model is not None:
+        from lora_detr.training.model_checks import model_checks
+
+        shown = _show_checks(out, model_checks(model, chosen))
+        found["model"] = [check.to_json() for check in shown]
+        faults += [
+            CheckpointError(f"{model}: cannot be used: the check of its {check.name} failed", check.remedy)
+            for check in shown
+            if check.state == "FAILED"
+        ][:1]
+    if replay is not None:
+        from lora_detr.training.replay import replay as replay_step
+
+        replayed = replay_step(replay, data=data, device=device)
+        found["replay"] = replayed.to_json()
+        if out is not None:
+            for line in replayed.lines():
+                out.print(line, soft_wrap=True)
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    for fault in faults[:1]:
+        raise fault
+
+
+def _refuse_without_data(data: Path | None, given: Mapping[str, bool]) -> None:
+    for option in (name for name, is_given in given.items() if is_given and data is None):
+        raise ConfigError(f"{option}: is about data, but there is no --data", "add --data PATH")
+
+
+def _verify(text: str) -> Literal["none", "decode", "hash"]:
+    for value in LOOKED:
+        if text == value:
+            return value
+    raise ConfigError(
+        f"--verify {text}: expected none, decode or hash",
+        "decode reads every image, hash compares with SHA256SUMS in the folder of the images",
+    )
+
+
+def _show_checks(out: Console | None, checks: Iterable[Check]) -> list[Check]:
+    """Print a line for each check as soon as it ends, and what to do below it."""
+    shown = []
+    for check in checks:
+        shown.append(check)
+        if out is None:
+            continue
+        line = Text.assemble((f"{check.state:<9}", STYLES[check.state]), f"{check.name:<15}{check.found}")
+        out.print(line, soft_wrap=True)
+        if check.remedy:
+            out.print(f"{'':<24}{check.remedy}", soft_wrap=True)
+    if out is not None and len(shown) > 1 and all(check.state == "ok" for check in shown):
+        out.print(f"all {len(shown)} checks ok")
+    return shown
+
+
+def _faults_of_machine(checks: Sequence[Check]) -> list[LoraDetrError]:
+    failed = [check.name for check in checks if check.state == "FAILED"]
+    if not failed:
+        return []
+    return [
+        VerificationError(
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}", "each says above what to do"
+        )
+    ]
+
+
+def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], looked: str) -> None:
+    for split in result.reports:
+        out.print(split.lines()[0], soft_wrap=True)  # the warnings say the rest
+    for warning in result.warnings:
+        out.print(Text.assemble(("warning: ", STYLES["warning"]), warning), soft_wrap=True)
+    for problem in result.problems[:SHOWN_PROBLEMS]:
+        out.print(Text.assemble((f"error[{problem.code}]: ", STYLES["FAILED"]), problem.text), soft_wrap=True)
+    if len(result.problems) > SHOWN_PROBLEMS:
+        out.print(f"... and {len(result.problems) - SHOWN_PROBLEMS} more")
+    if result.problems:
+        return
+    out.print(f"no problem found ({looked})")
+    table = Table("class", "id", box=None)
+    for name in ("train", "val"):
+        table.add_column(f"objects, {name}", justify="right")
+    for each in classes:
+        table.add_row(each.name, str(each.id), f"{each.train:,}", f"{each.val:,}")
+    out.print(table)

@@ -1,0 +1,138 @@
+"""Whether a model can be used: files and hashes of every checkpoint, weights, config, and a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from lora_detr.data.loader import collate
+from lora_detr.errors import CheckpointError
+from lora_detr.evaluation.deployed import is_deployed, read_deployed
+from lora_detr.structures import Images, Prediction, Target
+from lora_detr.training.checkpoint import best_step, load_checkpoint, resolve_checkpoint
+from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
+from lora_detr.training.official_file import is_official
+from lora_detr.training.opened import OpenedRun, open_run
+
+# Sides of the noise image; odd on purpose, since level shapes and padding go wrong there first.
+NOISE_SIDES = (127, 159)
+
+
+def model_checks(model: Path, device: torch.device) -> Iterator[Check]:
+    """Check what a user names as a model; the model can be used if no check has ``FAILED``.
+
+    Of a run it is the newest checkpoint that decides; damage to others is a warning.
+
+    Args:
+        model: run, checkpoint, stripped file or official ``.pth``.
+        device: of the forward pass.
+
+    Raises:
+        CheckpointError: there is no model.
+    """
+    opened: list[OpenedRun] = []
+    if is_deployed(model):
+        yield attempt("file", lambda: _stripped(model, device))
+        return
+    if is_official(model):
+        yield attempt("weights", lambda: _load(opened, model))
+    else:
+        path = resolve_checkpoint(model, "last")
+        # A checkpoint that is named alone is not judged by others that lie beside it.
+        paths = [path] if path.resolve() == model.resolve() else _checkpoints(path.parent)
+        checks = {path: attempt(path.name, _verification(path)) for path in paths}
+        yield from _of_run(checks)
+        if checks[paths[-1]].state == "ok":
+            yield attempt("weights", lambda: _load(opened, paths[-1]))
+        if len(paths) > 1:
+            best = attempt("best", lambda: _best(checks))
+            yield best if best.state == "ok" else Check(best.name, "warning", best.found, best.remedy)
+    if opened:
+        yield attempt("forward", lambda: _forward(opened[0], device))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run by step, complete or not, but for those that others replace."""
+    paths = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: (path.stem, path.suffix))
+    return [path for path in paths if not (path.suffix and path.with_suffix("") in paths)]
+
+
+def _of_run(checks: Mapping[Path, Check]) -> Iterator[Check]:
+    """Give the checks of a run's checkpoints; damage to any but the newest is a warning."""
+    *older, newest = checks.values()
+    for check in older:
+        remedy = "remove it; later ones do not need it"
+        yield check if check.state == "ok" else Check(check.name, "warning", check.found, remedy)
+    whole = [check.name for check in older if check.state == "ok"]
+    if newest.state == "ok" or not whole:
+        yield newest
+    else:
+        yield Check(newest.name, newest.state, newest.found, f"train --resume goes on from {whole[-1]}")
+
+
+def _verification(path: Path) -> Callable[[], str]:
+    return lambda: _verified(path)
+
+
+def _verified(path: Path) -> str:
+    """Read all of a checkpoint, which compares hashes and looks for values that are not finite."""
+    checkpoint = load_checkpoint(path, with_optimizer=True)
+    size = sum(size for size, _ in checkpoint.manifest.files.values())
+    return f"{len(checkpoint.manifest.files)} files, {size / 1e6:.1f} MB, hashes fit, all values finite"
+
+
+def _best(checks: Mapping[Path, Check]) -> str:
+    step = best_step(next(iter(checks)).parent)
+    if step is None:
+        return "none yet: nothing was evaluated"
+    name = f"step-{step:08d}"
+    states = {path.name: check.state for path, check in checks.items()}
+    if states.get(name) != "ok":
+        why = "is damaged" if name in states else "is not there"
+        raise CheckpointError(f"names {name}, which {why}", "give eval, strip and predict --checkpoint last")
+    return f"is {name}"
+
+
+def _load(opened: list[OpenedRun], path: Path) -> str:
+    run = open_run(path, "last")
+    opened.append(run)
+    count = sum(parameter.numel() for parameter in run.model.parameters())
+    branches = len(run.model.branches.members)
+    return (
+        f"config can be read ({run.config.model.kind}, {branches} branches, {run.categories.num_classes} classes), "
+        f"all {len(run.checkpoint.model)} tensors fit, {count / 1e6:.2f} M parameters"
+    )
+
+
+def _stripped(path: Path, device: torch.device) -> str:
+    deployed = read_deployed(path)
+    tensors = deployed.detector.state_dict()
+    detector = deployed.detector.to(device)
+    with torch.no_grad():
+        _check_finite("the prediction", detector(_noise().to(device)).prediction)
+    kind = deployed.config.model.kind
+    return f"hash fits, all {len(tensors)} tensors fit ({kind}), predictions on noise are finite"
+
+
+def _forward(run: OpenedRun, device: torch.device) -> str:
+    model = run.model.to(device)
+    with torch.no_grad():
+        output, branches = model(_noise().to(device))
+    _check_finite("the prediction", output.prediction)
+    for layer, prediction in enumerate(branches.layers if branches is not None else ()):
+        _check_finite(f"layer {layer} of a branch", prediction)
+    return f"predictions on noise are finite ({device})"
+
+
+def _noise() -> Images:
+    pixels = torch.randn(3, *NOISE_SIDES, generator=torch.Generator().manual_seed(0))
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, NOISE_SIDES)
+    return collate([(pixels, empty)]).images
+
+
+def _check_finite(name: str, prediction: Prediction) -> None:
+    for part, tensor in (("logits", prediction.logits), ("boxes", prediction.boxes)):
+        if not bool(tensor.isfinite().all()):
+            raise CheckFailedError(f"{name} has {part} that are not finite", "use an earlier checkpoint")

@@ -1,0 +1,32 @@
+"""One of several processes of ``self_test.several_processes``: ``python -m lora_detr.training.rank_trial cpu 60``."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from lora_detr.training.distributed import World
+
+
+def main(device: str, timeout: str) -> int:
+    """Add up over all processes and return 0 if the sum is right, else 1.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        timeout: seconds to wait for the others.
+    """
+    world = World.from_environment(device, float(timeout))
+    own = torch.arange(4.0, device=world.device) + world.rank
+    found = world.sum(own).tolist()
+    expected = [world.size * place + world.size * (world.size - 1) / 2 for place in range(4)]
+    ranks = list(world.gather(world.rank))
+    world.close()
+    if (found, ranks) != (expected, list(range(world.size))):
+        sys.stderr.write(f"rank {world.rank}: the sum is {found}, expected {expected}; ranks {ranks}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
