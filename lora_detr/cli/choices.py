@@ -31,7 +31,7 @@ def bad_data(text: str) -> Literal["error", "skip"]:
     Raises:
         ConfigError: it is neither of the two.
     """
-    return _one_of("--on-bad-data", text, BAD_DATA, "skip drops malformed boxes and counts them")
+    return _one_of("--on-bad-data", text, BAD_DATA, "skip leaves out bad boxes and images, and counts them")
 
 
 def _one_of(option: str, text: str, known: tuple[T, ...], remedy: str) -> T:

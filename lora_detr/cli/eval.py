@@ -43,8 +43,11 @@ def evaluate(
         typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
     ] = None,
     on_bad_data: Annotated[
-        str | None, typer.Option(help="Malformed boxes (the run's choice).", metavar="error|skip", rich_help_panel=WHAT)
+        str | None, typer.Option(help="Bad boxes and images (the run's).", metavar="error|skip", rich_help_panel=WHAT)
     ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Images may lie anywhere.", rich_help_panel=WHAT)
+    ] = False,
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
     ] = None,
@@ -86,6 +89,7 @@ def evaluate(
         nms_iou=nms,
         ema=not no_ema,
         on_bad_data=None if on_bad_data is None else bad_data(on_bad_data),
+        allow_outside=allow_outside,
         predictions=predictions,
         batch_size=batch_size,
         workers=workers,

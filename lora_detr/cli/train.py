@@ -43,21 +43,31 @@ def train(
     ] = None,
     dac: Annotated[bool, typer.Option("--dac", help="DAC-DETR's second pass.", rich_help_panel=MODEL)] = False,
     data: Annotated[
-        Path | None, typer.Option(help="COCO folder, or a YAML of four paths.", metavar="PATH", rich_help_panel=DATA)
+        Path | None, typer.Option(help="COCO folder, or a YAML of paths.", metavar="PATH", rich_help_panel=DATA)
     ] = None,
     num_classes: Annotated[
         str | None,
-        typer.Option(help="Classes of the data, or ids of COCO.", metavar="auto|coco91", rich_help_panel=DATA),
+        typer.Option(help="Classes of the data, or COCO's.", metavar="auto|coco91", rich_help_panel=DATA),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images.", metavar="N", rich_help_panel=DATA)
     ] = None,
     on_bad_data: Annotated[
-        str | None, typer.Option(help="What to do with malformed boxes.", metavar="error|skip", rich_help_panel=DATA)
+        str | None, typer.Option(help="Malformed boxes, broken images.", metavar="error|skip", rich_help_panel=DATA)
     ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(help="Look at all images first.", metavar="none|decode|hash", rich_help_panel=DATA),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at empty boxes, shared images.", rich_help_panel=DATA)
+    ] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Images may lie anywhere.", rich_help_panel=DATA)
+    ] = False,
     overfit: Annotated[
         int | None,
-        typer.Option(help="Train and evaluate on the first N images.", metavar="N", min=1, rich_help_panel=DATA),
+        typer.Option(help="Learn and test the first N images.", metavar="N", min=1, rich_help_panel=DATA),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", metavar="N", rich_help_panel=OPTIMISATION)
@@ -165,6 +175,9 @@ def train(
         "data.num_classes": num_classes,
         "data.workers": workers,
         "data.on_bad_data": on_bad_data,
+        "data.verify": verify,
+        "data.strict": strict or None,
+        "data.allow_outside": allow_outside or None,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.batch_size": batch_size,

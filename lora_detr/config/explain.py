@@ -63,7 +63,8 @@ def explain(
         elif detail["type"] == "union_tag_not_found":
             text = f" must be given, one of {', '.join(repr(kind) for kind in _kinds_at(root, detail['loc']))}"
         elif detail["type"] == "missing":
-            text = " must be given: it has no default"
+            section = path.rpartition(".")[0]
+            text = f" must be given: it has no default{_source(section, origin) if section else ''}"
         else:
             text = f" is {_shown(detail['input'])}{_source(path, origin)}; must be {_allowed(detail)}"
         faults.setdefault(path, []).append(text)

@@ -24,7 +24,7 @@ from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
 
-
+# Parts of a detector whose layers can run again in backward.
 RecomputedPart = Literal["backbone", "encoder", "decoder"]
 
 
@@ -36,9 +36,20 @@ class DataConfig(Strict):
     num_classes: Literal["auto", "coco91"] = "auto"
     """``auto``: the data set's own categories; ``coco91``: COCO's ids as labels in 91 slots (official weights)."""
     on_bad_data: Literal["error", "skip"] = "error"
-    """What to do with malformed or negative boxes."""
+    """What to do with malformed or negative boxes and images that cannot be read.
+
+    ``skip`` drops and counts such boxes; in training the next image that can be read, by id, stands for one that
+    cannot, and in evaluation it is left out.
+    """
     strict: bool = False
-    """Boxes without width or height, or outside their image, are errors instead of being dropped and counted."""
+    """Boxes without width or height, or outside their image, are errors instead of being dropped and counted.
+
+    So are images that the training and the validation split share, instead of a warning.
+    """
+    allow_outside: bool = False
+    """File names may be absolute, or lead out of the image folder."""
+    verify: Literal["none", "decode", "hash"] = "none"
+    """Before a run, decode every image, or compare it with a list of ``sha256sum``, ``SHA256SUMS`` in its folder."""
     workers: int = Field(2, ge=0)
     """Processes that read images ahead."""
     size_divisor: int = Field(1, ge=1)
@@ -85,6 +96,8 @@ class TrainConfig(Strict):
     """Seconds that a process waits for the others before the run is given up."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of ``metrics.jsonl``."""
+    on_full_log: Literal["warn", "error"] = "warn"
+    """When a disk is too full for a line of a log: leave it out, warn once and train on, or end the run."""
     save_every: int | None = Field(None, ge=1)
     """Steps between checkpoints within an epoch, which a killed run loses at most; null saves at evaluations only."""
     keep_last: int = Field(2, ge=1)

@@ -1,22 +1,17 @@
 """Checks of a COCO annotation file, column by column, so that a million annotations take seconds.
 
 Every check has a fast path over a whole column (the set of its types, its extremes); rows are looked at one by one
-only where that path finds a fault. Nothing is repaired here but missing ``area`` and ``iscrowd``.
+only where that path finds a fault. Nothing is repaired here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from math import isnan
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lora_detr.data.json_stream import JsonFault, JsonReader
 from lora_detr.data.report import AnnotationError, Problem
 from lora_detr.errors import DataError
 
@@ -25,35 +20,7 @@ Row = dict[str, Any]
 
 INT64_MAX = 2**63 - 1
 SECTIONS = ("images", "annotations", "categories")
-
-
-@dataclass(frozen=True)
-class AnnotationColumns:
-    """Usable annotations in file order, n of them.
-
-    Attributes:
-        rows: int64 [n], place in the file.
-        ids: int64 [n].
-        images: int64 [n], position of the image in the list given to ``check_annotations``.
-        categories: int64 [n], original category ids.
-        boxes: float64 [n, 4], x, y, width, height in pixels as stored; finite, width and height >= 0.
-        areas: float64 [n], pixels; width times height where missing.
-        crowd: bool [n].
-        missing_area: how many rows had no ``area``.
-        missing_iscrowd: how many rows had no ``iscrowd``.
-        bad_boxes: how many rows were left out for their box.
-    """
-
-    rows: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    images: NDArray[np.int64]
-    categories: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    areas: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-    missing_area: int
-    missing_iscrowd: int
-    bad_boxes: int
+ROW_KEYS = ("id", "name", "file_name", "width", "height")
 
 
 class Findings:
@@ -63,11 +30,13 @@ class Findings:
         file: name of the file, for messages.
         section: key of the section.
         rows: what stands there. Rows that are no objects are reported and replaced by empty ones.
+        first: place of the first of them in the section.
     """
 
-    def __init__(self, file: str, section: str, rows: list[Any]) -> None:
+    def __init__(self, file: str, section: str, rows: list[Any], first: int = 0) -> None:
         self.file = file
         self.section = section
+        self.first = first
         self.rows: list[Row] = rows
         self._found: list[tuple[int, Problem]] = []
         self._broken: set[int] = set()
@@ -82,16 +51,25 @@ class Findings:
         """Record a problem of row ``index``, unless the row as a whole is broken already."""
         if index in self._broken:
             return
+        where = f"{self.file}: {self.section}[{self.first + index}]{self.name_of(index)}"
+        self._found.append((index, Problem(code, f"{where}: {what}")))
+
+    def name_of(self, index: int) -> str:
+        """Return the ids that a row has as `` (id=3)``, or an empty string."""
         row = self.rows[index]
         keys = ("id", "image_id") if self.section == "annotations" else ("id",)
         known = ", ".join(f"{key}={shown(row[key])}" for key in keys if key in row)
-        where = f"{self.file}: {self.section}[{index}]" + (f" ({known})" if known else "")
-        self._found.append((index, Problem(code, f"{where}: {what}")))
+        return f" ({known})" if known else ""
 
     @property
     def problems(self) -> list[Problem]:
         """All problems, by row."""
-        return [problem for _, problem in sorted(self._found, key=lambda item: item[0])]
+        return [problem for _, problem in self.found]
+
+    @property
+    def found(self) -> list[tuple[int, Problem]]:
+        """All problems with the place of their row in the section, by row."""
+        return [(self.first + index, problem) for index, problem in sorted(self._found, key=lambda item: item[0])]
 
     def integers(self, key: str, code: str) -> list[Any]:
         """Return a column; values that are no 64-bit integers are reported and replaced by None."""
@@ -118,7 +96,6 @@ class Findings:
 
 
 _INTEGER = "a 64-bit integer"
-_MISSING = object()
 
 
 def kind_of(value: object) -> str:
@@ -133,42 +110,71 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def read_root(path: Path) -> Row:
+def read_root(path: Path, take: Callable[[list[Any]], None] | None = None) -> Row:
     """Read the file and check its outermost structure.
+
+    Args:
+        path: the annotation file.
+        take: given the rows of ``annotations``, piece by piece; without it they are read and forgotten.
+
+    Returns:
+        The rows of ``images``, with the keys that are used, and of ``categories``.
 
     Raises:
         DataError: no such file; D01 with line and column: not JSON; D02: not an object of three lists.
     """
     try:
-        root = json.loads(path.read_bytes().decode("utf-8-sig"), object_hook=_without_outline)
-    except json.JSONDecodeError as error:
+        try:
+            problems, root = _read_sections(path, take or _forget, outlines=False)
+        except JsonFault:
+            problems, root = _read_sections(path, _forget, outlines=True)  # for the place of the fault
+    except JsonFault as fault:
         raise DataError(
-            f"{path.name}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}",
+            f"{path.name}:{fault.line}:{fault.column}: not valid JSON: {fault.message}",
             f"{path} is damaged or was not written to its end; get it again",
             code="D01",
-        ) from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        ) from fault
+    except (RecursionError, ValueError) as error:
         raise DataError(f"{path.name}: not valid JSON: {error}", f"check {path}", code="D01") from error
     except OSError as error:
         raise DataError(f"{path}: the annotation file cannot be read: {error.strerror}", code="D01") from error
-    problems = []
-    if type(root) is not dict:
-        problems.append(Problem("D02", f"{path.name}: the root must be an object, found {kind_of(root)}"))
-    else:
-        for key in SECTIONS:
-            if key not in root:
-                problems.append(Problem("D02", f"{path.name}: missing key '{key}'"))
-            elif type(root[key]) is not list:
-                problems.append(Problem("D02", f"{path.name}: '{key}' must be a list, found {kind_of(root[key])}"))
     if problems:
         raise AnnotationError(path, problems)
-    return dict(root)
+    return root
 
 
-def _without_outline(value: Row) -> Row:
-    """Forget outlines while parsing: they are most of a COCO file and would take gigabytes."""
-    value.pop("segmentation", None)
-    return value
+def _read_sections(path: Path, take: Callable[[list[Any]], None], outlines: bool) -> tuple[list[Problem], Row]:
+    root: Row = {}
+    faults = []
+    with JsonReader(path.open("rb"), outlines=outlines) as reader:
+        if reader.peek() != "{":
+            faults.append(f"the root must be an object, found {kind_of(reader.value())}")
+        else:
+            for key in reader.members():
+                if key in root:
+                    faults.append(f"key '{key}' appears twice")
+                root[key] = None
+                if key not in SECTIONS:
+                    reader.value()
+                elif reader.peek() != "[":
+                    faults.append(f"'{key}' must be a list, found {kind_of(reader.value())}")
+                elif key == "annotations":
+                    for rows in reader.elements():
+                        take(rows)
+                else:
+                    root[key] = [row for rows in reader.elements() for row in map(_slim, rows)]
+            faults += [f"missing key '{key}'" for key in SECTIONS if key not in root]
+        reader.end()
+    return [Problem("D02", f"{path.name}: {fault}") for fault in faults], root
+
+
+def _forget(rows: list[Any]) -> None:
+    pass
+
+
+def _slim(row: Any) -> Any:
+    """Forget keys that are not used, such as addresses: a hundred thousand images have many."""
+    return {key: row[key] for key in ROW_KEYS if key in row} if type(row) is dict else row
 
 
 def check_categories(found: Findings) -> dict[int, str]:
@@ -182,6 +188,8 @@ def check_categories(found: Findings) -> dict[int, str]:
             found.add(
                 i, "D02", "missing key 'name'" if "name" not in row else f"name must be a string, found {shown(name)}"
             )
+        elif any("\ud800" <= letter <= "\udfff" for letter in name):
+            found.add(i, "D02", f"name {shown(name)} holds half a character, which no text can hold")
         elif ids[i] is not None:
             names[ids[i]] = name
     return names
@@ -197,134 +205,8 @@ def check_images(found: Findings) -> list[Any]:
             if type(size) is not int or size < 1:
                 missing = f"missing key '{key}'" if key not in row else f"{key} must be at least 1, found {shown(size)}"
                 found.add(i, "D02", missing)
+            elif size > INT64_MAX:
+                found.add(i, "D02", f"{key} must be below 2^63, found {shown(size)}")
         if type(row.get("file_name")) is not str:
             found.add(i, "D02", f"file_name must be a string, found {shown(row.get('file_name'))}")
     return ids
-
-
-def check_annotations(
-    found: Findings, image_positions: dict[Any, int], categories: Iterable[int], *, on_bad_data: OnBadData
-) -> AnnotationColumns:
-    """Check all annotations (D04, D06, D07, D09, D10, D14, D15).
-
-    Args:
-        found: the rows; receives the problems.
-        image_positions: position of an image in the caller's list, by image id.
-        categories: known category ids.
-        on_bad_data: ``skip`` leaves out rows whose box is malformed, negative or not finite, and counts them.
-
-    Returns:
-        The columns of the usable rows. Meaningless if problems were found.
-    """
-    # Each column becomes an array before the next is taken: a list of a million numbers is large.
-    values = found.integers("id", "D14")
-    found.repeated(values, "D04", "id")
-    ids = _int64(values)
-
-    values = found.integers("image_id", "D06")
-    images = np.array([image_positions.get(image_id, -1) for image_id in values], dtype=np.int64)
-    for i in np.flatnonzero(images < 0).tolist():
-        if values[i] is not None:
-            found.add(i, "D06", f"image_id {values[i]} is not in images")
-
-    values = found.integers("category_id", "D10")
-    known = set(categories)
-    if not set(values) <= known:
-        for i, category_id in enumerate(values):
-            if category_id is not None and category_id not in known:
-                found.add(i, "D10", f"category_id {category_id} is not in categories")
-    category_ids = _int64(values)
-
-    bad: dict[int, tuple[str, str]] = {}
-    boxes = _boxes(found.rows, bad)
-    if on_bad_data == "error":
-        for i, (code, what) in bad.items():
-            found.add(i, code, what)
-    crowd, missing_iscrowd = _numbers(found, "iscrowd", "D15", 0.0, lambda v: type(v) is int and v in (0, 1), "0 or 1")
-    areas, missing_area = _numbers(found, "area", "D14", np.nan, _is_area, "a number of at least 0")
-    with np.errstate(over="ignore"):
-        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
-
-    good = np.ones(len(boxes), dtype=bool)
-    good[list(bad)] = False
-    return AnnotationColumns(
-        np.flatnonzero(good),
-        ids[good],
-        images[good],
-        category_ids[good],
-        boxes[good],
-        areas[good],
-        crowd[good] == 1,
-        missing_area,
-        missing_iscrowd,
-        len(bad),
-    )
-
-
-def _int64(values: Sequence[Any]) -> NDArray[np.int64]:
-    try:
-        return np.array(values, dtype=np.int64)
-    except TypeError:  # a value was reported and is None
-        return np.array([value or 0 for value in values], dtype=np.int64)
-
-
-def _is_area(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < np.inf  # type: ignore[operator]
-
-
-def _numbers(
-    found: Findings, key: str, code: str, default: float, allowed: Callable[[Any], bool], expected: str
-) -> tuple[NDArray[np.float64], int]:
-    """Return an optional column, ``default`` where missing, and how many were missing."""
-    values = [row.get(key, _MISSING) for row in found.rows]
-    missing = values.count(_MISSING)
-    # Values of one numeric type are allowed in a range, so the extremes tell.
-    plain = set(map(type, values)) in ({int}, {float})
-    if not (plain and allowed(min(values)) and allowed(max(values)) and not any(map(isnan, values))):
-        for i, value in enumerate(values):
-            if value is _MISSING:
-                values[i] = default
-            elif not allowed(value):
-                values[i] = default
-                found.add(i, code, f"{key} must be {expected}, found {shown(value)}")
-    return np.array(values, dtype=np.float64).reshape(-1), missing
-
-
-def _boxes(rows: list[Row], bad: dict[int, tuple[str, str]]) -> NDArray[np.float64]:
-    """Return [n, 4]; zeros where a box is unusable, which ``bad`` then holds as (code, what) by row."""
-    values = [row.get("bbox") for row in rows]
-    plain = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}  # type: ignore[arg-type]
-    if not plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:  # type: ignore[arg-type]
-        for i, value in enumerate(values):
-            what = _malformed(value, "bbox" in rows[i])
-            if what:
-                bad[i] = ("D09", what)
-                values[i] = [0.0, 0.0, 0.0, 0.0]
-    flat = chain.from_iterable(values)  # type: ignore[arg-type]
-    try:
-        boxes = np.fromiter(flat, dtype=np.float64, count=4 * len(values)).reshape(-1, 4)
-    except OverflowError:  # an integer too large for a float counts as infinite
-        boxes = np.array([[_as_float(v) for v in value] for value in values]).reshape(-1, 4)  # type: ignore[union-attr]
-    finite = np.isfinite(boxes).all(axis=1)
-    for i in np.flatnonzero(~finite).tolist():
-        bad[i] = ("D07", f"bbox {shown(values[i])} must be finite")
-    for i in np.flatnonzero(finite & (boxes[:, 2:] < 0).any(axis=1)).tolist():
-        side, value = ("width", values[i][2]) if boxes[i, 2] < 0 else ("height", values[i][3])  # type: ignore[index]
-        bad[i] = ("D07", f"bbox {side} {shown(value)} must be > 0")
-    boxes[list(bad)] = 0.0
-    return boxes
-
-
-def _as_float(value: float) -> float:
-    return float(value) if abs(value) < 1e308 else np.inf
-
-
-def _malformed(value: object, present: bool) -> str:
-    if not present:
-        return "missing key 'bbox'"
-    if type(value) is not list:
-        return f"bbox must be a list of 4 numbers, found {kind_of(value)}"
-    if len(value) != 4:
-        return f"bbox must be a list of 4 numbers, found {len(value)}"
-    wrong = [entry for entry in value if type(entry) not in (int, float)]
-    return f"bbox must be a list of 4 numbers, found {kind_of(wrong[0])} {shown(wrong[0])}" if wrong else ""

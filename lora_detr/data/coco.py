@@ -1,4 +1,4 @@
-"""Reading a COCO annotation file into compact records, with every fault found and counted."""
+"""Reading a COCO annotation file into flat arrays, with every fault found and counted."""
 
 from __future__ import annotations
 
@@ -9,50 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_detr.data.annotations import AnnotationChecker, AnnotationColumns
 from lora_detr.data.categories import CategoryMap
-from lora_detr.data.checks import (
-    AnnotationColumns,
-    Findings,
-    OnBadData,
-    check_annotations,
-    check_categories,
-    check_images,
-    read_root,
-)
+from lora_detr.data.checks import Findings, OnBadData, check_categories, check_images, read_root
 from lora_detr.data.files import ImageFolder
-from lora_detr.data.report import AnnotationError, DataReport, Problem
+from lora_detr.data.records import ImageTable, make_table
+from lora_detr.data.report import AnnotationError, CategoryCount, DataReport, Problem
 from lora_detr.errors import DataError
 
 CLIP_TOLERANCE = 1e-6
 """Pixels a corner may move without counting as clipped: the rounding of x + width."""
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image and the objects that are trained on.
-
-    Attributes:
-        id: id in the annotation file.
-        file_name: as in the annotation file.
-        path: where the file is.
-        width: pixels, as in the annotation file.
-        height: pixels, as in the annotation file.
-        boxes_xyxy_pixels: float32 [T, 4], clipped to the image; width and height > 0; by rising annotation id.
-        category_ids: int64 [T], original ids.
-    """
-
-    id: int
-    file_name: str
-    path: Path
-    width: int
-    height: int
-    boxes_xyxy_pixels: NDArray[np.float32]
-    category_ids: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -97,7 +67,7 @@ class CocoSplit:
         annotations_path: the file.
     """
 
-    records: tuple[ImageRecord, ...]
+    records: ImageTable
     categories: CategoryMap
     ground_truth: GroundTruth
     report: DataReport
@@ -109,14 +79,15 @@ class CocoSplit:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of the records, rising."""
-        return tuple(record.id for record in self.records)
+        return tuple(self.records.ids.tolist())
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the ids and sizes of all images: tells whether a resumed run sees the same data."""
         digest = hashlib.sha256()
-        for record in self.records:
-            digest.update(f"{record.id} {record.width} {record.height}\n".encode())
+        numbers = np.stack((self.records.ids, self.records.widths, self.records.heights), axis=1)
+        for image_id, width, height in numbers.tolist():
+            digest.update(f"{image_id} {width} {height}\n".encode())
         return digest.hexdigest()
 
     def with_categories(self, categories: CategoryMap) -> CocoSplit:
@@ -152,11 +123,16 @@ class CocoSplit:
             DataError: no image is left, or an id is unknown.
         """
         wanted = set(image_ids)
-        records = tuple(record for record in self.records if record.id in wanted)
-        if not records or len(records) != len(wanted):
+        indices = np.flatnonzero(np.isin(self.records.ids, np.array(sorted(wanted), dtype=np.int64)))
+        if not len(indices) or len(indices) != len(wanted):
             missing = sorted(wanted - set(self.image_ids))
             raise DataError(f"{self.annotations_path.name}: cannot take images {missing[:5]} of {len(self)}")
-        return replace(self, records=records, ground_truth=self.ground_truth.of_images(wanted))
+        return replace(self, records=self.records.take(indices), ground_truth=self.ground_truth.of_images(wanted))
+
+    def without(self, image_ids: Iterable[int]) -> CocoSplit:
+        """Return the split without some of its images, as ``subset`` does; the same split if there are none."""
+        left_out = set(image_ids)
+        return self.subset(set(self.image_ids) - left_out) if left_out else self
 
 
 def load_coco(
@@ -207,11 +183,11 @@ def _paused_collector() -> Iterator[None]:
 def _load(
     annotations: Path, images: Path, strict: bool, on_bad_data: OnBadData, check_files: bool, allow_outside: bool
 ) -> CocoSplit:
-    root = read_root(annotations)
     name = annotations.name
+    checker = AnnotationChecker(name, on_bad_data)
+    root = read_root(annotations, checker.add)
     found_categories = Findings(name, "categories", root["categories"])
     found_images = Findings(name, "images", root["images"])
-    found = Findings(name, "annotations", root["annotations"])
 
     names = check_categories(found_categories)
     image_ids = check_images(found_images)
@@ -221,60 +197,69 @@ def _load(
     if not root["categories"]:
         problems.append(Problem("D02", f"{name}: expected at least one category, found 0 in 'categories'"))
 
-    paths: list[Path] = []
     if not problems:  # the names are strings then
-        paths = _check_paths(found_images, ImageFolder(images, allow_outside=allow_outside, must_exist=check_files))
-        problems += found_images.problems
-    order = sorted(range(len(image_ids)), key=lambda i: image_ids[i] if image_ids[i] is not None else 0)
-    positions = {image_ids[i]: position for position, i in enumerate(order) if image_ids[i] is not None}
-    columns = check_annotations(found, positions, names, on_bad_data=on_bad_data)
-    problems += found.problems
+        folder = ImageFolder(images, allow_outside=allow_outside, must_exist=check_files)
+        problems += _check_paths(found_images, folder)
+    columns = checker.columns(sorted({i for i in image_ids if i is not None}), names)
+    problems += checker.problems
+    del checker
     if problems:
         raise AnnotationError(annotations, problems)
-    root["annotations"].clear()  # the columns say it all; this is most of the memory
-    del found
 
-    rows = [found_images.rows[i] for i in order]
-    boxes, visible, counts = _clip(columns, rows)
+    rows = [(row["id"], row["file_name"], row["width"], row["height"]) for row in found_images.rows]
+    rows.sort(key=lambda row: row[0])
+    boxes, visible, counts = _clip(columns, np.array([row[2:] for row in rows], dtype=np.float64))
     if strict and not visible.all():
-        raise AnnotationError(annotations, _strict_problems(name, [row["id"] for row in rows], columns, visible))
-    records = _records(rows, [paths[i] for i in order], columns, boxes, visible & ~columns.crowd)
+        raise AnnotationError(annotations, _strict_problems(name, [row[0] for row in rows], columns, visible))
+    kept = visible & ~columns.crowd
+    order = np.flatnonzero(kept)
+    order = order[np.lexsort((columns.ids[order], columns.images[order]))]
+    object_counts = np.bincount(columns.images[kept], minlength=len(rows))
+    records = make_table(images, rows, boxes[order], columns.categories[order], object_counts)
     category_names = [row["name"] for row in found_categories.rows]
     report = DataReport(
         file=name,
         images=len(records),
-        images_without_objects=sum(len(record.category_ids) == 0 for record in records),
-        objects=int((visible & ~columns.crowd).sum()),
+        images_without_objects=int((object_counts == 0).sum()),
+        objects=int(kept.sum()),
         categories=len(names),
         crowd=int((visible & columns.crowd).sum()),
         bad_boxes=columns.bad_boxes,
         missing_area=columns.missing_area,
         missing_iscrowd=columns.missing_iscrowd,
-        duplicate_file_names=len(rows) - len({row["file_name"] for row in rows}),
+        duplicate_file_names=len(rows) - len({row[1] for row in rows}),
         duplicate_category_names=len(category_names) - len(set(category_names)),
+        per_category=_per_category(names, records.category_ids),
         **counts,
     )
-    truth = _ground_truth(rows, columns, visible)
+    truth = _ground_truth(records.ids, columns, visible)
     return CocoSplit(records, CategoryMap.from_categories(names), truth, report, annotations)
 
 
-def _check_paths(found: Findings, folder: ImageFolder) -> list[Path]:
-    paths, faults = folder.resolve([row["file_name"] for row in found.rows])
+def _check_paths(found: Findings, folder: ImageFolder) -> list[Problem]:
+    faults = folder.check([row["file_name"] for row in found.rows])
     missing = sum(fault.code == "D17" for fault in faults)
     for fault in faults:
-        count = f" ({missing} of {len(paths)} image files are missing)" if fault.code == "D17" else ""
+        count = f" ({missing} of {len(found.rows)} image files are missing)" if fault.code == "D17" else ""
         found.add(fault.index, fault.code, fault.what + count)
-    return paths
+    return found.problems
+
+
+def _per_category(names: dict[int, str], category_ids: NDArray[np.int64]) -> tuple[CategoryCount, ...]:
+    ids, counts = np.unique(category_ids, return_counts=True)
+    objects = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    return tuple(CategoryCount(i, names[i], objects.get(i, 0)) for i in sorted(names))
 
 
 def _clip(
-    columns: AnnotationColumns, rows: list[dict[str, Any]]
+    columns: AnnotationColumns, image_sizes: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, int]]:
     """Return corners clipped to the image [n, 4], which boxes keep a width and height, and the counts.
 
-    The decision is made in float32, in which boxes are used, so that no kept box is empty later.
+    Sizes are [images, 2], width and height. The decision is made in float32, in which boxes are used, so that no kept
+    box is empty later.
     """
-    sizes = np.array([(row["width"], row["height"]) for row in rows], dtype=np.float64)[columns.images]  # [n, 2]
+    sizes = image_sizes[columns.images]  # [n, 2]
     with np.errstate(over="ignore"):
         corners = np.concatenate((columns.boxes[:, :2], columns.boxes[:, :2] + columns.boxes[:, 2:]), axis=1)
     clipped = np.clip(corners, 0.0, np.tile(sizes, 2))
@@ -306,33 +291,9 @@ def _strict_problems(
     return problems
 
 
-def _records(
-    rows: list[dict[str, Any]],
-    paths: list[Path],
-    columns: AnnotationColumns,
-    boxes: NDArray[np.float32],
-    kept: NDArray[np.bool_],
-) -> tuple[ImageRecord, ...]:
-    images = columns.images[kept]
-    order = np.lexsort((columns.ids[kept], images))
-    boxes, categories = boxes[kept][order], columns.categories[kept][order]
-    ends = np.cumsum(np.bincount(images, minlength=len(rows))).tolist()
-    records = []
-    start = 0
-    for row, path, end in zip(rows, paths, ends, strict=True):
-        records.append(
-            ImageRecord(
-                row["id"], row["file_name"], path, row["width"], row["height"], boxes[start:end], categories[start:end]
-            )
-        )
-        start = end
-    return tuple(records)
-
-
-def _ground_truth(rows: list[dict[str, Any]], columns: AnnotationColumns, visible: NDArray[np.bool_]) -> GroundTruth:
+def _ground_truth(image_ids: NDArray[np.int64], columns: AnnotationColumns, visible: NDArray[np.bool_]) -> GroundTruth:
     kept = np.flatnonzero(visible)
     kept = kept[np.lexsort((columns.ids[kept], columns.images[kept]))]
-    image_ids = np.array([row["id"] for row in rows], dtype=np.int64)
     return GroundTruth(
         image_ids[columns.images[kept]],
         columns.categories[kept],

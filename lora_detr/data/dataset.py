@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
 from lora_detr.data.coco import CocoSplit
 from lora_detr.data.images import MAX_PIXELS, read_image
@@ -49,7 +50,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def image_id(self, index: int) -> int:
         """Return the id of the image at ``index``, without reading it."""
-        return self.split.records[index].id
+        return int(self.split.records.ids[index])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         return self.sample(index, self.epoch)
@@ -70,4 +71,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         boxes = torch.from_numpy(record.boxes_xyxy_pixels.copy())
         generator = generator_for(self.seed, epoch, record.id)
         pixels, boxes, labels = self.transform(image, boxes, labels, generator)
+        return pixels, Target(boxes, labels, record.id, (record.height, record.width))
+
+    def blank(self, index: int) -> tuple[Tensor, Target]:
+        """Return a black image of the smallest size, without objects, in place of one that cannot be read."""
+        record = self.split.records[index]
+        image = tv_tensors.Image(torch.zeros((3, 1, 1), dtype=torch.uint8))
+        boxes, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+        pixels, boxes, labels = self.transform(image, boxes, labels, generator_for(self.seed, 0, record.id))
         return pixels, Target(boxes, labels, record.id, (record.height, record.width))

@@ -45,20 +45,18 @@ class ImageFolder:
         self._real_root = os.path.realpath(root)
         self._listings: dict[str, _Listing] = {}
 
-    def resolve(self, names: Sequence[str]) -> tuple[list[Path], list[FileFault]]:
-        """Return the path of every name, and the faults found (their paths must not be opened)."""
-        faults = []
-        paths = []
-        for i, name in enumerate(names):
-            fault = self._check(name)
-            if fault:
-                faults.append(FileFault(i, *fault))
-            paths.append(self.root / name)
-        return paths, faults
+    def check(self, names: Sequence[str]) -> list[FileFault]:
+        """Return the faults of names that must not be opened, in the order of the names."""
+        faults = ((i, self._check(name)) for i, name in enumerate(names))
+        return [FileFault(i, *fault) for i, fault in faults if fault is not None]
 
     def _check(self, name: str) -> tuple[str, str] | None:
         if "\0" in name:
             return "X01", "file_name holds a null character"
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            return "D17", f"file_name {name!a} cannot be the name of a file"
         if os.path.isabs(name) and not self.allow_outside:
             return "X02", f"file_name {name} is absolute; allowed with --allow-outside only"
         parent, base = os.path.split(name)
@@ -85,6 +83,13 @@ class ImageFolder:
             return _Listing(False, {})
         try:
             with os.scandir(directory) as entries:
-                return _Listing(inside, {entry.name: entry.is_symlink() for entry in entries if entry.is_file()})
+                return _Listing(inside, {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)})
         except OSError:
             return _Listing(inside, {})
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False

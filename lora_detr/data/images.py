@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-from lora_detr.data.coco import ImageRecord
-from lora_detr.data.report import Problem
+from lora_detr.data.records import ImageRecord
 from lora_detr.errors import DataError
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels, unless a caller says otherwise."""
+
+UNUSABLE = ("D18", "D23", "D25")
+"""Codes of faults of one image file, without which a run could go on."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Formats that are decoded. Others of Pillow's start programs (EPS) or are of no use for photos."""
@@ -87,20 +89,6 @@ def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: st
     """
     with _faults_of(where):
         return _decode(image, max_pixels)
-
-
-def find_unreadable(records: Iterable[ImageRecord], max_pixels: int = MAX_PIXELS) -> dict[int, Problem]:
-    """Decode every image and return the problem of each that fails, by image id.
-
-    For checking a data set before a run (``--verify decode``), and for leaving bad images out of it.
-    """
-    problems = {}
-    for record in records:
-        try:
-            read_image(record, max_pixels)
-        except DataError as error:
-            problems[record.id] = Problem(error.code, error.message)
-    return problems
 
 
 def _decode(image: Image.Image, max_pixels: int) -> tv_tensors.Image:

@@ -5,35 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Protocol
+from multiprocessing.process import BaseProcess
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
+from lora_detr.data.report import Problem
 from lora_detr.errors import LoraDetrError, WorkerError
 from lora_detr.processes import REQUESTS_TO_END
-from lora_detr.structures import Batch, Images, Target
+from lora_detr.structures import Batch, Images
 
-Sample = tuple[Tensor, Target]
 Key = tuple[int, int]  # epoch, index
 
+# That workers get to end when nothing more is wanted of them.
+POLITE_SECONDS = 1.0
+
 _CAUGHT = "in DataLoader worker process"  # how PyTorch marks an error that the data set raised
-
-
-class EpochDataset(Protocol):
-    """What a loader reads: samples that depend on the index and the epoch only."""
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int, epoch: int) -> Sample: ...
-
-    def image_id(self, index: int) -> int: ...
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
@@ -58,16 +53,16 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
 
 
 class EpochSampler(Sampler[list[int]]):
-    """The batches of one rank in one epoch, as lists of indices; the same number on every rank.
+    """The batches of one rank in one epoch, as lists of indices.
 
     Shuffled (training): one order for all ranks from (seed, epoch), cut into *global* batches of
     ``batch_size * world_size``, of which each rank takes its part. So the images of a step do not depend on how many
     ranks share them. The last global batch may be smaller; its parts are made equal by images from the start of the
-    order.
+    order. Every rank has as many batches.
 
     In order (evaluation): batches of consecutive indices, dealt to the ranks in turn. So which images are padded
-    together does not depend on the number of ranks. If the batches do not share out evenly, the first ones come
-    again; whoever gathers results drops repeated image ids.
+    together does not depend on the number of ranks, and each image comes once. If the batches do not share out evenly,
+    the later ranks have one less, down to none.
 
     Args:
         count: samples in the data set, at least 1.
@@ -101,22 +96,23 @@ class EpochSampler(Sampler[list[int]]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch on every rank, whatever ``start`` is."""
+        """Batches of a whole epoch, whatever ``start`` is; in order, those of the first rank, which has the most."""
         full, rest = divmod(self.count, self.batch_size * self.world_size)
         if self.shuffle and self.drop_last and full:
             return full
         return full + (rest > 0)
 
     def __len__(self) -> int:
-        return max(0, self.batches_per_epoch - self.start)
+        return max(0, self.batches_per_epoch - self.start) if self.shuffle else len(self._own_chunks())
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps = range(self.start, self.batches_per_epoch)
         if self.shuffle:
             order = self._order()
-            yield from (self._shuffled(order, step) for step in steps)
+            yield from (self._shuffled(order, step) for step in range(self.start, self.batches_per_epoch))
         else:
-            yield from (self._consecutive(step) for step in steps)
+            for chunk in self._own_chunks():
+                first = chunk * self.batch_size
+                yield list(range(first, min(first + self.batch_size, self.count)))
 
     def _order(self) -> list[int]:
         digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
@@ -131,21 +127,22 @@ class EpochSampler(Sampler[list[int]]):
         filled = islice(cycle(batch + order if len(batch) < size else batch), self.rank * part, (self.rank + 1) * part)
         return list(filled)
 
-    def _consecutive(self, step: int) -> list[int]:
+    def _own_chunks(self) -> range:
         chunks = -(-self.count // self.batch_size)
-        first = (step * self.world_size + self.rank) % chunks * self.batch_size
-        return list(range(first, min(first + self.batch_size, self.count)))
+        return range(self.start * self.world_size + self.rank, chunks, self.world_size)
 
 
 class BatchLoader:
     """Batches of one epoch at a time, for one rank.
 
     A user's error in a worker arrives with its own type, message and code; a worker that dies or hangs is reported
-    with the images it may have been working on.
+    with the images it may have been working on. Images that could not be read, if others stand for them, are in
+    ``unreadable``: the problem of each by image id.
 
     Args:
         dataset: samples.
         sampler: which of them, in which order.
+        unreadable: what stands for an image that cannot be read.
         workers: processes that read ahead; 0 reads in this process. They live until the loader goes.
         size_divisor: see ``collate``.
         pin_memory: give batches in page-locked memory.
@@ -158,6 +155,7 @@ class BatchLoader:
         sampler: EpochSampler,
         *,
         workers: int,
+        unreadable: Unreadable = "error",
         size_divisor: int = 1,
         pin_memory: bool = False,
         timeout: float = 0.0,
@@ -165,9 +163,11 @@ class BatchLoader:
         self.dataset = dataset
         self.sampler = sampler
         self.workers = workers
+        self.unreadable: dict[int, Problem] = {}
+        self._unreadable = unreadable
         self._keys = _Keys(sampler)
-        self._loader: DataLoader[Sample | LoraDetrError] = DataLoader(
-            _Guarded(dataset),
+        self._loader: DataLoader[Read | LoraDetrError] = DataLoader(
+            _Guarded(dataset, unreadable),
             batch_sampler=self._keys,
             num_workers=workers,
             collate_fn=partial(_collate_or_error, size_divisor=size_divisor),
@@ -178,6 +178,10 @@ class BatchLoader:
             # Its own generator: starting an epoch must not draw from the global one, which a resumed run restores.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
+
+    def read(self, index: int, epoch: int) -> Read:
+        """Read one sample in this process, or what stands for it; errors as of ``read_sample``."""
+        return read_sample(self.dataset, index, epoch, self._unreadable)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its batches to leave out."""
@@ -223,7 +227,8 @@ class BatchLoader:
             if isinstance(batch, LoraDetrError):
                 self.close()
                 raise batch
-            yield batch
+            self.unreadable |= batch.unreadable
+            yield batch.batch
 
     def close(self) -> None:
         """End the workers, if there are any; a later iteration starts new ones.
@@ -233,11 +238,14 @@ class BatchLoader:
         iterator = self._loader._iterator
         self._loader._iterator = None
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            # One that hangs is deaf to polite requests, for each of which PyTorch would wait five seconds.
+            impatience = threading.Timer(POLITE_SECONDS, _kill, [iterator._workers])
+            impatience.start()
             with contextlib.suppress(RuntimeError):  # the end of a worker, noticed only now
                 iterator._shutdown_workers()
-            for worker in iterator._workers:
-                if worker.is_alive():  # hung, and deaf to a polite request
-                    worker.kill()
+            impatience.cancel()
+            impatience.join()
+            _kill(iterator._workers)
 
     def worker_error(self, error: BaseException) -> WorkerError | None:
         """Return what an error says about the workers, or None if it is about something else.
@@ -271,6 +279,7 @@ def build_loader(
     size_divisor: int = 1,
     pin_memory: bool = False,
     timeout: float = 0.0,
+    unreadable: Unreadable = "error",
 ) -> BatchLoader:
     """Return the loader of one rank; see ``EpochSampler`` and ``BatchLoader`` for the arguments."""
     sampler = EpochSampler(
@@ -283,8 +292,19 @@ def build_loader(
         drop_last=drop_last,
     )
     return BatchLoader(
-        dataset, sampler, workers=workers, size_divisor=size_divisor, pin_memory=pin_memory, timeout=timeout
+        dataset,
+        sampler,
+        workers=workers,
+        unreadable=unreadable,
+        size_divisor=size_divisor,
+        pin_memory=pin_memory,
+        timeout=timeout,
     )
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()  # nothing where it has ended
 
 
 def _ignore_requests_to_end(worker: int) -> None:
@@ -310,24 +330,38 @@ class _Keys(Sampler[list[Key]]):
             yield keys
 
 
-class _Guarded(Dataset[Sample | LoraDetrError]):
+class _Guarded(Dataset[Read | LoraDetrError]):
     """Returns a user's error instead of raising it: ``DataLoader`` would bury it in a traceback from the worker."""
 
-    def __init__(self, dataset: EpochDataset) -> None:
+    def __init__(self, dataset: EpochDataset, unreadable: Unreadable) -> None:
         self.dataset = dataset
+        self.unreadable = unreadable
 
-    def __getitem__(self, key: Key) -> Sample | LoraDetrError:
+    def __getitem__(self, key: Key) -> Read | LoraDetrError:
         epoch, index = key
         try:
-            return self.dataset.sample(index, epoch)
+            return read_sample(self.dataset, index, epoch, self.unreadable)
         except LoraDetrError as error:
             return error
 
 
-def _collate_or_error(samples: list[Sample | LoraDetrError], size_divisor: int) -> Batch | LoraDetrError:
+@dataclass(frozen=True)
+class _ReadBatch:
+    """A batch, and what could not be read on the way to it: they travel together from a worker."""
+
+    batch: Batch
+    unreadable: dict[int, Problem]
+
+    def pin_memory(self) -> _ReadBatch:
+        return _ReadBatch(self.batch.pin_memory(), self.unreadable)
+
+
+def _collate_or_error(samples: list[Read | LoraDetrError], size_divisor: int) -> _ReadBatch | LoraDetrError:
     good: list[Sample] = []
+    unreadable: dict[int, Problem] = {}
     for sample in samples:
         if isinstance(sample, LoraDetrError):
             return sample
-        good.append(sample)
-    return collate(good, size_divisor)
+        good.append(sample.sample)
+        unreadable |= sample.unreadable
+    return _ReadBatch(collate(good, size_divisor), unreadable)

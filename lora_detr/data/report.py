@@ -13,6 +13,17 @@ SHOWN_PROBLEMS = 20
 """Problems written out in the message; all of them are in ``AnnotationError.problems``."""
 
 
+_UNREADABLE = "replace the images, or leave them out with --on-bad-data skip,"
+_REMEDIES = {
+    "D17": "put the images there, or correct the file",
+    "D18": _UNREADABLE,
+    "D20": "get the images again, or the list if it is the list that is wrong,",
+    "D23": _UNREADABLE,
+    "D25": _UNREADABLE,
+    "D27": "take them out of one split, or leave --strict out,",
+}
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault of an annotation file.
@@ -27,30 +38,58 @@ class Problem:
 
 
 class AnnotationError(DataError):
-    """Everything wrong with one annotation file.
+    """Everything wrong with an annotation file and its images, or with several.
 
     Args:
         path: the annotation file.
         problems: at least one, in file order; the first gives the error its code.
+        more: other files that have a part in it.
+        report: file that lists all problems, if there is one.
     """
 
-    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+    def __init__(
+        self, path: Path, problems: Sequence[Problem], more: tuple[Path, ...] = (), report: Path | None = None
+    ) -> None:
         first, *others = problems[:SHOWN_PROBLEMS]
         lines = [first.text, *(f"error[{problem.code}]: {problem.text}" for problem in others)]
         if len(problems) > SHOWN_PROBLEMS:
-            lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
+            rest = f"... and {len(problems) - SHOWN_PROBLEMS} more"
+            lines.append(rest if report else f"{rest}; loradetr doctor --data DATA --report FILE writes all")
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        remedy = "put the images there, or correct the file" if first.code == "D17" else "correct the file"
-        super().__init__("\n".join(lines), f"{counted} in {path}; {remedy} and start again", code=first.code)
+        remedy = _REMEDIES.get(first.code, "correct the file")
+        places = " and ".join(map(str, (path, *more)))
+        listed = f" (all: {report})" if report else ""
+        super().__init__("\n".join(lines), f"{counted} in {places}{listed}; {remedy} and start again", code=first.code)
         self.path = path
         self.problems = tuple(problems)
+        self.more = more
+        self.report = report
 
-    def __reduce__(self) -> tuple[type[AnnotationError], tuple[Path, tuple[Problem, ...]]]:
-        return AnnotationError, (self.path, self.problems)
+    def __reduce__(self) -> tuple[type[AnnotationError], tuple[object, ...]]:
+        return AnnotationError, (self.path, self.problems, self.more, self.report)
+
+    def listed_in(self, report: Path) -> AnnotationError:
+        """Return the same error with the name of the file that lists all problems."""
+        return AnnotationError(self.path, self.problems, self.more, report)
 
     def to_json(self) -> list[dict[str, str]]:
         """Return all problems, for ``data_report.json``."""
         return [asdict(problem) for problem in self.problems]
+
+
+@dataclass(frozen=True)
+class CategoryCount:
+    """Objects of one category.
+
+    Attributes:
+        id: original id.
+        name: of the category.
+        objects: kept for training.
+    """
+
+    id: int
+    name: str
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +111,8 @@ class DataReport:
         missing_iscrowd: annotations without ``iscrowd``; 0 is used.
         duplicate_file_names: images whose file another image names too.
         duplicate_category_names: categories whose name another category has too.
+        unreadable: images that could not be decoded when the data was verified, left out on request.
+        per_category: objects of each category, by rising id.
     """
 
     file: str
@@ -88,6 +129,8 @@ class DataReport:
     missing_iscrowd: int = 0
     duplicate_file_names: int = 0
     duplicate_category_names: int = 0
+    unreadable: int = 0
+    per_category: tuple[CategoryCount, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts by name."""
@@ -95,6 +138,14 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return a summary line, and a line for each thing that was dropped, repaired or looks wrong."""
+        summary = (
+            f"{self.file}: {self.images:,} images ({self.images_without_objects:,} without objects), "
+            f"{self.objects:,} objects, {self.categories:,} categories"
+        )
+        return [summary, *(f"  {text}" for text in self.remarks())]
+
+    def remarks(self) -> list[str]:
+        """Return a line for each thing that was dropped, repaired or looks wrong."""
         counts = (
             (self.crowd, "crowd regions: not trained on, ignored in evaluation"),
             (self.zero_size, "boxes without width or height: dropped"),
@@ -103,11 +154,8 @@ class DataReport:
             (self.clipped, "boxes clipped to their image"),
             (self.missing_area, "annotations without area: width x height used"),
             (self.missing_iscrowd, "annotations without iscrowd: 0 used"),
+            (self.unreadable, "images that cannot be read: others take their place in training"),
             (self.duplicate_file_names, "images share a file with another image"),
             (self.duplicate_category_names, "categories share a name with another category"),
         )
-        summary = (
-            f"{self.file}: {self.images:,} images ({self.images_without_objects:,} without objects), "
-            f"{self.objects:,} objects, {self.categories:,} categories"
-        )
-        return [summary, *(f"  {count:,} {text}" for count, text in counts if count)]
+        return [f"{count:,} {text}" for count, text in counts if count]

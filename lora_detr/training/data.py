@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from lora_detr.config.run import DataConfig, RunConfig
+from lora_detr.data.audit import Policy, examine
 from lora_detr.data.categories import CategoryMap
-from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.checks import OnBadData
+from lora_detr.data.coco import CocoSplit
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layout import find_splits
-from lora_detr.data.loader import BatchLoader, EpochDataset, build_loader
+from lora_detr.data.loader import BatchLoader, build_loader
+from lora_detr.data.reading import EpochDataset
+from lora_detr.data.verification import Verify
 from lora_detr.errors import DataError
 from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.json_value import JSON
@@ -23,6 +28,8 @@ from lora_detr.training.distributed import World
 READER_TIMEOUT = 300.0
 # Steps of an epoch when overfitting: a handful of images is repeated until an epoch is worth evaluating.
 OVERFIT_STEPS = 50
+
+logger = logging.getLogger(__name__)
 
 
 class Repeated:
@@ -47,6 +54,10 @@ class Repeated:
         """Return the id of the image that ``index`` falls on."""
         return self.dataset.image_id(index % len(self.dataset))
 
+    def blank(self, index: int) -> tuple[Tensor, Target]:
+        """Return what stands for the image that ``index`` falls on if it cannot be read."""
+        return self.dataset.blank(index % len(self.dataset))
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -58,6 +69,7 @@ class Splits:
         categories: labels of the model.
         missing: what was looked for and not found of the validation split.
         augment: whether ``train`` is augmented; false when overfitting.
+        warnings: what looks wrong with the splits together.
     """
 
     train: CocoSplit
@@ -65,6 +77,7 @@ class Splits:
     categories: CategoryMap
     missing: str = ""
     augment: bool = True
+    warnings: tuple[str, ...] = ()
 
     @property
     def fingerprints(self) -> dict[str, JSON]:
@@ -78,37 +91,46 @@ class Splits:
             return {**report, "overfit": len(self.train)}
         if self.val is not None:
             report["val"] = self.val.report.to_json()
-        return report
+        return {**report, "warnings": list(self.warnings)} if self.warnings else report
 
 
-def read_splits(path: Path, config: DataConfig, overfit: int | None = None) -> Splits:
+def read_splits(path: Path, config: DataConfig, overfit: int | None = None, *, verify: Verify = "none") -> Splits:
     """Read and check both splits of a data set.
 
     Args:
         path: COCO folder or YAML file.
         config: how to treat bad data, and how to number classes.
         overfit: train and evaluate on the first so many training images that have objects, without augmentation.
+        verify: what is done with every image file; see ``verify_images``.
 
     Raises:
         ConfigError: the path does not exist, or ``coco91`` was asked for data that is not COCO.
-        DataError: the data cannot be used; all faults at once.
+        DataError: the data cannot be used; all faults of both splits at once.
+        WorkerError: a process that verifies images died.
     """
     paths = find_splits(path)
-    train = load_coco(paths.train_annotations, paths.train_images, strict=config.strict, on_bad_data=config.on_bad_data)
+    found = examine(paths, policy_of(config, verify), validation=overfit is None)
+    found.raise_faults()
+    train, val = found.train, found.val
+    assert train is not None
     names = train.categories.names_by_id
     categories = CategoryMap.coco91(names) if config.num_classes == "coco91" else CategoryMap.from_categories(names)
     train = train.with_categories(categories)
     if overfit is not None:
-        chosen = [record.id for record in train.records if len(record.category_ids)][:overfit]
+        chosen = train.records.ids[train.records.object_counts > 0][:overfit].tolist()
         if not chosen:
             raise DataError(f"{train.annotations_path.name}: no image has an object to overfit")
         train = train.subset(chosen)
         return Splits(train, train, categories, augment=False)
-    val = None
-    if paths.val_annotations is not None and paths.val_images is not None:
-        val = load_coco(paths.val_annotations, paths.val_images, strict=config.strict, on_bad_data=config.on_bad_data)
-        val = val.with_categories(categories)
-    return Splits(train, val, categories, paths.missing)
+    for warning in found.warnings:
+        logger.warning(warning)
+    val = None if val is None else val.with_categories(categories)
+    return Splits(train, val, categories, paths.missing, warnings=found.warnings)
+
+
+def policy_of(config: DataConfig, verify: Verify = "none") -> Policy:
+    """Return how strictly the settings of a run look at data."""
+    return Policy(verify, config.strict, config.on_bad_data, config.allow_outside)
 
 
 def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader:
@@ -131,13 +153,24 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
         size_divisor=config.data.size_divisor,
         pin_memory=world.device.type == "cuda",
         timeout=READER_TIMEOUT,
+        unreadable="next" if config.data.on_bad_data == "skip" else "error",
     )
 
 
 def eval_loader(
-    split: CocoSplit, config: DeploymentConfig, world: World, *, batch_size: int, workers: int
+    split: CocoSplit,
+    config: DeploymentConfig,
+    world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    on_bad_data: OnBadData = "error",
 ) -> BatchLoader:
-    """Return the loader of this rank's share of a split, in order, prepared as the deployed detector expects."""
+    """Return the loader of this rank's share of a split, in order, prepared as the deployed detector expects.
+
+    With ``skip`` a black image stands for one that cannot be read, so that batches stay as they are; what is found on
+    it must not count.
+    """
     # The transform of an evaluation draws nothing, so the seed is without effect.
     dataset = CocoDataset(split, config.transform.build(config.mean, config.std), seed=0)
     return build_loader(
@@ -152,4 +185,5 @@ def eval_loader(
         size_divisor=config.size_divisor,
         pin_memory=world.device.type == "cuda",
         timeout=READER_TIMEOUT,
+        unreadable="blank" if on_bad_data == "skip" else "error",
     )

@@ -258,6 +258,8 @@ TABLE = {
     ],
 }
 
+REFUSAL = (Path("out"), Path("out/data_report.json"))
+
 # What the parser of the command line refuses by itself.
 WORDS = {
     "trains": "No such command 'trains'. Did you mean 'train'",
@@ -302,7 +304,10 @@ def test_a_mistake_is_told_and_changes_nothing(code: int, wrong: Mistake, lorade
     before = files_in(Path(), places.data, places.run, places.stripped.parent)
     ended = loradetr(*words_of(wrong.line, places))
     assert_told(ended, code, wrong.parts, wrong.faults, wrong.remedy)
-    assert files_in(Path(), places.data, places.run, places.stripped.parent) == before
+    after = files_in(Path(), places.data, places.run, places.stripped.parent)
+    if code == DATA:  # refused data leaves the list of its problems, and a later run may start there
+        after = {path: state for path, state in after.items() if path not in REFUSAL}
+    assert after == before
 
 
 @pytest.mark.parametrize(("line", "part"), WORDS.items(), ids=WORDS)

@@ -191,6 +191,20 @@ def test_c05_out_of_range_names_the_limit(override: str, allowed: str) -> None:
     assert error.message.split(" must be ")[1] in (allowed, f"{allowed}.0")
 
 
+def test_a_missing_key_names_the_file_of_its_section(tmp_path: Path) -> None:
+    class Part(Strict):
+        needed: int
+        other: int = 1
+
+    class Whole(Strict):
+        parts: tuple[Part, ...] = ()
+
+    file = write(tmp_path / "settings.yaml", "parts: [{other: 2}]")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Whole, files=[file])
+    assert caught.value.message == f"`parts.0.needed` must be given: it has no default (from file {file})"
+
+
 def test_wrong_kind_lists_the_right_ones() -> None:
     error = refused("matcher.kind=hungarain")
     assert "`matcher.kind` is 'hungarain' (from override); must be one of 'topk', 'hungarian'" in error.message

@@ -41,7 +41,7 @@ def test_d01_truncated_file_names_line_and_column(tmp_path: Path, share: float) 
 def test_d01_bytes_that_no_parser_takes(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=r"train\.json: not valid JSON") as caught:
+    with pytest.raises(DataError, match=r"train\.json(:1:1)?: not valid JSON") as caught:
         load_coco(path, tmp_path)
     assert caught.value.code == "D01"
 
@@ -69,6 +69,19 @@ def test_d02_image_without_a_key(tmp_path: Path, key: str) -> None:
     value = content()
     del value["images"][1][key]
     _fault(tmp_path, value, "D02", "train.json: images[1]", key)
+
+
+@pytest.mark.parametrize("key", ["width", "height"])
+def test_d02_a_size_that_no_column_holds(tmp_path: Path, key: str) -> None:
+    value = content()
+    value["images"][1][key] = 10**30
+    _fault(tmp_path, value, "D02", f"images[1] (id=11): {key} must be below 2^63")
+
+
+def test_d02_a_category_name_that_cannot_be_printed(tmp_path: Path) -> None:
+    value = content()
+    value["categories"][1]["name"] = "plate\ud800"
+    _fault(tmp_path, value, "D02", "categories[1] (id=2): name", "holds half a character").encode()
 
 
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
