@@ -11,11 +11,12 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint clean
+.PHONY: help demo install test soak lint clean
 
 help:
 	@echo "make demo   install into $(VENV) when needed, then run 'loradetr demo': minutes on a CPU (DEMO_ARGS=... is passed on)"
 	@echo "make test   install into $(VENV) when needed, then run the tests (PYTEST_ARGS=... is passed on)"
+	@echo "make soak   faults in large numbers, to be stopped and continued at any time (PART=... TRIALS=... JOBS=...)"
 	@echo "make lint   ruff, mypy and codespell"
 	@echo "make clean  remove $(VENV), caches and built files"
 
@@ -40,6 +41,11 @@ demo: $(INSTALLED)
 # One thread a worker: two workers with a thread per core each would fight for the same cores.
 test: $(TOOLS)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# Results are kept in soak/: what is in there is not run again.
+soak: $(TOOLS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.soak $(PART) \
+		$(if $(TRIALS),--trials $(TRIALS)) $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

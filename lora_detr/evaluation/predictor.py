@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 
 from lora_detr.data.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
-from lora_detr.data.loader import Sample, collate
+from lora_detr.data.loader import collate
+from lora_detr.data.reading import Sample
 from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess

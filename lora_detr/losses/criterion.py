@@ -59,6 +59,15 @@ class _Proposals:
     matched_by: Tensor
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A query group as it is supervised: its layers as one stack, and its proposals, None where it has none."""
+
+    output: QueryGroupOutput
+    stack: Prediction
+    proposals: _Proposals | None
+
+
 class Criterion(nn.Module):
     """Losses of the primary path, the branches, the encoder and all query groups; knows nothing of ranks.
 
@@ -119,9 +128,10 @@ class Criterion(nn.Module):
         proposals = None if output.encoder is None else _supervised(output.encoder, config.encoder)
         if proposals is not None:
             problems.append(_encoder_problem("encoder", proposals, config.encoder, self.encoder_matcher, targets))
-        hybrid = next((group for group in output.groups if group.name == "hybrid"), None)
-        if hybrid is not None:
-            problems += self._hybrid_problems(hybrid, targets)
+        groups = [self._group(group) for group in output.groups]
+        for group in groups:
+            if group.output.name == "hybrid":
+                problems += self._hybrid_problems(group, targets)
         matched = _solve(problems, targets)
 
         sources = [
@@ -157,7 +167,7 @@ class Criterion(nn.Module):
             sources.append(
                 _encoder_source("encoder", proposals, config.encoder, matched["encoder"], targets, normaliser.of())
             )
-        for group in output.groups:
+        for group in groups:
             sources += self._group_sources(group, matched, targets, normaliser)
         values = all_terms(sources, targets.boxes, config.constants)
         values = values / values.new_tensor([source.normaliser for source in sources for _ in source.keys])
@@ -169,34 +179,37 @@ class Criterion(nn.Module):
     def _layer_keys(self, name: str) -> tuple[LossKey, ...]:
         return source_keys([(name, layer) for layer in range(self.num_layers)])
 
-    def _hybrid_problems(self, group: QueryGroupOutput, targets: PaddedTargets) -> list[_Problem]:
+    def _group(self, output: QueryGroupOutput) -> _Group:
+        # Hybrid queries alone have an encoder of their own.
+        proposals = None if output.encoder is None else _supervised(output.encoder, self.config.hybrid.encoder)
+        return _Group(output, stacked(output.layers), proposals)
+
+    def _hybrid_problems(self, group: _Group, targets: PaddedTargets) -> list[_Problem]:
         config = self.config.hybrid
-        problems = [
-            _Problem("hybrid queries", self.hybrid_matcher.cost(stacked(group.layers), targets), config.repeats)
-        ]
-        if group.encoder is not None:
-            proposals = _supervised(group.encoder, config.encoder)
+        problems = [_Problem("hybrid queries", self.hybrid_matcher.cost(group.stack, targets), config.repeats)]
+        if group.proposals is not None:
             matcher = self.hybrid_encoder_matcher
-            found = _encoder_problem("hybrid encoder", proposals, config.encoder, matcher, targets, config.repeats)
-            problems.append(found)
+            problems.append(
+                _encoder_problem("hybrid encoder", group.proposals, config.encoder, matcher, targets, config.repeats)
+            )
         return problems
 
     def _group_sources(
         self,
-        group: QueryGroupOutput,
+        group: _Group,
         matched: dict[str, Assignment],
         targets: PaddedTargets,
         normaliser: Normaliser,
     ) -> list[Source]:
         """Return the sources of a query group."""
-        keys, stack = self._layer_keys(group.name), stacked(group.layers)
-        if group.name == "denoising":
-            assert group.pairs is not None
+        output, stack = group.output, group.stack
+        keys = self._layer_keys(output.name)
+        if output.name == "denoising":
+            known = output.pairs
+            assert known is not None
             denoising = self.config.denoising
             shape = (self.num_layers, -1, -1, -1)
-            pairs = Assignment(
-                group.pairs.query.expand(shape), group.pairs.score.expand(shape), group.pairs.mask.expand(shape)
-            )
+            pairs = Assignment(known.query.expand(shape), known.score.expand(shape), known.mask.expand(shape))
             return [
                 Source(
                     keys,
@@ -207,10 +220,10 @@ class Criterion(nn.Module):
                     quality="iou",
                     one_to_one=True,
                     weights=denoising.weights,
-                    normaliser=normaliser.of() * group.copies,
+                    normaliser=normaliser.of() * output.copies,
                 )
             ]
-        if group.name == "dac":
+        if output.name == "dac":
             dac = self.config.dac
             return [
                 Source(
@@ -225,7 +238,7 @@ class Criterion(nn.Module):
                     normaliser=normaliser.of(),
                 )
             ]
-        assert group.name == "hybrid", group.name
+        assert output.name == "hybrid", output.name
         hybrid = self.config.hybrid
         divisor = normaliser.of(hybrid.repeats)
         sources = [
@@ -241,9 +254,9 @@ class Criterion(nn.Module):
                 normaliser=divisor,
             )
         ]
-        if group.encoder is not None:
-            proposals, pairs = _supervised(group.encoder, hybrid.encoder), matched["hybrid encoder"]
-            sources.append(_encoder_source("hybrid_encoder", proposals, hybrid.encoder, pairs, targets, divisor))
+        if group.proposals is not None:
+            pairs = matched["hybrid encoder"]
+            sources.append(_encoder_source("hybrid_encoder", group.proposals, hybrid.encoder, pairs, targets, divisor))
         return sources
 
 

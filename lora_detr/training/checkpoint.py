@@ -180,6 +180,11 @@ def has_checkpoints(directory: Path) -> bool:
     return bool(_steps(directory))
 
 
+def has_step(directory: Path, step: int) -> bool:
+    """Return whether a folder holds a checkpoint of a step, complete or not."""
+    return step in _steps(directory)
+
+
 def set_best(directory: Path, step: int) -> None:
     """Point ``best`` at the checkpoint of a step, atomically.
 
@@ -211,7 +216,8 @@ def best_step(directory: Path) -> int | None:
     match = _STEP.fullmatch(name)
     if match is None or text not in (_pointer(name), f"{name}\n", name):
         message = f"{directory / BEST}: expected the name of a checkpoint, found {text.strip()!r}"
-        raise CheckpointError(message, "write the name of one of the checkpoints into it, or use --checkpoint last")
+        remedy = "write the name of one of the checkpoints into it, or remove it to take the newest for the best"
+        raise CheckpointError(message, remedy, code="K02")
     return int(match[1])
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory, reporting
 from lora_detr.config.run import DataConfig
-from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.checks import OnBadData
+from lora_detr.data.coco import CocoSplit
 from lora_detr.data.layout import COCO_FOLDER, find_splits
+from lora_detr.data.report import SHOWN_PROBLEMS
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.inference import collect
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.data import eval_loader, read_splits
+from lora_detr.training.data import eval_loader, policy_of, read_splits
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.official_file import is_official
@@ -36,6 +39,7 @@ def evaluate_model(
     nms_iou: float | None = None,
     ema: bool = True,
     on_bad_data: Literal["error", "skip"] | None = None,
+    allow_outside: bool = False,
     predictions: Path | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -51,7 +55,8 @@ def evaluate_model(
         branch: evaluate this branch of the last layer instead of the primary path.
         nms_iou: suppress duplicates above this overlap; what is one, the settings of the model say.
         ema: take the averaged weights where the checkpoint has them.
-        on_bad_data: what to do with malformed boxes; None for the run's own choice, else ``error``.
+        on_bad_data: what to do with malformed boxes and unreadable images; None for the run's choice, else ``error``.
+        allow_outside: file names may lead out of the image folder, whatever the run allows.
         predictions: where to write COCO results besides the run's folder.
         batch_size: of a forward pass; None for the run's own, 1 for a stripped file.
         workers: processes that read images.
@@ -70,9 +75,10 @@ def evaluate_model(
         detector, config = stripped
         detector.to(world.device)
         run = None
-        split = _val_split(data, config, _policy(DataConfig(), on_bad_data))
-        size = batch_size or 1
-        predict = _plain_predictor(detector)
+        policy = _policy(DataConfig(), on_bad_data, allow_outside)
+        split = _val_split(data, config, policy)
+        default_size = 1
+        predict = plain_predictor(detector)
     else:
         if data is None and is_official(model):
             data = _coco_folder(model)
@@ -81,41 +87,112 @@ def evaluate_model(
         run.model.to(world.device)
         predict = _predictor(run, branch)
         config = run.deployment
-        policy = _policy(run.config.data, on_bad_data)
+        policy = _policy(run.config.data, on_bad_data, allow_outside)
         split = _val_split(data, config, policy) if data is not None else _own_split(run, policy)
-        size = batch_size or run.config.evaluation.batch_size
+        default_size = run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     averaged = ", averaged weights" if run is not None and run.averaged else ""
     say(f"{source}{averaged}: {len(split)} images of {split.annotations_path.name}")
-    loader = eval_loader(split, config, world, batch_size=size, workers=WORKERS if workers is None else workers)
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
     plain = branch is None and nms_iou is None and data is None and on_bad_data is None
     folder = run.run / "eval" if run is not None and plain and _is_own(run) else None
     if folder is not None:
         prepare_directory(folder)  # before the evaluation, not after it
-    evaluator = CocoEvaluator(split)
-    collect(
+    size = batch_size or default_size
+    readers = WORKERS if workers is None else workers
+    evaluator = detect_all(
         predict,
-        loader,
-        evaluator,
-        world.device,
-        max_detections=config.max_detections,
-        min_score=config.min_score,
+        split,
+        config,
+        world,
+        batch_size=size,
+        workers=readers,
         nms_iou=nms_iou,
-        suppression=config.suppression,
+        on_bad_data=policy.on_bad_data,
     )
-    for rows in world.gather(evaluator.rows()):
-        evaluator.add_rows(rows)
-    metrics = evaluator.compute()
+    metrics = None
     if world.is_main:
+        for line in left_out_lines(evaluator):
+            say(line)
+        metrics = evaluator.compute()
         if folder is not None:
             write_results(folder, metrics, evaluator, source)
         if predictions is not None:
             with reporting(predictions):
                 evaluator.write_predictions(predictions)
-    world.barrier()  # processes that end well end together
+    metrics = world.gather(metrics)[0]  # all wait for the first one here: processes that end well end together
+    assert metrics is not None
     world.close()
     return metrics
+
+
+def detect_all(
+    predict: Callable[[Images], Prediction],
+    split: CocoSplit,
+    config: DeploymentConfig,
+    world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    nms_iou: float | None = None,
+    on_bad_data: OnBadData = "error",
+    after_batch: Callable[[], None] | None = None,
+) -> CocoEvaluator:
+    """Detect on a split, each image once, and bring the detections of all processes together.
+
+    Which images are padded together depends on ``batch_size`` alone, so the result is the same for any number of
+    processes, bit for bit.
+
+    Args:
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        split: images; ground truth for what follows.
+        config: how images are prepared, and what is kept of an image.
+        world: ranks and device.
+        batch_size: images of a forward pass.
+        workers: processes that read images; they have ended on return.
+        nms_iou: suppress duplicates above this overlap; None for none.
+        on_bad_data: ``skip`` leaves out images that cannot be read; they are in ``left_out`` of the evaluator.
+        after_batch: called as often on every process, so that it may reach an agreement.
+
+    Returns:
+        An evaluator that holds the detections of all images, on every process.
+
+    Raises:
+        NumericalError: a prediction is not finite.
+        DataError: an image cannot be used, or with ``skip`` none can.
+        WorkerError: a reader died, or gave nothing for too long.
+    """
+    loader = eval_loader(split, config, world, batch_size=batch_size, workers=workers, on_bad_data=on_bad_data)
+    evaluator = CocoEvaluator(split)
+    with contextlib.closing(loader):
+        collect(
+            predict,
+            loader,
+            evaluator,
+            world.device,
+            max_detections=config.max_detections,
+            min_score=config.min_score,
+            nms_iou=nms_iou,
+            suppression=config.suppression,
+            progress=None if after_batch is None else lambda images: after_batch(),
+        )
+    if after_batch is not None:
+        for _ in range(loader.sampler.batches_per_epoch - len(loader)):  # a batch less than others have
+            after_batch()
+    for rows in world.gather(evaluator.rows()):
+        evaluator.add_rows(rows)
+    for unreadable in world.gather(loader.unreadable) if on_bad_data == "skip" else ():
+        evaluator.leave_out(unreadable)
+    return evaluator
+
+
+def left_out_lines(evaluator: CocoEvaluator) -> list[str]:
+    """Return a line for each of the first images that were left out, and one that counts them."""
+    problems = list(evaluator.left_out.values())
+    if not problems:
+        return []
+    named = [f"left out: {problem.text}" for problem in problems[:SHOWN_PROBLEMS]]
+    return [*named, f"{len(problems)} images cannot be read and were left out"]
 
 
 def _check_place(predictions: Path) -> None:
@@ -132,7 +209,9 @@ def _coco_folder(model: Path) -> Path:
     return COCO_FOLDER
 
 
-def _plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
+def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
+    """Return a detector's primary path as a function of images."""
+
     def predict(images: Images) -> Prediction:
         return detector(images).prediction  # type: ignore[no-any-return]
 
@@ -149,7 +228,7 @@ def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Predict
         )
 
     if branch is None:
-        return _plain_predictor(run.model.detector)
+        return plain_predictor(run.model.detector)
 
     def predict(images: Images) -> Prediction:
         last = run.model(images)[1].layers[-1]
@@ -158,8 +237,9 @@ def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Predict
     return predict
 
 
-def _policy(config: DataConfig, on_bad_data: Literal["error", "skip"] | None) -> DataConfig:
-    return config if on_bad_data is None else config.model_copy(update={"on_bad_data": on_bad_data})
+def _policy(config: DataConfig, on_bad_data: Literal["error", "skip"] | None, allow_outside: bool) -> DataConfig:
+    wanted = {"on_bad_data": on_bad_data or config.on_bad_data, "allow_outside": allow_outside or config.allow_outside}
+    return config.model_copy(update=wanted)
 
 
 def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
@@ -183,7 +263,7 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
             f"{data}: no validation split: {paths.missing} not found",
             "add it, or name val_annotations and val_images in a YAML file",
         )
-    split = load_coco(paths.val_annotations, paths.val_images, strict=policy.strict, on_bad_data=policy.on_bad_data)
+    split = policy_of(policy).load(paths.val_annotations, paths.val_images)
     return split.with_categories(config.categories)
 
 

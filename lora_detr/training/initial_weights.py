@@ -17,6 +17,7 @@ from lora_detr.models import TwoStageDetector
 from lora_detr.training.checkpoint import load_checkpoint, resolve_checkpoint
 from lora_detr.training.official_classes import classes_of
 from lora_detr.training.official_file import is_official, read_official
+from lora_detr.training.opened import stored_categories
 
 # What has a row for every class.
 CLASS_HEADS = (
@@ -93,7 +94,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
     if path.is_dir():
         folder = resolve_checkpoint(path)
         checkpoint = load_checkpoint(folder, with_optimizer=False)
-        categories = CategoryMap.from_json(checkpoint.state.get("categories"))
+        categories = stored_categories(checkpoint, folder)
         return InitialWeights(f"{path} ({folder.name})", checkpoint.ema or checkpoint.model, categories)
     if is_official(path):
         file = read_official(path)

@@ -113,10 +113,15 @@ class NonFiniteStep:
         return "N01" if self.first.fault is None else "N06"
 
     def message(self) -> str:
-        """Return one line: the first fault, and which other processes have one."""
-        wrong = [i for i, rank in enumerate(self.ranks) if any(batch.is_wrong for batch in rank.batches)]
+        """Return one line: the first fault, in which micro-batch it is, and which processes have one."""
         text = f"step {self.step}: {self.first.describe()}"
-        if wrong and len(self.ranks) > 1:
+        wrong = [i for i, rank in enumerate(self.ranks) if any(batch.is_wrong for batch in rank.batches)]
+        if not wrong:
+            return text
+        flags = [batch.is_wrong for batch in self.ranks[wrong[0]].batches]
+        if len(flags) > 1:
+            text += f"; micro-batch {flags.index(True) + 1} of {len(flags)}"
+        if len(self.ranks) > 1:
             text += f"; on rank {', '.join(map(str, wrong))} of {len(self.ranks)}"
         return text
 

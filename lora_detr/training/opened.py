@@ -93,7 +93,7 @@ def open_run(
     path = resolve_checkpoint(model, which)
     checkpoint = load_checkpoint(path, with_optimizer=with_optimizer)
     config = stored_config(checkpoint, path)
-    categories = CategoryMap.from_json(checkpoint.state.get("categories"))
+    categories = stored_categories(checkpoint, path)
     built = config.build_model(categories.num_classes, load_weights=False)
     averaged = checkpoint.ema if ema else None
     load_exact(built, checkpoint.model if averaged is None else averaged, path)
@@ -132,6 +132,18 @@ def stored_config(checkpoint: LoadedCheckpoint, path: Path) -> RunConfig:
         raise CheckpointError(
             f"{path}: its stored config cannot be used: {place}: {first['msg']}", "use the version that wrote it"
         ) from error
+
+
+def stored_categories(checkpoint: LoadedCheckpoint, path: Path) -> CategoryMap:
+    """Return the labels that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: they are missing or malformed.
+    """
+    try:
+        return CategoryMap.from_json(checkpoint.state.get("categories"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", "use an earlier checkpoint of the run") from error
 
 
 def open_stripped(path: Path) -> tuple[TwoStageDetector, DeploymentConfig] | None:

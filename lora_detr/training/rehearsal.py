@@ -57,7 +57,8 @@ def rehearse(trainer: Trainer) -> StepCost | None:
     train, model = trainer.config.train, trainer.model
     dataset = trainer.loader.dataset
     batch = collate(
-        [dataset.sample(i % len(dataset), 0) for i in range(train.batch_size)], trainer.config.data.size_divisor
+        [trainer.loader.read(i % len(dataset), 0).sample for i in range(train.batch_size)],
+        trainer.config.data.size_divisor,
     )
     random, buffers = rng_state(), {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training

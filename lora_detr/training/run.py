@@ -11,10 +11,11 @@ from lora_detr.branches import BranchedDetector
 from lora_detr.config.dump import dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
+from lora_detr.data.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes import own_rank
-from lora_detr.training.checkpoint import LoadedCheckpoint, clean_stale, has_checkpoints, load_latest
+from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
 from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
@@ -22,9 +23,10 @@ from lora_detr.training.ending import Finished, fit_to_the_end, naming_lack_of_m
 from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import append_line, cut_back
 from lora_detr.training.opened import stored_config
+from lora_detr.training.refusal import problems_kept
 from lora_detr.training.request import Resolved
 from lora_detr.training.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
-from lora_detr.training.run_directory import CHECKPOINTS, RunDirectory, environment, next_run
+from lora_detr.training.run_directory import CHECKPOINTS, DATA_REPORT, RunDirectory, environment, next_run
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.summary import summary_lines
 from lora_detr.training.tensorboard import require_tensorboard
@@ -83,7 +85,8 @@ def _start(
     try:
         if config.train.tensorboard:
             require_tensorboard()
-        splits = read_splits(resolved.data, config.data, overfit)
+        with problems_kept(directory.path, wanted=world.is_main and not dry_run):
+            splits = read_splits(resolved.data, config.data, overfit, verify=_verification(config, world))
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display)
@@ -100,7 +103,7 @@ def _start(
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
-            directory.write_json("data_report.json", splits.report())
+            directory.write_json(DATA_REPORT, splits.report())
             if initialised is not None:
                 directory.write_json("weights.json", initialised.to_json())
     except BaseException:
@@ -109,6 +112,11 @@ def _start(
             directory.discard()
         raise
     return fit_to_the_end(trainer)
+
+
+def _verification(config: RunConfig, world: World) -> Verify:
+    """Return what this process does with every image file: one process looks at them for all."""
+    return config.data.verify if world.is_main else "none"
 
 
 def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[TwoStageDetector], Initialised | None]:
@@ -163,6 +171,7 @@ def _resume(
     run = directory.path
     if own_rank() == 0:
         clean_stale(directory.checkpoints)
+    best_step(directory.checkpoints)  # a pointer that cannot be read would end the run when it next saves
     checkpoint, skipped = load_latest(directory.checkpoints)
     for error in skipped:
         display.line(f"skipped: {error.message}")
@@ -179,7 +188,7 @@ def _resume(
     _check_agreement(world, checkpoint.step)
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
-    splits = read_splits(Path(config.data.path), config.data, overfit)
+    splits = read_splits(Path(config.data.path), config.data, overfit, verify=_verification(config, world))
     same_data = checkpoint.state.get("data") == splits.fingerprints
     if not same_data:
         _check_other_data(run, config, checkpoint, splits, overrides)
@@ -190,6 +199,8 @@ def _resume(
     trainer.restore(checkpoint, path, allows(overrides, PROCESSES))
     if not same_data:
         trainer.best = -math.inf  # it was measured on other images
+    if world.is_main:
+        trainer.settle()
     size = checkpoint.manifest.facts.get("world_size")
     if size != world.size:
         changes.append({"key": PROCESSES, "was": size, "now": world.size, "override": True})

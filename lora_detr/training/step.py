@@ -97,7 +97,7 @@ class Stepper:
         computed = [self._forward_backward(batch, normaliser) for batch in batches]
         reports = [found for found in computed if isinstance(found, LossReport)]
         # A batch whose matching failed has no loss, which makes that of the step as little finite as NaN does.
-        loss = sum((report.total for report in reports), torch.tensor(0.0, device=self.world.device))
+        loss = sum((report.total for report in reports), torch.zeros((), device=self.world.device))
         if len(reports) < len(computed):
             loss = loss * math.nan
         values = sum((report.values for report in reports[1:]), reports[0].values) if reports else loss.new_zeros(0)

@@ -20,25 +20,26 @@ from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Batch
 from lora_detr.training.averaging import WeightAverage
-from lora_detr.training.checkpoint import LoadedCheckpoint, prune, save_checkpoint, set_best
+from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
 from lora_detr.training.data import Splits, train_loader
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.evaluate import detect_all, plain_predictor
 from lora_detr.training.freezing import freeze, train_unfrozen
-from lora_detr.training.metrics import RunningMean
+from lora_detr.training.metrics import LogRoom, RunningMean
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, restore_optimizer
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
 from lora_detr.training.replay import keep_step
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
 from lora_detr.training.run_log import RunLog
 from lora_detr.training.seeding import restore_own_state, rng_state
 from lora_detr.training.step import Stepper, StepResult
 from lora_detr.training.stopping import StopSignals, raise_if
+from lora_detr.training.unreadable import UnreadableImages
 
 
 class Trainer:
@@ -69,10 +70,13 @@ class Trainer:
     directory: RunDirectory
     display: Display
     log: RunLog | None
+    room: LogRoom
+    unreadable: UnreadableImages
     # Training state; all of it is in a checkpoint.
     step: int
     means: RunningMean
     best: float
+    best_step: int | None
     kept: set[int]
     saved: Path | None
     # What asks it to end.
@@ -104,7 +108,9 @@ class Trainer:
         steps = math.ceil(len(self.loader) / config.train.accumulate)
         self.plan = Plan(steps, config.train.epochs, config.train.max_steps, batch)
         self.step, self.best, self.saved, self.kept = 0, -math.inf, None, set()
-        self.log = None
+        self.best_step, self.log = None, None
+        self.room = LogRoom(config.train.on_full_log, display.line)
+        self.unreadable = UnreadableImages(display)
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -134,6 +140,7 @@ class Trainer:
             self.loader.close()
             if self.log is not None:
                 self.log.close()
+            self.room.report()
         return metrics
 
     @property
@@ -152,12 +159,14 @@ class Trainer:
 
         A process killed before it has saved goes on from an older checkpoint and writes the lines again.
         """
+        self._share_unreadable()
         last = self.step >= self.plan.total_steps
         due = last or (epoch + 1) % self.config.evaluation.every == 0
         metrics = self.evaluate() if due else None
         means, self.means = self.means, RunningMean()
         if self.log is not None:
-            self.log.epoch(self.step, epoch, means, self.optimizer.param_groups[0]["lr"], metrics)
+            with self.room.lines():
+                self.log.epoch(self.step, epoch, means, self.optimizer.param_groups[0]["lr"], metrics)
         if due or self._is_kept(self.step):
             self._save(metrics)
         if due and self.log is not None:
@@ -194,6 +203,7 @@ class Trainer:
         """Give the batches in lists of as many as are accumulated; the last list of an epoch may be shorter."""
         group: list[Batch] = []
         for batch in self.loader:
+            self.unreadable.tell(self.loader.unreadable)
             group.append(batch)
             if len(group) == self.config.train.accumulate:
                 yield group
@@ -216,10 +226,12 @@ class Trainer:
             self.world,
             batch_size=self.config.evaluation.batch_size,
             workers=0,
+            on_bad_data=self.config.data.on_bad_data,
             after_batch=lambda: self._stop_if(self.signals.agreed(self.world)),
         )
         if not self.world.is_main:
             return None
+        self.unreadable.tell(evaluator.left_out)
         metrics = evaluator.compute()
         write_results(self.directory.evaluation, metrics, evaluator, f"step-{self.step:08d}")
         return metrics
@@ -258,18 +270,30 @@ class Trainer:
         restore_own_state(state["rng"], self.world, source, other_processes, (self.config.train.seed, checkpoint.step))
         self.plan = self.plan.going_on(state.get("plan"), checkpoint.step)
         self.means = RunningMean.from_json(state.get("means"))
-        kept, best = state.get("kept", []), state["best"]
+        kept, best, of_step = state.get("kept", []), state["best"], state.get("best_step")
         assert isinstance(kept, list)
         self.kept = {step for step in kept if isinstance(step, int)}
         self.step = checkpoint.step
         self.best = float(best) if isinstance(best, int | float) else -math.inf
+        self.best_step = of_step if isinstance(of_step, int) else None
         self.saved = source
+
+    def settle(self) -> None:
+        """Point ``best`` at the best checkpoint and remove old ones, in the main process only.
+
+        On resuming this does what a process no longer did that was killed behind a save. A best checkpoint that is not
+        there any more leaves the pointer as it is.
+        """
+        checkpoints = self.directory.checkpoints
+        known = self.best_step is not None and has_step(checkpoints, self.best_step)
+        if self.best_step is not None and known and best_step(checkpoints) != self.best_step:
+            set_best(checkpoints, self.best_step)
+        prune(checkpoints, self.config.train.keep_last, self.kept, newest=self.step)
 
     def _save(self, metrics: CocoMetrics | None) -> None:
         """Save a checkpoint, point ``best`` at it if it is, then remove old ones."""
-        improved = metrics is not None and metrics.values["AP"] > self.best
-        if metrics is not None and improved:
-            self.best = metrics.values["AP"]
+        if metrics is not None and metrics.values["AP"] > self.best:
+            self.best, self.best_step = metrics.values["AP"], self.step
         if self._is_kept(self.step):
             self.kept.add(self.step)
         random_states = self.world.gather(rng_state())
@@ -291,6 +315,7 @@ class Trainer:
                 "plan": self.plan.to_json(),
                 "means": self.means.to_json(),
                 "best": self.best if math.isfinite(self.best) else None,
+                "best_step": self.best_step,
                 "metrics": None if metrics is None else metrics.to_json(),
                 "augment": self.splits.augment,
                 "overfit": None if self.splits.augment else len(self.splits.train),
@@ -299,9 +324,7 @@ class Trainer:
             },
             facts={"world_size": self.world.size},
         )
-        if improved:
-            set_best(self.directory.checkpoints, self.step)
-        prune(self.directory.checkpoints, self.config.train.keep_last, self.kept, newest=self.step)
+        self.settle()
 
     def _stop_if(self, received: Signals | None) -> None:
         raise_if(received, self._save_together, self.directory.path, self.step)
@@ -314,6 +337,14 @@ class Trainer:
         """Return whether the checkpoint of a step, which ends an epoch, is kept for good."""
         every = self.config.train.keep_every
         return every is not None and self.plan.is_end(step, every)
+
+    def _share_unreadable(self) -> None:
+        """Bring together what the processes have skipped, and add it to the report on the data."""
+        if self.config.data.on_bad_data == "skip" and self.unreadable.share(self.loader.unreadable, self.world):
+            with self.room.lines():
+                report = {**self.splits.report(), "unreadable": self.unreadable.to_json()}
+                if self.world.is_main:
+                    self.directory.write_json(DATA_REPORT, report)
 
     def _open_log(self) -> RunLog:
         return RunLog(
@@ -329,7 +360,8 @@ class Trainer:
     def _log_step(self, epoch: int, result: StepResult) -> None:
         due = self.step % self.config.train.log_every == 0 or self.step in (1, self.plan.total_steps)
         if self.log is not None and (due or result.skipped):
-            self.log.step(self.step, epoch, result, [group["lr"] for group in self.optimizer.param_groups])
+            with self.room.lines():
+                self.log.step(self.step, epoch, result, [group["lr"] for group in self.optimizer.param_groups])
 
     def _report_non_finite(self, error: NonFiniteLossError) -> None:
         if self.world.is_main:

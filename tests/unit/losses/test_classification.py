@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,10 +17,21 @@ from lora_detr.structures import Assignment
 from tests.reference import losses
 from tests.unit.matchers.random_problems import Problem, make_problem, problems
 
+PlainLoss = Callable[[Tensor, list[tuple[int, int]], list[int], list[float]], Tensor]
+"""Of one image: logits [Q, K], pairs (query, target), labels of the targets, quality of each pair."""
+
 
 def assigned(problem: Problem, k: int) -> Assignment:
     """Return an assignment in which queries may serve several targets."""
     return TopK([k], [0.2], [0.3], positive_fraction=None)(problem.prediction, problem.targets)
+
+
+def any_quality(assignment: Assignment) -> Tensor:
+    """Return numbers in [0, 1) in another order than the scores.
+
+    Pairs of one query and class with equal scores have equal IoUs too, so their qualities never differ.
+    """
+    return assignment.score * 997 % 1
 
 
 def ordered_pairs(assignment: Assignment, group: int, image: int) -> list[tuple[int, int, int]]:
@@ -30,8 +43,32 @@ def ordered_pairs(assignment: Assignment, group: int, image: int) -> list[tuple[
     return [(q, t, s) for _, q, t, s in sorted(triples, key=lambda one: (one[0], -one[2], -one[1]))]
 
 
-def as_doubles(logits: Tensor) -> Tensor:
-    return logits.detach().double().requires_grad_()
+def assert_equals_plain(
+    value: Tensor, problem: Problem, assignment: Assignment, quality: Tensor, plain_loss: PlainLoss
+) -> None:
+    """Check a loss [G] and the gradient that it sends to the logits, image by image in float64.
+
+    Args:
+        value: of all images of a group.
+        problem: its logits want a gradient.
+        assignment: [G, B, T, k].
+        quality: of its pairs, as the loss was given it.
+        plain_loss: of one image.
+    """
+    value.sum().backward()
+    logits = problem.prediction.logits
+    plain = logits.detach().double().requires_grad_()
+    for g in range(len(value)):
+        expected = plain.sum() * 0
+        for b, image in enumerate(problem.images):
+            triples = ordered_pairs(assignment, g, b)
+            pairs = [(q, t) for q, t, _ in triples]
+            qualities = [quality[g, b, t, slot].item() for _, t, slot in triples]
+            expected = expected + plain_loss(plain[g, b], pairs, image.labels.tolist(), qualities)
+        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+        expected.backward()
+    assert logits.grad is not None and plain.grad is not None
+    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -40,18 +77,11 @@ def test_focal_equals_the_plain_loss(problem: Problem, k: int) -> None:
     logits = problem.prediction.logits.requires_grad_()
     assignment = assigned(problem, k)
     hard = class_targets(assignment, problem.targets.labels, None, *logits.shape[-2:]).hard
-    value = focal_loss(logits, hard, 0.25, 2.0)
-    value.sum().backward()
-    plain = as_doubles(logits)
-    for g in range(len(value)):
-        expected = plain.sum() * 0
-        for b, image in enumerate(problem.images):
-            pairs = [(q, t) for q, t, _ in ordered_pairs(assignment, g, b)]
-            expected = expected + losses.focal(plain[g, b], pairs, image.labels.tolist())
-        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-        expected.backward()
-    assert logits.grad is not None and plain.grad is not None
-    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+    def plain(own: Tensor, pairs: list[tuple[int, int]], labels: list[int], qualities: list[float]) -> Tensor:
+        return losses.focal(own, pairs, labels)
+
+    assert_equals_plain(focal_loss(logits, hard, 0.25, 2.0), problem, assignment, assignment.score, plain)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -59,27 +89,13 @@ def test_focal_equals_the_plain_loss(problem: Problem, k: int) -> None:
 def test_quality_equals_the_plain_loss(problem: Problem, k: int, by_score: bool, factor: float, gamma: float) -> None:
     logits = problem.prediction.logits.requires_grad_()
     assignment = assigned(problem, k)
-    quality = assignment.score if by_score else torch.rand_like(assignment.score)
+    quality = assignment.score if by_score else any_quality(assignment)
     spread = class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:])
-    value = quality_loss(logits, spread, gamma, factor)
-    value.sum().backward()
-    plain = as_doubles(logits)
-    for g in range(len(value)):
-        expected = plain.sum() * 0
-        for b, image in enumerate(problem.images):
-            triples = ordered_pairs(assignment, g, b)
-            expected = expected + losses.assignment_quality(
-                plain[g, b],
-                [(q, t) for q, t, _ in triples],
-                image.labels.tolist(),
-                [quality[g, b, t, slot].item() for _, t, slot in triples],
-                negative_gamma=gamma,
-                factor=factor,
-            )
-        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-        expected.backward()
-    assert logits.grad is not None and plain.grad is not None
-    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+
+    def plain(own: Tensor, pairs: list[tuple[int, int]], labels: list[int], qualities: list[float]) -> Tensor:
+        return losses.assignment_quality(own, pairs, labels, qualities, negative_gamma=gamma, factor=factor)
+
+    assert_equals_plain(quality_loss(logits, spread, gamma, factor), problem, assignment, quality, plain)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -87,28 +103,13 @@ def test_quality_equals_the_plain_loss(problem: Problem, k: int, by_score: bool,
 def test_iou_aware_equals_the_plain_loss(problem: Problem, k: int, alpha: float, gamma: float) -> None:
     logits = problem.prediction.logits.requires_grad_()
     assignment = assigned(problem, k)
-    quality = torch.rand_like(assignment.score)
-    value = iou_aware_loss(
-        logits, class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:]), alpha, gamma
-    )
-    value.sum().backward()
-    plain = as_doubles(logits)
-    for g in range(len(value)):
-        expected = plain.sum() * 0
-        for b, image in enumerate(problem.images):
-            triples = ordered_pairs(assignment, g, b)
-            expected = expected + losses.iou_aware(
-                plain[g, b],
-                [(q, t) for q, t, _ in triples],
-                image.labels.tolist(),
-                [quality[g, b, t, slot].item() for _, t, slot in triples],
-                focal_alpha=alpha,
-                focal_gamma=gamma,
-            )
-        assert value[g].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-        expected.backward()
-    assert logits.grad is not None and plain.grad is not None
-    torch.testing.assert_close(logits.grad, plain.grad.float(), rtol=1e-4, atol=1e-6)
+    quality = any_quality(assignment)
+    spread = class_targets(assignment, problem.targets.labels, quality, *logits.shape[-2:])
+
+    def plain(own: Tensor, pairs: list[tuple[int, int]], labels: list[int], qualities: list[float]) -> Tensor:
+        return losses.iou_aware(own, pairs, labels, qualities, focal_alpha=alpha, focal_gamma=gamma)
+
+    assert_equals_plain(iou_aware_loss(logits, spread, alpha, gamma), problem, assignment, quality, plain)
 
 
 def test_iou_aware_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from lora_detr.losses.config import (
     PrimaryLossConfig,
     TermWeights,
 )
-from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.criterion import Criterion, stacked
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
 from lora_detr.matchers import TopKConfig
@@ -159,6 +160,22 @@ def test_at_most_1000_operations_with_query_groups(preset: str, changes: dict[st
         assert abs(found.forward - usual.forward) <= 0.1 * usual.forward
         assert abs(found.backward - usual.backward) <= 0.1 * usual.backward
         assert found.copies == 1
+
+
+@per_groups
+def test_every_stack_is_made_once(preset: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The primary path and each group, though matching and losses both read them."""
+    made: list[int] = []
+
+    def counting(predictions: Sequence[Prediction]) -> Prediction:
+        made.append(len(predictions))
+        return stacked(predictions)
+
+    monkeypatch.setattr("lora_detr.losses.criterion.stacked", counting)
+    criterion, step, _ = with_groups(preset, [2, 1], 1, changes)
+    criterion(step.output, step.branches, step.targets, Normaliser(3))
+    assert made == [6] * (1 + len(step.output.groups))
+    assert len(step.output.groups) == 2
 
 
 @per_groups

@@ -1,52 +1,191 @@
-"""One rank of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT CASE...``.
+"""The processes of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT``, cases on stdin.
 
-A case is one image for each rank, such as ``0,-3``; a minus sign removes the objects of an image. For every case the
-rank trains a new model for one step and writes the averaged gradients, the weights and the loss.
+All ranks of all numbers of processes are forks of this one, since importing everything takes longer than all they do.
+For every case each rank takes its part of the same global batch, trains a new model for one step, and writes the
+averaged gradients, the weights and the loss.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing.connection
+import os
+import socket
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from lora_detr.structures import Batch
+from lora_detr.config.run import RunConfig
+from lora_detr.structures import Batch, Target
 from lora_detr.tensor_files import write_tensors
 from lora_detr.training.data import Splits
 from lora_detr.training.distributed import World
 from tests import small_runs
 
-SETTINGS = small_runs.config(*small_runs.WITHOUT_CHANCE, "train.optimizer.clip_norm=null")
+SMALL = "small"
+SIZES = (1, 2, 4)
+# Name -> preset and changes. Nothing random beside the initial weights, and no statistics of a batch.
+SYSTEMS: dict[str, tuple[str, ...]] = {
+    "hybrid and dac": (
+        "deformable-tiny",
+        "model.dac=true",
+        "model.hybrid={num_queries: 15}",
+        "loss.hybrid.repeats=3",
+        "loss.dac.matcher.positive_fraction=null",
+    ),
+    "relation without denoising": ("relation-tiny-lora3", "model.denoising=null"),
+    "denoising without noise": ("relation-tiny", "model.denoising={num_queries: 12, label_noise: 0, box_noise: 0}"),
+}
 
 
-def batch_of(splits: Splits, names: list[str]) -> Batch:
-    """Return the images of the given places; those with a minus sign without their objects."""
-    batch = small_runs.batch_of(splits, SETTINGS, [int(name.lstrip("-")) for name in names])
-    targets = tuple(
-        replace(target, boxes=target.boxes[:0], labels=target.labels[:0]) if name.startswith("-") else target
-        for name, target in zip(names, batch.targets, strict=True)
-    )
-    return replace(batch, targets=targets)
+@dataclass(frozen=True)
+class Case:
+    """One step.
+
+    Attributes:
+        name: of its files.
+        images: the global batch, by place in the file.
+        keep: so many objects of each image, at most.
+        system: name in ``SYSTEMS``, or ``SMALL``.
+        double: compute in float64.
+    """
+
+    name: str
+    images: tuple[int, ...]
+    keep: tuple[int, ...]
+    system: str = SMALL
+    double: bool = True
+
+    def part(self, splits: Splits, settings: RunConfig, world: World) -> Batch:
+        """Return the images of one rank, padded as those of the others: all are of one size."""
+        size = len(self.images) // world.size
+        own = slice(world.rank * size, (world.rank + 1) * size)
+        batch = small_runs.batch_of(splits, settings, self.images[own])
+        pairs = zip(batch.targets, self.keep[own], strict=True)
+        return replace(batch, targets=tuple(_first_objects(target, count) for target, count in pairs))
 
 
-def main(data: str, out: str, *cases: str) -> None:
-    """Run one rank."""
+def main(data: Path, out: Path) -> None:
+    """Run all ranks; the first one that fails ends the others."""
     torch.set_num_threads(1)
+    cases = [Case(**fields) for fields in json.load(sys.stdin)]
+    for system in {case.system for case in cases}:
+        prepared(system, data)
+    fork = multiprocessing.get_context("fork")
+    ranks = []
+    for size in SIZES:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks += [
+            fork.Process(target=run_rank, args=(rank, size, port, cases, data, out), daemon=True)
+            for rank in range(size)
+        ]
+    for process in ranks:
+        process.start()
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for ended in multiprocessing.connection.wait(list(running)):
+            process = running.pop(ended)
+            process.join()
+            if process.exitcode:
+                sys.exit(process.exitcode)
+
+
+def run_rank(rank: int, size: int, port: int, cases: Sequence[Case], data: Path, out: Path) -> None:
+    """Write what one of ``size`` processes computes."""
+    numbers = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
     world = World.from_environment("cpu")
-    splits = small_runs.splits_of(Path(data), SETTINGS)
     for case in cases:
-        stepper = small_runs.stepper(SETTINGS, splits.categories.num_classes, world)
-        result = stepper([batch_of(splits, [case.split(",")[world.rank]])], 0)
-        tensors = {"loss": torch.tensor(result.loss, dtype=torch.float64)}
-        for name, parameter in stepper.model.named_parameters():
-            if parameter.grad is not None:
-                tensors[f"gradient/{name.removeprefix('module.')}"] = parameter.grad
-            tensors[f"weight/{name.removeprefix('module.')}"] = parameter.data
-        write_tensors(Path(out) / f"{case}-rank{world.rank}.safetensors", tensors)
+        with in_double() if case.double else summed_alike():
+            write_tensors(out / f"{case.name}-{size}-{rank}.safetensors", step(case, data, world))
     world.close()
 
 
+def step(case: Case, data: Path, world: World) -> dict[str, torch.Tensor]:
+    """Return what a step leaves: the loss, a gradient of each parameter that has one, and all weights."""
+    settings, splits = prepared(case.system, data)
+    stepper = small_runs.stepper(settings, splits.categories.num_classes, world)
+    batch = case.part(splits, settings, world)
+    result = stepper([_doubled(batch) if case.double else batch], 0)
+    tensors = {"loss": torch.tensor(result.loss, dtype=torch.float64)}
+    for name, parameter in stepper.model.named_parameters():
+        key = name.removeprefix("module.")
+        tensors[f"weight/{key}"] = parameter.detach()
+        if parameter.grad is not None:
+            assert (parameter.grad.dtype == torch.float64) == case.double, key
+            tensors[f"gradient/{key}"] = parameter.grad
+    return tensors
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Compute everything in float64, also what asks for float32.
+
+    Rounding is then far below any fault in what a rank contributes.
+    """
+    single, to_single = torch.float32, torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[method-assign, misc]
+    try:
+        yield
+    finally:
+        torch.float32, torch.Tensor.float = single, to_single  # type: ignore[method-assign, misc]
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def summed_alike() -> Iterator[None]:
+    """Compute in float32 without oneDNN.
+
+    Its convolutions add up in another order for another number of images, which moves the gradient by 3e-6.
+    """
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+def as_input(cases: Sequence[Case]) -> str:
+    """Return what ``main`` reads."""
+    return json.dumps([asdict(case) for case in cases])
+
+
+@cache
+def prepared(system: str, data: Path) -> tuple[RunConfig, Splits]:
+    """Return settings of a system that leave nothing to chance, and the data."""
+    settings = _settings(system, data)
+    return settings, small_runs.splits_of(data, settings)
+
+
+def _settings(system: str, data: Path) -> RunConfig:
+    changes = ("train.optimizer.clip_norm=null", "model.dropout=0.0")
+    if system == SMALL:
+        return small_runs.config(*small_runs.WITHOUT_CHANCE, *changes)
+    preset, *more = SYSTEMS[system]
+    settings = small_runs.reduced(preset, data, *changes, *more, "data.evaluation.square=true").loaded.config
+    fixed = [
+        branch.model_copy(update={"matcher": branch.matcher.model_copy(update={"positive_fraction": None})})
+        for branch in settings.branches
+    ]
+    return settings.model_copy(update={"branches": fixed})
+
+
+def _doubled(batch: Batch) -> Batch:
+    targets = tuple(replace(target, boxes=target.boxes.double()) for target in batch.targets)
+    return Batch(replace(batch.images, pixels=batch.images.pixels.double()), targets)
+
+
+def _first_objects(target: Target, count: int) -> Target:
+    return replace(target, boxes=target.boxes[:count], labels=target.labels[:count])
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*map(Path, sys.argv[1:]))

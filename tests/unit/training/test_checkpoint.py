@@ -332,6 +332,22 @@ def test_best_points_at_a_checkpoint_there_is(tmp_path: Path) -> None:
         best_step(tmp_path)
 
 
+def test_k02_a_changed_pointer_leads_to_no_other_checkpoint(tmp_path: Path) -> None:
+    for step in (4, 5):
+        save(tmp_path, step)
+    set_best(tmp_path, 5)
+    pointer = (tmp_path / "best").read_bytes()
+    for bit in range(len(pointer) * 8):
+        damaged = bytearray(pointer)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "best").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="expected the name of a checkpoint"):
+            best_step(tmp_path)
+    for text in ("step-00000004", "step-00000004\n"):  # as a user writes it
+        (tmp_path / "best").write_text(text)
+        assert best_step(tmp_path) == 4
+
+
 def test_order_is_by_step_and_not_by_time(tmp_path: Path) -> None:
     for step in (9, 10, 2):
         os.utime(save(tmp_path, step), (0, 1_000_000 // step))

@@ -241,3 +241,23 @@ def test_c10_a_broken_checkpoint_is_no_reason_to_start_anew(shapes_tiny: Path, t
     (only / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match="none of 1 checkpoints can be used"):
         again(shapes_tiny, output, "train.max_steps=2")
+
+
+def test_k02_a_damaged_pointer_to_the_best_is_said_before_anything_is_trained(own_run: Path) -> None:
+    (own_run / "checkpoints" / "best").write_text("step-0000001x\n")
+    before = (own_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="found 'step-0000001x'"):
+        run.resume(own_run, {"train.epochs": 3}, Lines())
+    assert (own_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_r8_a_kill_between_saving_and_pointing_at_the_best_loses_nothing(shapes_tiny: Path, tmp_path: Path) -> None:
+    directory = small_runs.train(shapes_tiny, tmp_path / "run", "train.save_every=1", "train.keep_last=3").directory
+    checkpoints = directory / "checkpoints"
+    best, names = (checkpoints / "best").read_bytes(), {path.name for path in checkpoints.iterdir()}
+    (checkpoints / "best").unlink()
+    shutil.copytree(checkpoints / "step-00000011", checkpoints / "step-00000005")  # what had still to be removed
+    with pytest.raises(ConfigError, match="has done all"):
+        run.resume(directory, {}, Lines())
+    assert (checkpoints / "best").read_bytes() == best
+    assert {path.name for path in checkpoints.iterdir()} == names
