@@ -15,6 +15,7 @@ from lora_detr.models.neck import Neck
 from lora_detr.models.proposals import Proposals
 from lora_detr.models.query_groups import HybridQueries, QueryGroups
 from lora_detr.models.transformer_config import TransformerConfig
+from lora_detr.structures import Backbone
 
 # Floor inside the inverse sigmoid of references, as in the Deformable family.
 INVERSE_SIGMOID_EPS = 1e-5
@@ -30,20 +31,9 @@ class DeformableFamilyConfig(TransformerConfig):
     look_forward_twice: bool = False
     """Boxes also train the box head of the layer before (++)."""
 
-    def build(self, num_classes: int, load_weights: bool) -> TwoStageDetector:
-        """Build and initialise the detector.
-
-        Args:
-            num_classes: K.
-            load_weights: read the backbone's pretrained weights; false when a checkpoint follows.
-
-        Raises:
-            CheckpointError: the backbone's weights cannot be fetched, read or fitted.
-            ConfigError: the backbone does not exist.
-        """
-        backbone = self.backbone.build(load_weights)
+    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
         blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
-        detector = TwoStageDetector(
+        return TwoStageDetector(
             backbone=backbone,
             neck=Neck(backbone.channels, self.hidden_dim, self.levels),
             encoder=DeformableEncoder(self.encoder_layers, *blocks),
@@ -56,8 +46,9 @@ class DeformableFamilyConfig(TransformerConfig):
             levels=self.levels,
             query_groups=self._query_groups(),
         )
+
+    def _initialise(self, detector: TwoStageDetector) -> None:
         initialise(detector)
-        return detector
 
     def _query_groups(self) -> QueryGroups:
         if self.hybrid is None:

@@ -18,6 +18,7 @@ from lora_detr.models.proposals import Proposals
 from lora_detr.models.query_groups import HybridConfig, HybridQueries, QueryGroups
 from lora_detr.models.relation_decoder import RelationDecoder, TwoLayers
 from lora_detr.models.transformer_config import TransformerConfig
+from lora_detr.structures import Backbone
 
 # Floor inside the inverse sigmoid of references, as in the Relation family.
 INVERSE_SIGMOID_EPS = 1e-3
@@ -47,20 +48,9 @@ class RelationDetrConfig(TransformerConfig):
         """Return the config of the same detector without anything that only training has."""
         return super().for_inference().model_copy(update={"denoising": None})
 
-    def build(self, num_classes: int, load_weights: bool) -> TwoStageDetector:
-        """Build and initialise the detector.
-
-        Args:
-            num_classes: K.
-            load_weights: read the backbone's pretrained weights; false when a checkpoint follows.
-
-        Raises:
-            CheckpointError: the backbone's weights cannot be fetched, read or fitted.
-            ConfigError: the backbone does not exist.
-        """
-        backbone = self.backbone.build(load_weights)
+    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
         blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
-        detector = TwoStageDetector(
+        return TwoStageDetector(
             backbone=backbone,
             neck=Neck(backbone.channels, self.hidden_dim, self.levels, bias=False),
             encoder=DeformableEncoder(self.encoder_layers, *blocks, fusion=True),
@@ -73,8 +63,9 @@ class RelationDetrConfig(TransformerConfig):
             levels=self.levels,
             query_groups=self._query_groups(num_classes),
         )
+
+    def _initialise(self, detector: TwoStageDetector) -> None:
         initialise(detector)
-        return detector
 
     def _query_groups(self, num_classes: int) -> QueryGroups:
         denoising, hybrid = None, None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Self
 
 from pydantic import Field
 
 from lora_detr.config.base import Strict
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
+from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.query_groups import HybridConfig
+from lora_detr.structures import Backbone
 
 
 class TransformerConfig(Strict):
@@ -38,6 +41,29 @@ class TransformerConfig(Strict):
     """Further queries in training for repeated targets (H-DETR); null for none."""
     dac: bool = False
     """Decode a second time in training without self-attention, for one-to-many supervision (DAC-DETR)."""
+
+    def build(self, num_classes: int, load_weights: bool) -> TwoStageDetector:
+        """Build and initialise the detector.
+
+        Args:
+            num_classes: K.
+            load_weights: read the backbone's pretrained weights; false when a checkpoint follows.
+
+        Raises:
+            CheckpointError: the backbone's weights cannot be fetched, read or fitted.
+            ConfigError: the backbone does not exist.
+        """
+        detector = self._compose(self.backbone.build(load_weights), num_classes)
+        self._initialise(detector)
+        return detector
+
+    @abstractmethod
+    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
+        """Return the detector of these parts; their order is that of the random draws they start from."""
+
+    @abstractmethod
+    def _initialise(self, detector: TwoStageDetector) -> None:
+        """Give everything but the backbone its start, in place."""
 
     @property
     def has_denoising(self) -> bool:

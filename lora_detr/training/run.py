@@ -59,10 +59,10 @@ def start(
         LoraDetrError: whatever the user can cause; the run directory says how it ended.
     """
     config = resolved.loaded.config
-    if go_on and output is not None and has_checkpoints(output / CHECKPOINTS):
+    if go_on and not dry_run and output is not None and has_checkpoints(output / CHECKPOINTS):
         directory = RunDirectory(output)
         with _held(directory):
-            return _resume(directory, lambda stored: config, display, overrides, overfit)
+            return _resume(directory, lambda stored: config, display, overrides, overfit, may_be_done=True)
     world = World.from_environment(config.train.device, config.train.rank_timeout)
     # What is free is decided once: a folder that the first process has made is no longer free for the others.
     path = world.gather(str(output or next_run(Path("runs"), resolved.run_name)))[0]
@@ -166,8 +166,14 @@ def _resume(
     display: Display,
     overrides: Sequence[str],
     overfit_wanted: int | None = None,
+    *,
+    may_be_done: bool = False,
 ) -> Finished:
-    """Continue a run with the settings that ``wanted`` makes of its own."""
+    """Continue a run with the settings that ``wanted`` makes of its own.
+
+    One that has done all its steps is at its end at once where that ``may_be_done``: a scheduler starts a job again
+    that was killed behind its last checkpoint, and must hear that all is well.
+    """
     run = directory.path
     if own_rank() == 0:
         clean_stale(directory.checkpoints)
@@ -204,7 +210,7 @@ def _resume(
     size = checkpoint.manifest.facts.get("world_size")
     if size != world.size:
         changes.append({"key": PROCESSES, "was": size, "now": world.size, "override": True})
-    if trainer.is_done:
+    if trainer.is_done and not may_be_done:
         raise ConfigError(
             f"--resume {run}: the run has done all of its {trainer.plan.total_steps} steps",
             "raise --epochs or --max-steps",

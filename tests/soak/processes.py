@@ -238,7 +238,7 @@ def _verified(run: Path) -> Mapping[str, JSON]:
 
 
 PARTS = (
-    Part("sigterm-process", 50, 1, partial(sigterm, False), "SIGTERM to a process with two readers, at any instant"),
+    Part("sigterm-process", 50, 0, partial(sigterm, False), "SIGTERM to a process with two readers, at any instant"),
     Part("sigterm-group", 50, 0, partial(sigterm, True), "SIGTERM to all processes of two ranks, at any instant"),
     Part("rank-killed", 20, 0, partial(lost_rank, signal.SIGKILL), "SIGKILL of a rank: 7, named, nobody left"),
     Part("rank-stopped", 20, 0, partial(lost_rank, signal.SIGSTOP), "SIGSTOP of a rank: 7, named, nobody left"),

@@ -220,6 +220,9 @@ def test_one_command_starts_and_goes_on(small_run: Path, shapes_tiny: Path, tmp_
     assert [line["loss_hex"] for line in read_lines(output / "metrics.jsonl")] == [
         line["loss_hex"] for line in read_lines(small_run / "metrics.jsonl")
     ]
+    (output / "exit.json").unlink()  # as after a kill behind the last checkpoint
+    assert any(line.endswith("at step 12 of 12") for line in again(shapes_tiny, output))
+    assert json.loads((output / "exit.json").read_text())["code"] == 0
     with pytest.raises(ConfigError, match=r"optimizer\.lr: the run has 0\.001, this command 0\.5") as caught:
         again(shapes_tiny, output, "train.optimizer.lr=0.5", "train.epochs=9")
     assert caught.value.code == "C07"
