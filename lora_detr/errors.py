@@ -20,6 +20,8 @@ class LoraDetrError(Exception):
     """
 
     exit_code = 1
+    # Whether all processes of a run meet it alike, so that one of them tells.
+    on_all_ranks = False
 
     def __init__(self, message: str, remedy: str = "", *, code: str = "") -> None:
         super().__init__(message)
@@ -36,6 +38,7 @@ class ConfigError(LoraDetrError):
     """Wrong usage or configuration."""
 
     exit_code = 2
+    on_all_ranks = True
 
 
 class DataError(LoraDetrError):

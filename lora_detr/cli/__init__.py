@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -61,4 +62,7 @@ def main() -> None:
         refuse_empty(arguments)
         app(arguments)
 
-    sys.exit(run_guarded(command, debug="--debug" in arguments[:1]))
+    code = run_guarded(command, debug="--debug" in arguments[:1])
+    # What is left dies with the process; going through it once more would take a second.
+    gc.freeze()
+    sys.exit(code)

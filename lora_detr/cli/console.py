@@ -12,14 +12,11 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, NumericalError, OutputError, Stopped
+from lora_detr.errors import LoraDetrError, Stopped
 from lora_detr.processes import REQUEUE, handled_by, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
-
-SAME_ON_ALL_RANKS = (ConfigError, CheckpointError, NumericalError, OutputError)
-"""Faults that every process finds, or that the first alone can have; the first one tells."""
 
 INTERRUPTED = 130
 INTERNAL = 1
@@ -66,7 +63,7 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     except LoraDetrError as error:
         if debug:
             traceback.print_exc()
-        if own_rank() == 0 or not isinstance(error, SAME_ON_ALL_RANKS):
+        if own_rank() == 0 or not error.on_all_ranks:
             _complain(render_error(error))
         return error.exit_code
     except Exception:

@@ -47,6 +47,8 @@ class AnnotationError(DataError):
         report: file that lists all problems, if there is one.
     """
 
+    on_all_ranks = True
+
     def __init__(
         self, path: Path, problems: Sequence[Problem], more: tuple[Path, ...] = (), report: Path | None = None
     ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.errors import LoraDetrError, WorkerError
+from lora_detr.errors import LoraDetrError, Stopped, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.processes import process_count
 from lora_detr.training.distributed import is_lost_peer
@@ -27,6 +27,7 @@ class Finished:
 def fit_to_the_end(trainer: Trainer) -> Finished:
     """Train, and write how it ended whatever happens."""
     code, kind, message = 1, "InternalError", "the process ended without a message"
+    speaks = trainer.world.is_main
     try:
         if trainer.world.is_main:
             trainer.directory.exit.unlink(missing_ok=True)
@@ -37,9 +38,12 @@ def fit_to_the_end(trainer: Trainer) -> Finished:
         return Finished(trainer.directory.path, metrics)
     except LoraDetrError as error:
         code, kind, message = error.exit_code, type(error).__name__, error.message
+        # A fault of this process alone: the others will only find that it is gone.
+        speaks = speaks or not (error.on_all_ranks or isinstance(error, Stopped))
         raise
     except Exception as error:
         if trainer.world.size > 1 and is_lost_peer(error):
+            speaks = speaks and not trainer.directory.exit.exists()
             # Said first: while it listens for the others, the launcher may end this process too.
             code, kind, message = WorkerError.exit_code, WorkerError.__name__, "another process of the run is gone"
             lost = _lost(trainer)
@@ -52,7 +56,7 @@ def fit_to_the_end(trainer: Trainer) -> Finished:
         raise
     finally:
         saved = None if trainer.saved is None else trainer.saved.name
-        if trainer.world.is_main and trainer.directory.path.is_dir():
+        if speaks and trainer.directory.path.is_dir():
             trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
         trainer.world.close()
 

@@ -23,7 +23,7 @@ from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
 # Seconds that the other processes have to go once one has ended before its time; then they are killed.
-GRACE = 3
+GRACE = 1.5
 
 
 def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:

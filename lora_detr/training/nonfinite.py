@@ -141,6 +141,8 @@ class NonFiniteLossError(NumericalError):
         seen: what all of them saw.
     """
 
+    on_all_ranks = True
+
     def __init__(self, seen: NonFiniteStep) -> None:
         remedy = "lower --lr; loradetr doctor --replay RUN runs the step again and names the first module concerned"
         super().__init__(seen.message(), remedy, code=seen.code)

@@ -27,6 +27,12 @@ from lora_detr.training.stopping import StopSignals, named
 MAX_SKIPPED = 10
 
 
+class GradientError(NumericalError):
+    """Too many gradients in a row were not finite; they are those of all processes together."""
+
+    on_all_ranks = True
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step did, on the host.
@@ -144,7 +150,7 @@ class Stepper:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MAX_SKIPPED:
-            raise NumericalError(
+            raise GradientError(
                 f"step {step}: the gradient norm is {norm} for the {MAX_SKIPPED}th time in a row",
                 "lower --lr, or train with --precision fp32",
                 code="N02",

@@ -229,6 +229,31 @@ def test_both_splits_are_told_together_and_all_problems_are_kept(loradetr: Comma
     assert "train" in json.loads(Path("out/data_report.json").read_text())
 
 
+def test_a_refused_run_takes_no_number(loradetr: Command, data: Path) -> None:
+    _change(data, _put("annotations", 1, "category_id", 99))
+    for _ in range(2):
+        ended = loradetr("train", "--preset", SMALL, "--data", "data")
+        assert_told(ended, 3, ("error[D10]", "runs/small-1/data_report.json"))
+    assert [path.name for path in Path("runs").iterdir()] == ["small-1"]
+
+
+def test_n09_only_crowd_regions_train_as_background_and_measure_nothing(loradetr: Command, data: Path) -> None:
+    for split in ("train", "val"):
+        value = json.loads(_file(data, split).read_text())
+        for row in value["annotations"]:
+            row["iscrowd"] = 1
+        _file(data, split).write_text(json.dumps(value))
+    ended = _train(loradetr, "--max-steps", 1)
+    assert ended.code == 0, ended.err
+    assert "3 crowd regions: not trained on, ignored in evaluation" in ended.out
+    loss = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert 0 < loss < 1e4
+    ended = loradetr("eval", "out", "--workers", 0)
+    assert ended.code == 0, ended.err
+    assert "AP -  " in ended.out
+    assert "-: nothing to measure" in ended.out
+
+
 def test_a_place_that_cannot_be_written_does_not_hide_what_is_wrong(
     loradetr: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

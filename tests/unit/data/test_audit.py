@@ -52,9 +52,7 @@ def test_problems_of_both_splits_are_collected(tmp_path: Path) -> None:
     result = audit(data)
     assert [problem.code for problem in result.problems] == ["D10", "D07", "D15"]
     assert result.reports == ()
-    with pytest.raises(
-        AnnotationError, match="3 problems in .*instances_train.json and .*instances_val.json"
-    ) as caught:
+    with pytest.raises(AnnotationError, match=r"3 problems in .*train\.json and .*val\.json") as caught:
         examine(find_splits(data), Policy()).raise_faults()
     assert caught.value.problems == result.problems
 

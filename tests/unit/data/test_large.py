@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.annotations import measure, write_annotations
+annotations = pytest.importorskip("benchmarks.annotations", reason="the benchmarks are in the repository only")
 
 
 @pytest.mark.parametrize("outlines", [False, True], ids=["boxes", "outlines"])
 def test_s04_a_hundred_thousand_annotations(tmp_path: Path, outlines: bool) -> None:
     path = tmp_path / "many.json"
-    write_annotations(path, 100_000, outlines=outlines)
-    seconds, before, after = measure(path, 100_000)
-    assert seconds < 10  # a tenth of that on a machine that does nothing else
-    assert after - before < 100e6  # as Python objects these would be 200 MB
+    annotations.write_annotations(path, 100_000, outlines=outlines)
+    cost = annotations.measure(path, 100_000)
+    assert cost.worked < 5  # half a second to a second and a half on a machine of 2026
+    assert cost.after - cost.before < 100e6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("outlines", [False, True], ids=["boxes", "outlines"])
 def test_s04_a_million_annotations(tmp_path: Path, outlines: bool) -> None:
     path = tmp_path / "many.json"
-    write_annotations(path, 1_000_000, outlines=outlines)
-    seconds, _, after = measure(path, 1_000_000)
-    assert seconds < (20 if outlines else 10)
-    assert after < 1e9
+    annotations.write_annotations(path, 1_000_000, outlines=outlines)
+    cost = annotations.measure(path, 1_000_000)
+    assert cost.seconds < (20 if outlines else 10)
+    assert cost.after < 1e9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import random
 import shutil
 import subprocess
@@ -160,8 +161,6 @@ def test_progress_is_shown_when_it_takes_long(
 def test_a_decoder_that_kills_its_process_is_named_with_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     def die(record: object, max_pixels: int) -> None:
         os._exit(3)
 

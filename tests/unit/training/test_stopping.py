@@ -67,16 +67,16 @@ def test_p02_stopped_in_an_evaluation(
     """The evaluation is given up at the next batch, and done again by the resumed run."""
     from lora_detr.training import trainer
 
-    collect: Callable[..., None] = trainer.collect
+    detect_all: Callable[..., None] = trainer.detect_all
 
     def interrupted(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
-        collect(*arguments, **options)
+        detect_all(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "collect", interrupted)
+    monkeypatch.setattr(trainer, "detect_all", interrupted)
     with pytest.raises(Stopped, match="stopped on SIGUSR1 at step 6"):
         run.start(small_runs.request(shapes_tiny), tmp_path / "run", None, False, Silent())
-    monkeypatch.setattr(trainer, "collect", collect)
+    monkeypatch.setattr(trainer, "detect_all", detect_all)
     assert not (tmp_path / "run" / "results.csv").exists()
     run.resume(tmp_path / "run", {}, Silent())
     assert outcome(tmp_path / "run") == outcome(small_run)
