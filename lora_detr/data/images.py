@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from lora_detr.data.records import ImageRecord
@@ -109,6 +109,12 @@ def _faults_of(where: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error.message}", error.remedy, code=error.code) from None
+    except UnidentifiedImageError as error:  # whose message is the path
+        raise DataError(
+            f"{where}: the image cannot be read: it is none of {', '.join(_formats())}",
+            "replace or remove the file",
+            code="D18",
+        ) from error
     except Exception as error:  # decoders raise almost anything on damaged input
         reason = str(error) or type(error).__name__
         raise DataError(

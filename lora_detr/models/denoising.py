@@ -25,6 +25,8 @@ class DenoisingConfig(Strict):
     """Twice the probability that a label is replaced by a random one."""
     box_noise: float = Field(1.0, ge=0)
     """How far a corner moves at most, in half sides of the box; for a negative twice as far."""
+    max_targets: int = Field(500, ge=1)
+    """Of an image with more targets only the first so many are noised: memory grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class DenoisingQueries(nn.Module):
         num_queries: see ``DenoisingConfig``.
         label_noise: likewise.
         box_noise: likewise.
+        max_targets: likewise.
         eps: of the inverse sigmoid of boxes.
     """
 
@@ -99,11 +102,12 @@ class DenoisingQueries(nn.Module):
         num_queries: int,
         label_noise: float,
         box_noise: float,
+        max_targets: int,
         eps: float,
     ) -> None:
         super().__init__()
         self.labels = nn.Embedding(num_classes, hidden_dim)
-        self.num_queries = num_queries
+        self.num_queries, self.max_targets = num_queries, max_targets
         self.label_noise, self.box_noise, self.eps = label_noise, box_noise, eps
 
     def forward(self, targets: Sequence[Target], num_primary: int, noise: Noise | None = None) -> DenoisingBatch:
@@ -114,15 +118,16 @@ class DenoisingQueries(nn.Module):
             num_primary: Q, behind which the mask leaves room.
             noise: of all copies, in place of a draw.
         """
-        counts = [len(target.labels) for target in targets]
+        width = max((len(target.labels) for target in targets), default=0)
+        counts = [min(len(target.labels), self.max_targets) for target in targets]
         most = max(counts, default=0)
         groups = max(1, self.num_queries * most // max(most * most, 1))
         copies, slots = 2 * groups, 2 * most
         device = self.labels.weight.device
         if noise is None:
             noise = draw_noise(sum(counts) * copies, self.labels.num_embeddings, device)
-        classes = torch.cat([target.labels for target in targets]).repeat(copies)
-        boxes = torch.cat([target.boxes for target in targets]).repeat(copies, 1)
+        classes = torch.cat([target.labels[: self.max_targets] for target in targets]).repeat(copies)
+        boxes = torch.cat([target.boxes[: self.max_targets] for target in targets]).repeat(copies, 1)
         second = torch.arange(copies, device=device).repeat_interleave(sum(counts)) % 2  # 1 at negatives
         content = self.labels(torch.where(noise.label < self.label_noise / 2, noise.label_class, classes))
         moved = self._moved(boxes, noise, second[:, None])
@@ -132,7 +137,7 @@ class DenoisingQueries(nn.Module):
             _spread(content, place, shape),
             _spread(moved, place, shape),
             _mask(groups, slots, num_primary, device),
-            _pairs(counts, groups, slots, most, device),
+            _pairs(counts, groups, slots, width, device),
             groups,
         )
 
@@ -165,10 +170,10 @@ def _mask(groups: int, slots: int, num_primary: int, device: torch.device) -> Te
     return noised[None, :] & (group[:, None] != group[None, :])
 
 
-def _pairs(counts: Sequence[int], groups: int, slots: int, most: int, device: torch.device) -> Assignment:
-    """Pair target t of an image with positive slot t of every group, [1, B, T, groups]."""
-    width = max(most, 1)
-    query = torch.arange(width)[:, None] + torch.arange(groups) * slots  # [T, groups]
+def _pairs(counts: Sequence[int], groups: int, slots: int, width: int, device: torch.device) -> Assignment:
+    """Pair noised target t of an image with positive slot t of every group, [1, B, T, groups]."""
+    width, last = max(width, 1), max(slots // 2, 1) - 1
+    query = torch.arange(width).clamp(max=last)[:, None] + torch.arange(groups) * slots  # [T, groups]
     query = query.expand(1, len(counts), -1, -1).to(device)
     known = torch.arange(width) < torch.tensor(counts)[:, None]  # [B, T]
     mask = known[None, :, :, None].expand(-1, -1, -1, groups).to(device)

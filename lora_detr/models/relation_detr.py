@@ -76,6 +76,7 @@ class RelationDetrConfig(TransformerConfig):
                 num_queries=self.denoising.num_queries,
                 label_noise=self.denoising.label_noise,
                 box_noise=self.denoising.box_noise,
+                max_targets=self.denoising.max_targets,
                 eps=INVERSE_SIGMOID_EPS,
             )
         if self.hybrid is not None:

@@ -97,8 +97,11 @@ def naming_lost_processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming_lack_of_memory() -> Iterator[None]:
+def naming_lack_of_memory(where: str = "") -> Iterator[None]:
     """Turn what PyTorch and Python raise when memory runs out into an error that says what to do.
+
+    Args:
+        where: stands behind the message, with a blank before it.
 
     Raises:
         WorkerError: P19.
@@ -110,5 +113,5 @@ def naming_lack_of_memory() -> Iterator[None]:
         named = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not named:
             raise
-        remedy = "lower --batch-size (raise --accum to keep the global batch)"
-        raise WorkerError("out of memory", remedy, code="P19") from error
+        remedy = "lower --batch-size (raise --accum to keep the global batch), or try --recompute encoder"
+        raise WorkerError(f"out of memory{where}", remedy, code="P19") from error

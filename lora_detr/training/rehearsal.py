@@ -5,14 +5,18 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from lora_detr.data.loader import collate
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
-from lora_detr.structures import Batch, PaddedTargets
+from lora_detr.structures import Batch, Images, PaddedTargets
+from lora_detr.training.ending import naming_lack_of_memory
+from lora_detr.training.largest import largest_size
 from lora_detr.training.seeding import restore_rng_state, rng_state
 from lora_detr.training.trainer import Trainer
 
@@ -22,51 +26,82 @@ SLOW_SECONDS = 20.0
 WORTHWHILE_STEPS = 20
 
 
+# Where Linux says how many pages a process has; the second number are those in memory.
+PAGES = Path("/proc/self/statm")
+
+
 @dataclass(frozen=True)
 class StepCost:
-    """What a step costs.
+    """What a step costs one process. Memory is in bytes, on a GPU that of its tensors; reading processes come on top.
 
     Attributes:
-        seconds: of one optimiser step, reading of images and the update itself not included.
-        peak_bytes: largest memory of this process so far, or on a GPU of its tensors, and what the optimiser will add.
-            Processes that read images are not counted.
+        seconds: of one optimiser step; reading of images, the update and the exchange of gradients are not included.
+        peak: largest memory of a step.
+        state: weights, their average, gradients and moments, all of which a run holds between steps.
+        activations: what forward and backward hold besides, at most.
+        batch_size: images of the pass that was measured.
+        size: (height, width) of their padded pixels.
+        largest: no batch of the run has larger ones.
     """
 
     seconds: float
-    peak_bytes: int
+    peak: int
+    state: int
+    activations: int
+    batch_size: int
+    size: tuple[int, int]
+    largest: bool
 
-    def describe(self, steps_per_epoch: int) -> str:
+    def describe_time(self, steps_per_epoch: int, processes: int = 1) -> str:
         """Return the estimate of an epoch as text."""
+        without = "reading images" if processes == 1 else "reading images or exchanging gradients"
         return (
             f"about {duration(self.seconds * steps_per_epoch)} an epoch ({self.seconds:.2f} s a step, measured on one "
-            f"batch, without reading images), {self.peak_bytes / 1e9:.1f} GB"
+            f"batch, without {without})"
+        )
+
+    def describe_memory(self, processes: int = 1) -> str:
+        """Return the memory of a training step as text; evaluation is not in it."""
+        each = " in each process" if processes > 1 else ""
+        size = f"{self.batch_size} x {self.size[0]} x {self.size[1]}, {'the largest' if self.largest else 'the first'}"
+        rest = max(0, self.peak - self.state - self.activations)
+        return (
+            f"{_gigabytes(self.peak)}{each} for a batch of {size}: {_gigabytes(self.state)} weights, gradients and "
+            f"moments, {_gigabytes(self.activations)} activations, {_gigabytes(rest)} the program"
         )
 
 
-def rehearse(trainer: Trainer) -> StepCost | None:
+def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
     """Run forward and backward on the first images of the training split, and leave no trace.
 
     Random states, buffers and gradients are as before, so that a run with a rehearsal equals one without bit for bit.
+
+    Args:
+        trainer: about to start.
+        largest: measure memory on the same images padded to the largest size of the run.
 
     Returns:
         The cost, or None if matching failed; the run itself will then say why.
 
     Raises:
         DataError: an image cannot be read.
+        WorkerError: P19, memory does not suffice.
     """
-    train, model = trainer.config.train, trainer.model
-    dataset = trainer.loader.dataset
-    batch = collate(
-        [trainer.loader.read(i % len(dataset), 0).sample for i in range(train.batch_size)],
-        trainer.config.data.size_divisor,
-    )
+    train, model, device = trainer.config.train, trainer.model, trainer.world.device
+    batch = _first_batch(trainer)
+    bound = _largest_size(trainer)
     random, buffers = rng_state(), {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training
     model.train()
+    before = _held_bytes(device)
     try:
         seconds = _pass(trainer, batch)
         if seconds < SLOW_SECONDS:
             seconds = _pass(trainer, batch)
+        if largest and _size(batch) != bound:
+            batch = _padded(batch, bound)
+            _pass(trainer, batch)
+        gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
     except NonFiniteMatchError:
         return None
     finally:
@@ -76,7 +111,18 @@ def rehearse(trainer: Trainer) -> StepCost | None:
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
         restore_rng_state(random)
-    return StepCost(seconds * train.accumulate, _peak_bytes(trainer.world.device) + trainer.moment_bytes)
+    measured = _peak_bytes(device)
+    # Gradients that are exchanged are held a second time, in buckets.
+    added = trainer.moment_bytes + (gradients if trainer.world.size > 1 else 0)
+    return StepCost(
+        seconds * train.accumulate,
+        measured + added,
+        trainer.weight_bytes + gradients + added,
+        max(0, measured - before - gradients),
+        len(batch.targets),
+        _size(batch),
+        _size(batch) == bound,
+    )
 
 
 def duration(seconds: float) -> str:
@@ -88,17 +134,58 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def _first_batch(trainer: Trainer) -> Batch:
+    count = len(trainer.loader.dataset)
+    samples = [trainer.loader.read(i % count, 0).sample for i in range(trainer.config.train.batch_size)]
+    return collate(samples, trainer.config.data.size_divisor)
+
+
+def _largest_size(trainer: Trainer) -> tuple[int, int]:
+    config, splits = trainer.config, trainer.splits
+    recipe = config.data.train if splits.augment else config.data.evaluation
+    transform = recipe.build(*config.model.backbone.input_statistics)
+    return largest_size(transform, splits.train.records, config.train.batch_size, config.data.size_divisor)
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    height, width = batch.images.pixels.shape[-2:]
+    return height, width
+
+
+def _padded(batch: Batch, size: tuple[int, int]) -> Batch:
+    """Return the batch with its images padded to a size that is at least theirs."""
+    images = batch.images
+    beside, below = size[1] - _size(batch)[1], size[0] - _size(batch)[0]
+    padding = F.pad(images.padding, (0, beside, 0, below), value=True)
+    return replace(batch, images=Images(F.pad(images.pixels, (0, beside, 0, below)), padding, images.sizes))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.{1 if count >= 1e9 else 2}f} GB"
+
+
 def _pass(trainer: Trainer, batch: Batch) -> float:
     device, train = trainer.world.device, trainer.config.train
     start = time.perf_counter()
-    batch = batch.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-        output, branches = trainer.model(batch.images, batch.targets)
-    report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
-    report.total.backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    height, width = _size(batch)
+    with naming_lack_of_memory(f" for a batch of {len(batch.targets)} x {height} x {width} pixels"):
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            output, branches = trainer.model(batch.images, batch.targets)
+        report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
+        report.total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def _held_bytes(device: torch.device) -> int:
+    """Return what is in memory now; where that is not known, the peak until now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if PAGES.exists():
+        return int(PAGES.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return _peak_bytes(device)
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.training.data import Splits
 from lora_detr.training.initial_weights import BACKBONE, Initialised
-from lora_detr.training.rehearsal import WORTHWHILE_STEPS, rehearse
+from lora_detr.training.rehearsal import WORTHWHILE_STEPS, StepCost, rehearse
 from lora_detr.training.trainer import Trainer
 
 FROM_SCRATCH = "from scratch"
@@ -27,7 +27,7 @@ def summary_lines(
         preset: name of the configuration.
         output: run directory.
         initialised: what was taken from ``--weights``.
-        measure: estimate the time of an epoch however short the run is.
+        measure: estimate time and memory however short the run is, and memory for its largest images.
     """
     config, world = trainer.config, trainer.world
     everything = sum(p.numel() for p in trainer.model.parameters())
@@ -35,7 +35,7 @@ def summary_lines(
     groups = sum(p.numel() for p in trainer.model.detector.query_groups.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     backbone = config.model.backbone
-    cost = rehearse(trainer) if measure or trainer.plan.total_steps >= WORTHWHILE_STEPS else None
+    cost = rehearse(trainer, largest=measure) if measure or trainer.plan.total_steps >= WORTHWHILE_STEPS else None
     return [
         f"preset      {preset}",
         f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
@@ -50,12 +50,23 @@ def summary_lines(
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
+        *_crowded_lines(trainer.splits, config.model.num_queries),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} an epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
-        *([] if cost is None else [f"time        {cost.describe(trainer.plan.steps_per_epoch)}"]),
+        *_cost_lines(trainer, cost),
         f"device      {world.device}, {world.size} process{'es' if world.size > 1 else ''}",
         f"output      {output}",
+    ]
+
+
+def _cost_lines(trainer: Trainer, cost: StepCost | None) -> list[str]:
+    if cost is None:
+        return []
+    parts, processes = trainer.config.train.recompute, trainer.world.size
+    return [
+        f"time        {cost.describe_time(trainer.plan.steps_per_epoch, processes)}",
+        f"memory      {cost.describe_memory(processes)}" + (f", {', '.join(parts)} recomputed" if parts else ""),
     ]
 
 
@@ -134,6 +145,18 @@ def _data_lines(splits: Splits) -> list[str]:
         lines.append(f"val         none: {splits.missing} not found; training goes on without evaluation")
     lines.append(f"classes     {splits.categories.num_classes}: {_names(splits)}")
     return lines
+
+
+def _crowded_lines(splits: Splits, queries: int) -> list[str]:
+    """Warn of objects that can never be found, since every query finds one at most."""
+    counts = splits.train.records.object_counts
+    crowded = counts[counts > queries]
+    if not len(crowded):
+        return []
+    return [
+        f"warning     {len(crowded):,} images have more objects than the {queries} queries (at most "
+        f"{crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; --set model.num_queries=N raises them"
+    ]
 
 
 def _names(splits: Splits) -> str:

@@ -242,10 +242,15 @@ class Trainer:
         return int(2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad))
 
     @property
+    def weight_bytes(self) -> int:
+        """How large the weights are, together with their average."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return int(weights * (1 if self.average is None else 2))
+
+    @property
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: weights, their average, and two moments of all that is trained."""
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-        return int(weights * (1 if self.average is None else 2) + self.moment_bytes)
+        return self.weight_bytes + self.moment_bytes
 
     def restore(self, checkpoint: LoadedCheckpoint, source: Path, other_processes: bool = False) -> None:
         """Continue from a checkpoint: weights, optimiser, step, random state and best result.

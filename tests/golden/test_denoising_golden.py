@@ -28,6 +28,7 @@ def compute(name: str, noise: Noise | None) -> tuple[dict[str, Any], dict[str, T
         num_queries=entry["denoising_nums"],
         label_noise=entry["label_noise_prob"],
         box_noise=entry["box_noise_scale"],
+        max_targets=500,
         eps=INVERSE_SIGMOID_EPS,
     )
     with torch.no_grad():

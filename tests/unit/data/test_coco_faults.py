@@ -64,6 +64,12 @@ def test_d02_missing_or_wrong_section(tmp_path: Path, key: str) -> None:
     _fault(tmp_path, value, "D02", f"missing key '{key}'")
 
 
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_d02_section_that_appears_twice(tmp_path: Path, key: str) -> None:
+    text = json.dumps(content())
+    _fault(tmp_path, text[:-1] + f', "{key}": []}}', "D02", f"key '{key}' appears twice")
+
+
 @pytest.mark.parametrize("key", ["width", "height", "file_name", "id"])
 def test_d02_image_without_a_key(tmp_path: Path, key: str) -> None:
     value = content()
@@ -253,6 +259,24 @@ def test_d17_missing_file_names_path_id_and_count(tmp_path: Path) -> None:
     (tmp_path / "2.png").mkdir()
     text = str(tmp_path / "1.png")
     _fault(tmp_path, value, "D17", "images[1] (id=11)", text, "2 of 3 image files are missing", check_files=True)
+
+
+def test_d17_name_that_no_file_can_have(tmp_path: Path) -> None:
+    value = content()
+    write_images(tmp_path, value)
+    value["images"][1]["file_name"] = "half \ud800.png"
+    _fault(tmp_path, value, "D17", "images[1] (id=11)", "cannot be the name of a file", check_files=True)
+
+
+def test_d17_link_to_itself_hides_no_other_file(tmp_path: Path) -> None:
+    value = content()
+    write_images(tmp_path, value)
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "1.png").symlink_to(tmp_path / "1.png")
+    with pytest.raises(AnnotationError) as caught:
+        load(tmp_path, value, check_files=True)
+    assert len(caught.value.problems) == 1
+    assert "images[1] (id=11)" in str(caught.value)
 
 
 def test_d29_shared_file_name_is_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,9 +24,15 @@ from tests.unit.matchers.random_problems import draw_boxes, draw_targets
 CLASSES, WIDTH, PRIMARY, EPSILON = 4, 6, 3, 1e-3
 
 
-def build(num_queries: int, label_noise: float, box_noise: float) -> DenoisingQueries:
+def build(num_queries: int, label_noise: float, box_noise: float, max_targets: int = 500) -> DenoisingQueries:
     return DenoisingQueries(
-        WIDTH, CLASSES, num_queries=num_queries, label_noise=label_noise, box_noise=box_noise, eps=EPSILON
+        WIDTH,
+        CLASSES,
+        num_queries=num_queries,
+        label_noise=label_noise,
+        box_noise=box_noise,
+        max_targets=max_targets,
+        eps=EPSILON,
     )
 
 
@@ -172,3 +179,22 @@ class TestInTheDetector:
         assert first.shape == (1, 8, 4)
         torch.testing.assert_close(first[:, :4], second[:, :4], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(first[:, 4:], second[:, 4:], rtol=0, atol=1e-3)
+
+
+def test_s03_of_a_crowded_image_only_the_first_targets_are_noised() -> None:
+    """The queries are those of the first three targets; the pairs still have a row for every target."""
+    targets = draw_targets([7, 2], CLASSES)
+    first = tuple(replace(target, labels=target.labels[:3], boxes=target.boxes[:3]) for target in targets)
+    torch.manual_seed(0)
+    found = build(6, 0.5, 1.0, max_targets=3)(targets, PRIMARY)
+    torch.manual_seed(0)
+    expected = build(6, 0.5, 1.0)(first, PRIMARY)
+    assert (found.groups, found.content.shape, found.box_logits.tolist()) == (
+        expected.groups,
+        expected.content.shape,
+        expected.box_logits.tolist(),
+    )
+    assert found.pairs.mask.shape[2] == 7
+    for image in range(2):
+        assert found.pairs.pairs(0, image) == expected.pairs.pairs(0, image)
+    assert int(found.pairs.query.max()) < found.content.shape[1]  # any valid index where masked
