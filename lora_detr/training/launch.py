@@ -23,7 +23,7 @@ from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
 # Seconds that the other processes have to go once one has ended before its time; then they are killed.
-GRACE = 1.5
+GRACE = 3
 
 
 def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
@@ -124,10 +124,10 @@ def launch(count: int, arguments: Sequence[str]) -> None:
 
 
 def _kill_stragglers() -> None:
-    """Once a process has ended, kill those that are still there after a while.
+    """Once a process has ended, kill those that are still there after a while, and those that are stopped at once.
 
     All processes of a run that ends well end together. After a failure torch asks the others to end and then waits for
-    half a minute; one that hangs, or is stopped, hears nothing.
+    half a minute; one that hangs, or is stopped, hears nothing. Others need a moment to tell whom they have lost.
     """
     most, since = 0, None
     while True:
@@ -137,21 +137,25 @@ def _kill_stragglers() -> None:
         if len(running) == most:
             continue
         since = since or time.monotonic()
-        if time.monotonic() - since > GRACE:
-            for process in running:
+        too_late = time.monotonic() - since > GRACE
+        for process, state in running.items():
+            if too_late or state == "T":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
 
-def _running() -> list[int]:
-    """Return the processes with a rank that this one has started and that have not ended; none without ``/proc``."""
-    found = []
+def _running() -> dict[int, str]:
+    """Return the state of each process with a rank that this one has started and that has not ended.
+
+    The states are those of ``/proc``, such as T for one that is stopped; where there is none, no process is found.
+    """
+    found = {}
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in path.read_text().split():
                 place = Path("/proc") / child
                 with contextlib.suppress(OSError):
-                    ended = place.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                    if not ended and b"\0RANK=" in b"\0" + place.joinpath("environ").read_bytes():
-                        found.append(int(child))
+                    state = place.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+                    if state != "Z" and b"\0RANK=" in b"\0" + place.joinpath("environ").read_bytes():
+                        found[int(child)] = state
     return found

@@ -63,11 +63,12 @@ class StepCost:
     def describe_memory(self, processes: int = 1) -> str:
         """Return the memory of a training step as text; evaluation is not in it."""
         each = " in each process" if processes > 1 else ""
-        size = f"{self.batch_size} x {self.size[0]} x {self.size[1]}, {'the largest' if self.largest else 'the first'}"
+        height, width = self.size
         rest = max(0, self.peak - self.state - self.activations)
         return (
-            f"{_gigabytes(self.peak)}{each} for a batch of {size}: {_gigabytes(self.state)} weights, gradients and "
-            f"moments, {_gigabytes(self.activations)} activations, {_gigabytes(rest)} the program"
+            f"{_gigabytes(self.peak)}{each} for {self.batch_size} x {height} x {width} pixels "
+            f"({'largest' if self.largest else 'first'} batch): weights, gradients, moments {_gigabytes(self.state)}, "
+            f"activations {_gigabytes(self.activations)}, program {_gigabytes(rest)}"
         )
 
 

@@ -47,6 +47,7 @@ def summary_lines(
         + (f"{groups / 1e6:.2f} M in query groups, " if groups else "")
         + f"{trained / 1e6:.2f} M are trained",
         *([f"frozen      {', '.join(config.train.freeze)}"] if config.train.freeze else []),
+        *([f"recomputed  {', '.join(config.train.recompute)}"] if config.train.recompute else []),
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
@@ -63,10 +64,10 @@ def summary_lines(
 def _cost_lines(trainer: Trainer, cost: StepCost | None) -> list[str]:
     if cost is None:
         return []
-    parts, processes = trainer.config.train.recompute, trainer.world.size
+    processes = trainer.world.size
     return [
         f"time        {cost.describe_time(trainer.plan.steps_per_epoch, processes)}",
-        f"memory      {cost.describe_memory(processes)}" + (f", {', '.join(parts)} recomputed" if parts else ""),
+        f"memory      {cost.describe_memory(processes)}",
     ]
 
 
@@ -155,7 +156,8 @@ def _crowded_lines(splits: Splits, queries: int) -> list[str]:
         return []
     return [
         f"warning     {len(crowded):,} images have more objects than the {queries} queries (at most "
-        f"{crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; --set model.num_queries=N raises them"
+        f"{crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
+        "--set model.num_queries=N raises them"
     ]
 
 

@@ -76,9 +76,7 @@ def test_n10_images_with_more_objects_than_queries_are_counted(shapes_tiny: Path
     resolved = small_runs.request(shapes_tiny, "model.num_queries=6", "branches=[]", "train.max_steps=1")
     run.start(resolved, tmp_path / "run", None, True, lines)
     (warning,) = [line for line in lines.lines if line.startswith("warning ")]
-    counts = [
-        len(record.category_ids) for record in small_runs.splits_of(shapes_tiny, small_runs.config()).train.records
-    ]
+    counts = small_runs.splits_of(shapes_tiny, small_runs.config()).train.records.object_counts.tolist()
     crowded = [count for count in counts if count > 6]
     assert f" {len(crowded)} images have more objects than the 6 queries (at most {max(crowded)}): " in warning
     assert f" {sum(crowded) - 6 * len(crowded)} objects of an epoch go unmatched" in warning
