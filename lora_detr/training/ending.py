@@ -96,6 +96,10 @@ def naming_lost_processes() -> Iterator[None]:
         raise _gone() from error
 
 
+# On the CPU memory runs out in PyTorch, in oneDNN, which does not say of what there was too little, or in the system.
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive", "Cannot allocate memory")
+
+
 @contextlib.contextmanager
 def naming_lack_of_memory(where: str = "") -> Iterator[None]:
     """Turn what PyTorch and Python raise when memory runs out into an error that says what to do.
@@ -108,10 +112,9 @@ def naming_lack_of_memory(where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        # On the CPU PyTorch raises a plain RuntimeError.
-        named = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not named:
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error)
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in text for part in _NO_MEMORY)):
             raise
         remedy = "lower --batch-size (raise --accum to keep the global batch), or try --recompute encoder"
         raise WorkerError(f"out of memory{where}", remedy, code="P19") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lora_detr.data.records import ImageTable
+from collections.abc import Iterable
+
 from lora_detr.data.transforms import EvalTransform, TrainTransform
 
 
 def largest_size(
-    transform: TrainTransform | EvalTransform, records: ImageTable, batch_size: int, divisor: int
+    transform: TrainTransform | EvalTransform, stored: Iterable[tuple[int, int]], batch_size: int, divisor: int
 ) -> tuple[int, int]:
     """Return the (height, width) in pixels that no padded batch exceeds, without reading an image.
 
@@ -16,7 +17,7 @@ def largest_size(
 
     Args:
         transform: prepares the images.
-        records: of all images, at least one; sizes as the annotation file has them.
+        stored: (height, width) of each image as stored, at least one.
         batch_size: images padded together.
         divisor: padded sides are rounded up to a multiple of it.
     """
@@ -24,7 +25,7 @@ def largest_size(
     if transform.square:
         sizes = {(shorter, shorter)}
     else:
-        shapes = set(zip(records.heights.tolist(), records.widths.tolist(), strict=True))
+        shapes = set(stored)
         if isinstance(transform, TrainTransform) and transform.crop_probability:
             low, high = transform.crop_range
             low = min(low, *transform.crop_scales)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -19,11 +16,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
 from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
+from lora_detr.training.stragglers import Stragglers
 
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
-# Seconds that the other processes have to go once one has ended before its time; then they are killed.
-GRACE = 3
 
 
 def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
@@ -88,7 +84,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: a process ended with a code of its own, which is passed on; its message has been shown.
         Stopped: a signal asked for it; the processes have saved.
-        WorkerError: a process was ended by a signal; names its rank.
+        WorkerError: a process was ended by a signal, or too soon; names its rank.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -105,7 +101,8 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         signals_to_handle=",".join(number.name for number in REQUESTS_TO_END),
         shutdown_timeout=SAVING,
     )
-    threading.Thread(target=_kill_stragglers, daemon=True).start()
+    stragglers = Stragglers()
+    threading.Thread(target=stragglers.watch, daemon=True).start()
     try:
         elastic_launch(config, sys.executable)("-m", "lora_detr", *arguments)
     except SignalException as request:
@@ -115,47 +112,16 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
             raise SystemExit(failure.exitcode) from None
+        if failure.pid in stragglers.killed:
+            # Torch takes an exit with 0 for no failure; the others have waited for that process in vain.
+            raise WorkerError(
+                f"rank {', '.join(map(str, stragglers.first))} ended too soon",
+                "its own message, if it has one, says why; continue with loradetr train --resume RUN",
+                code="P08",
+            ) from None
         name = signal.Signals(-failure.exitcode).name
         raise WorkerError(
             f"rank {rank} (process {failure.pid}) was ended by {name}",
             "out of memory is the usual reason for SIGKILL; continue with loradetr train --resume RUN",
             code="P06",
         ) from None
-
-
-def _kill_stragglers() -> None:
-    """Once a process has ended, kill those that are still there after a while, and those that are stopped at once.
-
-    All processes of a run that ends well end together. After a failure torch asks the others to end and then waits for
-    half a minute; one that hangs, or is stopped, hears nothing. Others need a moment to tell whom they have lost.
-    """
-    most, since = 0, None
-    while True:
-        time.sleep(0.2)
-        running = _running()
-        most = max(most, len(running))
-        if len(running) == most:
-            continue
-        since = since or time.monotonic()
-        too_late = time.monotonic() - since > GRACE
-        for process, state in running.items():
-            if too_late or state == "T":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-
-
-def _running() -> dict[int, str]:
-    """Return the state of each process with a rank that this one has started and that has not ended.
-
-    The states are those of ``/proc``, such as T for one that is stopped; where there is none, no process is found.
-    """
-    found = {}
-    for path in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in path.read_text().split():
-                place = Path("/proc") / child
-                with contextlib.suppress(OSError):
-                    state = place.joinpath("stat").read_text().rpartition(")")[2].split()[0]
-                    if state != "Z" and b"\0RANK=" in b"\0" + place.joinpath("environ").read_bytes():
-                        found[int(child)] = state
-    return found

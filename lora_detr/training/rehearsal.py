@@ -145,7 +145,9 @@ def _largest_size(trainer: Trainer) -> tuple[int, int]:
     config, splits = trainer.config, trainer.splits
     recipe = config.data.train if splits.augment else config.data.evaluation
     transform = recipe.build(*config.model.backbone.input_statistics)
-    return largest_size(transform, splits.train.records, config.train.batch_size, config.data.size_divisor)
+    records = splits.train.records
+    stored = zip(records.heights.tolist(), records.widths.tolist(), strict=True)
+    return largest_size(transform, stored, config.train.batch_size, config.data.size_divisor)
 
 
 def _size(batch: Batch) -> tuple[int, int]:
