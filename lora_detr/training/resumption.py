@@ -23,6 +23,7 @@ CHANGEABLE = {
     "train.rank_timeout": "--set train.rank_timeout",
     "train.log_every": "--set train.log_every",
     "train.on_full_log": "--set train.on_full_log",
+    "train.recompute": "--recompute",
     "train.save_every": "--save-every",
     "train.keep_last": "--set train.keep_last",
     "train.keep_every": "--keep-every",
