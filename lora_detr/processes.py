@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -42,6 +43,21 @@ def tasks_without_launcher() -> int:
     """Return how many tasks of a Slurm step run this same command and know nothing of each other; 0 if none do."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     return tasks if tasks > 1 and "RANK" not in os.environ else 0
+
+
+def become_reader(worker: int) -> None:
+    """Prepare a process that reads images for the main one, as ``DataLoader`` calls it.
+
+    Signals are left to the main process: one sent to the whole group must not take away what it still reads from. What
+    was there before is left out of the search for reference cycles, which would write into all of it, and so copy
+    memory that the processes share.
+
+    Args:
+        worker: its number.
+    """
+    for number in REQUESTS_TO_END:
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
 
 
 @contextlib.contextmanager

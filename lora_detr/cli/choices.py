@@ -11,6 +11,7 @@ T = TypeVar("T", bound=str)
 
 CHECKPOINTS: tuple[Literal["best", "last"], ...] = ("best", "last")
 BAD_DATA: tuple[Literal["error", "skip"], ...] = ("error", "skip")
+VERIFY: tuple[Literal["none", "decode", "hash"], ...] = ("none", "decode", "hash")
 
 OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
@@ -34,11 +35,22 @@ def bad_data(text: str) -> Literal["error", "skip"]:
     return _one_of("--on-bad-data", text, BAD_DATA, "skip leaves out bad boxes and images, and counts them")
 
 
+def how_to_verify(text: str) -> Literal["none", "decode", "hash"]:
+    """Return the value of ``--verify``.
+
+    Raises:
+        ConfigError: it is none of the three.
+    """
+    remedy = "decode reads every image, hash compares with SHA256SUMS in the folder of the images"
+    return _one_of("--verify", text, VERIFY, remedy)
+
+
 def _one_of(option: str, text: str, known: tuple[T, ...], remedy: str) -> T:
     for value in known:
         if text == value:
             return value
-    raise ConfigError(f"{option} {text}: expected {' or '.join(known)}", remedy)
+    *others, last = known
+    raise ConfigError(f"{option} {text}: expected {', '.join(others)} or {last}", remedy)
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:

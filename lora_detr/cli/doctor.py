@@ -14,19 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_detr.cli.choices import bad_data
+from lora_detr.cli.choices import bad_data, how_to_verify
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
 
 if TYPE_CHECKING:
     from lora_detr.data.audit import Audit
-    from lora_detr.training.class_counts import ClassCount
+    from lora_detr.data.report import ClassCount
     from lora_detr.training.diagnosis import Check
 
 DATA = "Data"
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
-SHOWN_PROBLEMS = 20
 LOOKED: dict[Literal["none", "decode", "hash"], str] = {
     "none": "annotations; --verify decode reads every image too",
     "decode": "annotations, and every image read",
@@ -73,7 +72,7 @@ def doctor(
     from lora_detr.training.distributed import choose_device
 
     _refuse_without_data(data, {"--verify": verify != "none", "--strict": strict, "--report": report is not None})
-    chosen_verify, policy, chosen = _verify(verify), bad_data(on_bad_data), choose_device(device)
+    chosen_verify, policy, chosen = how_to_verify(verify), bad_data(on_bad_data), choose_device(device)
     if report is not None:
         prepare_directory(report.parent)  # before the work, not after it
     show_log(console(stderr=True))
@@ -91,11 +90,10 @@ def doctor(
         faults += _faults_of_machine(shown)
     if data is not None:
         from lora_detr.data.audit import audit
-        from lora_detr.training.class_counts import count_objects
+        from lora_detr.data.report import count_classes
 
         result = audit(data, verify=chosen_verify, strict=strict, on_bad_data=policy, allow_outside=allow_outside)
-        whole = not result.problems
-        classes = count_objects(data, on_bad_data=policy, allow_outside=allow_outside) if whole else []
+        classes = [] if result.problems else count_classes(result.reports)
         found["data"] = {**result.to_json(), "classes": [each.to_json() for each in classes]}
         if out is not None:
             _show_audit(out, result, classes, LOOKED[chosen_verify])
@@ -134,16 +132,6 @@ def _refuse_without_data(data: Path | None, given: Mapping[str, bool]) -> None:
         raise ConfigError(f"{option}: is about data, but there is no --data", "add --data PATH")
 
 
-def _verify(text: str) -> Literal["none", "decode", "hash"]:
-    for value in LOOKED:
-        if text == value:
-            return value
-    raise ConfigError(
-        f"--verify {text}: expected none, decode or hash",
-        "decode reads every image, hash compares with SHA256SUMS in the folder of the images",
-    )
-
-
 def _show_checks(out: Console | None, checks: Iterable[Check]) -> list[Check]:
     """Print a line for each check as soon as it ends, and what to do below it."""
     shown = []
@@ -172,6 +160,8 @@ def _faults_of_machine(checks: Sequence[Check]) -> list[LoraDetrError]:
 
 
 def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], looked: str) -> None:
+    from lora_detr.data.report import SHOWN_PROBLEMS
+
     for split in result.reports:
         out.print(split.lines()[0], soft_wrap=True)  # the warnings say the rest
     for warning in result.warnings:

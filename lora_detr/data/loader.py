@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
 from lora_detr.data.report import Problem
 from lora_detr.errors import LoraDetrError, WorkerError
-from lora_detr.processes import REQUESTS_TO_END
+from lora_detr.processes import become_reader
 from lora_detr.structures import Batch, Images
 
 Key = tuple[int, int]  # epoch, index
@@ -173,7 +172,7 @@ class BatchLoader:
             collate_fn=partial(_collate_or_error, size_divisor=size_divisor),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_requests_to_end if workers else None,
+            worker_init_fn=become_reader if workers else None,
             timeout=timeout if workers else 0.0,
             # Its own generator: starting an epoch must not draw from the global one, which a resumed run restores.
             generator=torch.Generator().manual_seed(sampler.seed),
@@ -305,12 +304,6 @@ def build_loader(
 def _kill(workers: Sequence[BaseProcess]) -> None:
     for worker in workers:
         worker.kill()  # nothing where it has ended
-
-
-def _ignore_requests_to_end(worker: int) -> None:
-    """Leave signals to the main process: one sent to the whole group must not take away what it still reads from."""
-    for number in REQUESTS_TO_END:
-        signal.signal(number, signal.SIG_IGN)
 
 
 class _Keys(Sampler[list[Key]]):

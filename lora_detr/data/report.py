@@ -95,6 +95,43 @@ class CategoryCount:
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """Objects of one class of a data set that would be trained on.
+
+    Attributes:
+        id: category id of the annotation files.
+        name: as the training split has it.
+        train: objects of the training split.
+        val: objects of the validation split; 0 where there is none.
+    """
+
+    id: int
+    name: str
+    train: int
+    val: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields."""
+        return asdict(self)
+
+
+def count_classes(reports: Sequence[DataReport]) -> list[ClassCount]:
+    """Return the objects of each class by rising id; a class that only one split has is counted too.
+
+    Args:
+        reports: of the training split, and of the validation split if there is one.
+    """
+    names: dict[int, str] = {}
+    objects: list[dict[int, int]] = [{}, {}]
+    for split, report in zip(objects, reports, strict=False):
+        for count in report.per_category:
+            names.setdefault(count.id, count.name)
+            split[count.id] = count.objects
+    train, val = objects
+    return [ClassCount(i, names[i], train.get(i, 0), val.get(i, 0)) for i in sorted(names)]
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Counts of one annotation file. Annotations are counted once: the first reason that drops one counts.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lora_detr.data.images import MAX_PIXELS, read_image
 from lora_detr.data.records import ImageRecord, ImageTable
 from lora_detr.data.report import Problem
 from lora_detr.errors import DataError, WorkerError
-from lora_detr.processes import REQUESTS_TO_END
+from lora_detr.processes import become_reader
 
 Verify = Literal["none", "decode", "hash"]
 """Nothing, decode every image, or compare it with ``SHA256SUMS`` in the image folder."""
@@ -131,7 +130,7 @@ def _answers(checks: _Checks, processes: int) -> Iterator[_Answer]:
         batch_size=CHUNK,
         num_workers=processes,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_requests_to_end if processes else None,
+        worker_init_fn=become_reader if processes else None,
         # A decoder that hangs on a damaged file would keep the run waiting for ever.
         timeout=300.0 if processes else 0.0,
         generator=torch.Generator(),  # its own: a run begins with the global one as it is
@@ -153,8 +152,3 @@ def _answers(checks: _Checks, processes: int) -> Iterator[_Answer]:
 
 def _as_it_is(answers: Sequence[_Answer]) -> Sequence[_Answer]:
     return answers
-
-
-def _ignore_requests_to_end(worker: int) -> None:
-    for number in REQUESTS_TO_END:
-        signal.signal(number, signal.SIG_IGN)

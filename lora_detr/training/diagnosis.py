@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,8 @@ import torch
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.data.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
-from lora_detr.training.run_directory import PACKAGES
+from lora_detr.training.distributed import visible_gpus
+from lora_detr.training.run_directory import NOT_INSTALLED, PACKAGES, installed_version
 
 State = Literal["ok", "warning", "FAILED"]
 
@@ -123,25 +123,19 @@ def image_folders(data: Path) -> str:
 
 
 def _versions() -> str:
-    named = []
-    for package in PACKAGES:
-        try:
-            named.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            named.append(f"{package} (not installed as a package)")
-    return ", ".join(named)
+    return ", ".join(f"{package} {installed_version(package) or f'({NOT_INSTALLED})'}" for package in PACKAGES)
 
 
 def _optional(package: str, use: tuple[str, str]) -> str:
     purpose, extra = use
-    try:
-        return f"{purpose}: yes ({package} {version(package)})"
-    except PackageNotFoundError:
-        return f'{purpose}: no (pip install "lora-detr[{extra}]")'
+    found = installed_version(package)
+    return (
+        f'{purpose}: no (pip install "lora-detr[{extra}]")' if found is None else f"{purpose}: yes ({package} {found})"
+    )
 
 
 def _gpus(device: torch.device) -> Check:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = visible_gpus()
     if not count:
         return Check("GPUs", "ok", "none seen; training runs on the CPU")
     names = [torch.cuda.get_device_properties(index) for index in range(count)]

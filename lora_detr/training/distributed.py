@@ -38,6 +38,11 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
+def visible_gpus() -> int:
+    """Return how many CUDA devices PyTorch sees and can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device that a user names: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
 
@@ -49,7 +54,7 @@ def choose_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not number.isdecimal()) or name.endswith(":"):
         raise ConfigError(f"--device {name}: unknown{nearest(name, KINDS)}", f"known: auto, {', '.join(KINDS)}, cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = visible_gpus()
     if kind == "cuda" and int(number or 0) >= count:
         raise ConfigError(
             f"--device {name}: PyTorch sees {count} CUDA devices", "use --device cpu, or install a CUDA build"

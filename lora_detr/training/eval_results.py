@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from lora_detr.atomic_files import prepare_directory, reporting, write_file
+from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 
 
@@ -31,5 +31,4 @@ def write_results(folder: Path, metrics: CocoMetrics, evaluator: CocoEvaluator, 
     writer.writerow(("category_id", "name", "objects", "AP", "AP50"))
     writer.writerows((row.category_id, row.name, row.objects, row.AP, row.AP50) for row in metrics.per_class)
     write_file(folder / "per_class.csv", table.getvalue().encode())
-    with reporting(folder):
-        evaluator.write_predictions(folder / "predictions.json")
+    evaluator.write_predictions(folder / "predictions.json")

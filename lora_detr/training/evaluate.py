@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from lora_detr.atomic_files import prepare_directory, reporting
+from lora_detr.atomic_files import prepare_directory
 from lora_detr.config.run import DataConfig
 from lora_detr.data.checks import OnBadData
 from lora_detr.data.coco import CocoSplit
@@ -118,8 +118,7 @@ def evaluate_model(
         if folder is not None:
             write_results(folder, metrics, evaluator, source)
         if predictions is not None:
-            with reporting(predictions):
-                evaluator.write_predictions(predictions)
+            evaluator.write_predictions(predictions)
     metrics = world.gather(metrics)[0]  # all wait for the first one here: processes that end well end together
     assert metrics is not None
     world.close()

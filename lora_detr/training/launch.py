@@ -9,13 +9,13 @@ import threading
 import uuid
 from collections.abc import Sequence
 
-import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
 from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
+from lora_detr.training.distributed import visible_gpus
 from lora_detr.training.stragglers import Stragglers
 
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
@@ -54,7 +54,7 @@ def processes_wanted(device: str, gpus: int | None, nproc: int | None) -> int:
     Raises:
         ConfigError: the options contradict each other or this machine.
     """
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = visible_gpus()
     for name, value in (("--gpus", gpus), ("--nproc", nproc)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more", "leave it out for the default")

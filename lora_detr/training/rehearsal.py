@@ -17,7 +17,8 @@ from lora_detr.losses.normaliser import Normaliser
 from lora_detr.structures import Batch, Images, PaddedTargets
 from lora_detr.training.ending import naming_lack_of_memory
 from lora_detr.training.largest import largest_size
-from lora_detr.training.seeding import restore_rng_state, rng_state
+from lora_detr.training.seeding import keeping_rng_state
+from lora_detr.training.step import forward
 from lora_detr.training.trainer import Trainer
 
 # A first pass this slow is the measurement itself; a second one would only keep the user waiting.
@@ -72,6 +73,7 @@ class StepCost:
         )
 
 
+@keeping_rng_state()
 def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
     """Run forward and backward on the first images of the training split, and leave no trace.
 
@@ -91,7 +93,7 @@ def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
     train, model, device = trainer.config.train, trainer.model, trainer.world.device
     batch = _first_batch(trainer)
     bound = _largest_size(trainer)
-    random, buffers = rng_state(), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training
     model.train()
     before = _held_bytes(device)
@@ -111,7 +113,6 @@ def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        restore_rng_state(random)
     measured = _peak_bytes(device)
     # Gradients that are exchanged are held a second time, in buckets.
     added = trainer.moment_bytes + (gradients if trainer.world.size > 1 else 0)
@@ -168,13 +169,12 @@ def _gigabytes(count: int) -> str:
 
 
 def _pass(trainer: Trainer, batch: Batch) -> float:
-    device, train = trainer.world.device, trainer.config.train
+    device = trainer.world.device
     start = time.perf_counter()
     height, width = _size(batch)
     with naming_lack_of_memory(f" for a batch of {len(batch.targets)} x {height} x {width} pixels"):
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-            output, branches = trainer.model(batch.images, batch.targets)
+        output, branches = forward(trainer.model, batch, trainer.config.train.precision)
         report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
         report.total.backward()
         if device.type == "cuda":

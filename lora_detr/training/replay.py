@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -32,7 +31,8 @@ from lora_detr.training.data import Splits, read_splits, train_loader
 from lora_detr.training.distributed import World
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.nonfinite import REPORT, WEIGHTS, NonFiniteStep
-from lora_detr.training.seeding import restore_rng_state, restore_torch_state, rng_state
+from lora_detr.training.seeding import keeping_rng_state, restore_torch_state
+from lora_detr.training.step import forward
 
 
 def keep_step(
@@ -166,16 +166,7 @@ class Replay:
         }
 
 
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    before = rng_state()
-    try:
-        yield
-    finally:
-        restore_rng_state(before)
-
-
-@_own_random_state()
+@keeping_rng_state()
 def replay(path: Path, *, data: Path | None, device: str) -> Replay:
     """Run the step of a report again: same weights, images and random draws, all processes one after another.
 
@@ -247,12 +238,10 @@ class _Step:
 
     def _compute(self, batch: Batch, normaliser: Normaliser) -> tuple[dict[str, float], str | None, str | None]:
         """Return terms by name, where matching failed, and the first module whose output is not finite."""
-        precision = self.config.train.precision
         with _first_non_finite(self.model) as wrong:
             if not bool(batch.images.pixels.isfinite().all()):
                 wrong.append("the images themselves")
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output, branches = self.model(batch.images, batch.targets)
+            output, branches = forward(self.model, batch, self.config.train.precision)
         module = wrong[0] if wrong else None
         try:
             report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)

@@ -24,6 +24,7 @@ from lora_detr.errors import ConfigError, OutputError
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
 DATA_REPORT = "data_report.json"
+NOT_INSTALLED = "not installed as a package"
 PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
 
 
@@ -206,14 +207,17 @@ def _holds_only_a_refusal(path: Path) -> bool:
     return [entry.name for entry in path.iterdir()] == [DATA_REPORT]
 
 
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None where none is installed under that name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def environment(device: torch.device) -> Mapping[str, object]:
     """Return what results may depend on: versions, device, threads, CPU capability."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed as a package"
+    versions = {package: installed_version(package) or NOT_INSTALLED for package in PACKAGES}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -6,7 +6,8 @@ The three generators that code of ours or of a library may draw from are Python'
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ def restore_rng_state(state: Any) -> None:
     except (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         message = f"the state of the random generators cannot be restored: {error}"
         raise CheckpointError(message, "resume from another checkpoint") from error
+
+
+@contextmanager
+def keeping_rng_state() -> Iterator[None]:
+    """Leave all generators afterwards as they were, whatever is drawn meanwhile."""
+    before = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng_state(before)
 
 
 def _to_text(state: Tensor) -> str:

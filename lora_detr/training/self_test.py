@@ -27,7 +27,7 @@ from lora_detr.matchers.hungarian import solve_together
 from lora_detr.ops.deform_attn import deformable_sampling
 from lora_detr.structures import Batch, PaddedTargets, Target
 from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
-from lora_detr.training.distributed import World
+from lora_detr.training.distributed import World, visible_gpus
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
@@ -74,7 +74,7 @@ def computing_checks(device: torch.device, processes: int) -> Iterator[Check]:
 
 def process_count(device: torch.device, wanted: int | None) -> int:
     """Return how many processes must find each other: as many as are wanted, else a GPU each, or two on the CPU."""
-    return wanted or (torch.cuda.device_count() if device.type == "cuda" else PROCESSES)
+    return wanted or (visible_gpus() if device.type == "cuda" else PROCESSES)
 
 
 def _sampling(device: torch.device) -> str:

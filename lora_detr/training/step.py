@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from signal import Signals
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,21 @@ class StepResult:
     skipped: bool
     seconds: float
     signal: Signals | None = None
+
+
+def forward(
+    model: nn.Module, batch: Batch, precision: Literal["fp32", "bf16"]
+) -> tuple[DetectorOutput, BranchOutput | None]:
+    """Return what detector and branches say of a batch in training.
+
+    Args:
+        model: both, perhaps wrapped.
+        batch: on the device of the model.
+        precision: of the pass; losses that follow are computed in float32.
+    """
+    with torch.autocast(batch.images.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        output, branches = model(batch.images, batch.targets)
+    return output, branches
 
 
 class Stepper:
@@ -131,8 +147,7 @@ class Stepper:
 
         A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
         """
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            output, branches = self.model(batch.images, batch.targets)
+        output, branches = forward(self.model, batch, self.config.train.precision)
         report: LossReport
         try:
             report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import end, is_gone, ranks, signal_all, start, wait_for_steps
+from tests.commands import end, free_port, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
 Agent = subprocess.Popen[str]
@@ -28,9 +28,7 @@ class Nodes:
     """
 
     def __init__(self, data: Path, run: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.host, self.port = free.getsockname()
+        self.host, self.port = "127.0.0.1", free_port()
         self.torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
         self.torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.host}:{self.port}", "--rdzv-id=test"]
         self.torchrun += ["--local-addr=localhost", "--monitor-interval=0.2"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands import end, is_gone, ranks, signal_all, start, wait_for_steps
+from tests.commands import end, free_port, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
 TWO = ("--device", "cpu", "--nproc", "2")
@@ -100,9 +99,7 @@ def test_a_users_mistake_is_told_once(shapes_tiny: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path, tmp_path: Path) -> None:
     """As on two machines: each agent starts one process, and they find each other by address alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     run = tmp_path / "run"
     torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
     torchrun += [f"--rdzv-endpoint={address}", "--rdzv-id=test", "--local-addr=localhost"]

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from lora_detr.data.synthetic import SHAPES, generate
 from lora_detr.json_value import JSON
 from lora_detr.training.evaluate import evaluate_model
 from tests import small_runs
+from tests.commands import free_port
 from tests.soak import runs
 from tests.soak.harness import Part, shared_folder
 
@@ -57,9 +57,7 @@ def shuffled(trial: int, folder: Path) -> Mapping[str, JSON]:
 
 def _evaluated(data: Path, size: int, workers: int, folder: Path) -> dict[str, str]:
     """Return predictions and numbers as text, from ``size`` forks of this process, which import nothing anew."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def evaluate(rank: int) -> None:
         numbers = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}

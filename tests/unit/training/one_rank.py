@@ -11,7 +11,6 @@ import contextlib
 import json
 import multiprocessing.connection
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from lora_detr.tensor_files import write_tensors
 from lora_detr.training.data import Splits
 from lora_detr.training.distributed import World
 from tests import small_runs
+from tests.commands import free_port
 
 SMALL = "small"
 SIZES = (1, 2, 4)
@@ -79,9 +79,7 @@ def main(data: Path, out: Path) -> None:
     fork = multiprocessing.get_context("fork")
     ranks = []
     for size in SIZES:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         ranks += [
             fork.Process(target=run_rank, args=(rank, size, port, cases, data, out), daemon=True)
             for rank in range(size)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +13,7 @@ from lora_detr.errors import CheckpointError, DataError, NumericalError, OutputE
 from lora_detr.training.replay import replay
 from lora_detr.training.step import Stepper
 from tests import small_runs
-from tests.conftest import REPOSITORY
+from tests.commands import end, free_port, start
 from tests.small_runs import SMALL
 from tests.unit.training.diverging import spoil
 
@@ -110,24 +106,15 @@ def test_no_room_for_the_report_does_not_hide_the_error(
 @pytest.mark.distributed
 def test_n06_all_processes_stop_in_the_same_step(shapes_tiny: Path, tmp_path: Path) -> None:
     """One of two processes has a NaN. The other one neither waits for it nor updates, and both are in the report."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     run = tmp_path / "run"
-    command = ["train", "--preset", str(SMALL), "--data", str(shapes_tiny), "--output-dir", str(run), "--device", "cpu"]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.training.diverging", "1", "2", COSTS, *command],
-            cwd=REPOSITORY,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NO_COLOR": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [6, 6], errors
+    fault = ("1", "2", COSTS)
+    command = ("train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--device", "cpu")
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{**shared, "RANK": number, "LOCAL_RANK": number} for number in ("0", "1")]
+    processes = [start(*fault, *command, module="tests.unit.training.diverging", **own) for own in ranks]
+    ended = [end(process) for process in processes]
+    errors = [err for _, _, err in ended]
+    assert [code for code, _, _ in ended] == [6, 6], errors
     report = json.loads((run / "nan_report.json").read_text())
     assert report["step"] == 2
     assert report["message"].endswith("; on rank 1 of 2")

@@ -8,13 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from lora_detr.errors import ConfigError
 from lora_detr.training.slurm import slurm_script
+from tests.commands import wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
 # What Slurm brings, for two nodes on this machine: srun starts the command once a node and passes on signals.
@@ -89,10 +89,7 @@ def test_the_job_saves_when_its_time_is_up_and_goes_on_when_it_is_run_again(shap
         return subprocess.Popen(["bash", "-c", job], env=environment, stderr=subprocess.PIPE, text=True)
 
     process = submit()
-    deadline = time.monotonic() + 90
-    while not (run / "metrics.jsonl").exists() or len(read_lines(run / "metrics.jsonl")) < 2:
-        assert time.monotonic() < deadline, "no step within 90 s"
-        time.sleep(0.05)
+    wait_for_steps(run, 2)
     (srun,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(srun), signal.SIGUSR1)  # what Slurm sends to the step
     _, err = process.communicate(timeout=90)

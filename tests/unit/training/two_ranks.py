@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from lora_detr.ops.host import HostCopies
 from lora_detr.structures import Batch
 from lora_detr.training.distributed import World
 from tests import small_runs
+from tests.commands import free_port
 from tests.unit.training.one_rank import SMALL, prepared
 
 SIZE = 2
@@ -72,9 +72,7 @@ def main(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     for case in CASES.values():
         prepared(case.system, data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=run_rank, args=(rank, port, data, out), daemon=True) for rank in range(SIZE)]
     for process in processes:
