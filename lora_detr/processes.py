@@ -14,6 +14,8 @@ from types import FrameType
 REQUEUE = (signal.SIGTERM, signal.SIGUSR1)
 # Those, and Ctrl-C.
 REQUESTS_TO_END = (*REQUEUE, signal.SIGINT)
+# What a process says that fails only because another one has.
+PEER_GONE = "another process of the run is gone"
 
 
 def own_rank() -> int:

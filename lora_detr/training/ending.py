@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lora_detr.errors import LoraDetrError, Stopped, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.processes import process_count
+from lora_detr.processes import PEER_GONE, process_count
 from lora_detr.training.distributed import is_lost_peer
 from lora_detr.training.trainer import Trainer
 
@@ -45,7 +46,7 @@ def fit_to_the_end(trainer: Trainer) -> Finished:
         if trainer.world.size > 1 and is_lost_peer(error):
             speaks = speaks and not trainer.directory.exit.exists()
             # Said first: while it listens for the others, the launcher may end this process too.
-            code, kind, message = WorkerError.exit_code, WorkerError.__name__, "another process of the run is gone"
+            code, kind, message = WorkerError.exit_code, WorkerError.__name__, PEER_GONE
             lost = _lost(trainer)
             code, kind, message = lost.exit_code, type(lost).__name__, lost.message
             raise lost from error
@@ -62,7 +63,10 @@ def fit_to_the_end(trainer: Trainer) -> Finished:
 
 
 def _gone() -> WorkerError:
-    return WorkerError("another process of the run is gone", "its own message says why", code="P06")
+    error = WorkerError(PEER_GONE, "its own message says why", code="P06")
+    # For the launcher, which would blame the one that failed first: this one, if the other has ended with 0.
+    get_error_handler().record_exception(error)
+    return error
 
 
 def _lost(trainer: Trainer) -> WorkerError:

@@ -7,14 +7,14 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
-from lora_detr.processes import REQUESTS_TO_END, tasks_without_launcher
+from lora_detr.processes import PEER_GONE, REQUESTS_TO_END, tasks_without_launcher
 from lora_detr.training.distributed import visible_gpus
 from lora_detr.training.stragglers import Stragglers
 
@@ -109,19 +109,40 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         name = signal.Signals(request.sigval).name
         raise Stopped(f"stopped on {name}", request.sigval == signal.SIGINT) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            raise SystemExit(failure.exitcode) from None
-        if failure.pid in stragglers.killed:
-            # Torch takes an exit with 0 for no failure; the others have waited for that process in vain.
-            raise WorkerError(
-                f"rank {', '.join(map(str, stragglers.first))} ended too soon",
-                "its own message, if it has one, says why; continue with loradetr train --resume RUN",
-                code="P08",
-            ) from None
-        name = signal.Signals(-failure.exitcode).name
-        raise WorkerError(
-            f"rank {rank} (process {failure.pid}) was ended by {name}",
-            "out of memory is the usual reason for SIGKILL; continue with loradetr train --resume RUN",
-            code="P06",
-        ) from None
+        raise _blame(error.failures, stragglers.first, stragglers.killed) from None
+
+
+def _blame(
+    failures: Mapping[int, ProcessFailure], first: Collection[int], killed: Collection[int]
+) -> WorkerError | SystemExit:
+    """Return what to end with after processes have failed.
+
+    Torch takes an exit with 0 for no failure, and blames whoever fails first, be it for want of that process.
+
+    Args:
+        failures: by rank; those that ended with 0, or were ended by torch, are not among them.
+        first: ranks that had ended when the first end was noticed.
+        killed: ids of processes that were killed since they were still there after that.
+    """
+    causes = {rank: one for rank, one in failures.items() if one.pid not in killed and not _missed_another(one)}
+    too_soon = sorted(set(first) - set(failures))
+    if not causes and too_soon:
+        return WorkerError(
+            f"rank {', '.join(map(str, too_soon))} ended too soon",
+            "its own message, if it has one, says why; continue with loradetr train --resume RUN",
+            code="P08",
+        )
+    rank, failure = min((causes or failures).items(), key=lambda item: item[1].timestamp)
+    if failure.exitcode >= 0:
+        return SystemExit(failure.exitcode)
+    name = signal.Signals(-failure.exitcode).name
+    return WorkerError(
+        f"rank {rank} (process {failure.pid}) was ended by {name}",
+        "out of memory is the usual reason for SIGKILL; continue with loradetr train --resume RUN",
+        code="P06",
+    )
+
+
+def _missed_another(failure: ProcessFailure) -> bool:
+    """Return whether a process has left word that it failed for want of another."""
+    return PEER_GONE in str(failure.message)

@@ -12,7 +12,7 @@ from pathlib import Path
 # Seconds that the other processes have to go once one has ended before its time; then they are killed.
 GRACE = 3
 # Seconds between two looks.
-INTERVAL = 0.2
+INTERVAL = 0.1
 
 
 @dataclass(frozen=True)

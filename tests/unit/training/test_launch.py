@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from lora_detr.errors import ConfigError
+from lora_detr.errors import ConfigError, WorkerError
+from lora_detr.processes import PEER_GONE
 from lora_detr.training import launch
 
 
@@ -63,3 +68,38 @@ def test_a_process_that_was_launched_launches_no_others(monkeypatch: pytest.Monk
 def test_one_process_needs_no_launcher(visible: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert not launch.launch_if_wanted("auto", None, None)
+
+
+def failure(rank: int, code: int, message: str | None, path: Path) -> ProcessFailure:
+    file = path / f"{rank}.json"
+    if message is not None:
+        said = {"message": message, "extraInfo": {"py_callstack": "", "timestamp": "5"}}  # long before the others
+        file.write_text(json.dumps({"message": said}))
+    return ProcessFailure(local_rank=rank, pid=100 + rank, exitcode=code, error_file=str(file))
+
+
+@pytest.mark.parametrize(
+    ("failed", "first", "killed", "expected"),
+    [
+        ({1: (7, PEER_GONE)}, (0,), (), "rank 0 ended too soon"),
+        ({1: (7, PEER_GONE)}, (0, 1), (), "rank 0 ended too soon"),
+        ({1: (-9, None)}, (0,), (101,), "rank 0 ended too soon"),
+        ({1: (7, PEER_GONE), 2: (-9, None)}, (0,), (102,), "rank 0 ended too soon"),
+        ({0: (-9, None)}, (0,), (), "rank 0 (process 100) was ended by SIGKILL"),
+        ({0: (-9, None), 1: (7, PEER_GONE)}, (0, 1), (), "rank 0 (process 100) was ended by SIGKILL"),
+        ({0: (-9, None), 1: (-9, None)}, (0,), (101,), "rank 0 (process 100) was ended by SIGKILL"),
+        ({0: (4, None), 1: (7, PEER_GONE)}, (0, 1), (), 4),
+        ({1: (3, None)}, (0, 1), (), 3),  # torch has ended the other one
+        ({1: (7, PEER_GONE)}, (), (), 7),
+    ],
+)
+def test_the_process_that_failed_for_itself_is_blamed(
+    failed: dict[int, tuple[int, str | None]],
+    first: tuple[int, ...],
+    killed: tuple[int, ...],
+    expected: str | int,
+    tmp_path: Path,
+) -> None:
+    found = launch._blame({rank: failure(rank, *how, tmp_path) for rank, how in failed.items()}, first, killed)
+    assert isinstance(found, SystemExit if isinstance(expected, int) else WorkerError)
+    assert (found.code if isinstance(found, SystemExit) else found.message) == expected
