@@ -6,17 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+COMPARED := $(VENV)/.compared
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCHMARKS := criterion steps attention huggingface loading evaluation startup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test soak lint clean
+.PHONY: help demo install test soak bench lint clean
 
 help:
 	@echo "make demo   install into $(VENV) when needed, then run 'loradetr demo': minutes on a CPU (DEMO_ARGS=... is passed on)"
 	@echo "make test   install into $(VENV) when needed, then run the tests (PYTEST_ARGS=... is passed on)"
 	@echo "make soak   faults in large numbers, to be stopped and continued at any time (PART=... TRIALS=... JOBS=...)"
+	@echo "make bench  measure speed on this machine, many minutes; writes bench/*.json (BENCHMARKS='loading startup' runs these)"
 	@echo "make lint   ruff, mypy and codespell"
 	@echo "make clean  remove $(VENV), caches and built files"
 
@@ -46,6 +49,18 @@ test: $(TOOLS)
 soak: $(TOOLS)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.soak $(PART) \
 		$(if $(TRIALS),--trials $(TRIALS)) $(if $(JOBS),--jobs $(JOBS))
+
+# Of the extras only what needs no compiler. A script that fails does not keep the others from running.
+$(COMPARED): $(TOOLS)
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[hf]" hotcoco
+	@touch $@
+
+bench: $(COMPARED)
+	@mkdir -p bench
+	@failed=; for name in $(BENCHMARKS); do \
+		echo "benchmarks/$$name.py"; \
+		$(BIN)/python benchmarks/$$name.py --json bench/$$name.json || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ class AuxiliaryBranches(nn.Module):
     def __init__(self, branches: Sequence[LoRABranch | FFNBranch]) -> None:
         super().__init__()
         self.members = nn.ModuleList(branches)
+        # Neighbours that are computed together: those of one kind, in runs that treat the reference alike.
+        self.runs = [
+            (follows, [[i for i, _ in same] for _, same in groupby(run, key=lambda item: type(item[1]))])
+            for follows, run in groupby(enumerate(branches), key=lambda item: item[1].follows_reference)
+        ]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -41,13 +46,16 @@ class AuxiliaryBranches(nn.Module):
         """
         if not self.members:
             return None
+        members = cast(list[LoRABranch | FFNBranch], list(self.members))
         predictions, hidden_states = [], []
         for i, layer in enumerate(output.layers):
             parts: list[Tensor] = []
             answers: list[Prediction] = []
-            for follows, run in groupby(self.members, key=_follows_reference):
-                kinds = groupby(run, key=type)
-                stacks = [kind.forward_stack(list(same), i, detector.ffn(i), layer) for kind, same in kinds]  # type: ignore[attr-defined]
+            for follows, kinds in self.runs:
+                stacks = [
+                    members[same[0]].forward_stack([members[j] for j in same], i, detector.ffn(i), layer)  # type: ignore[misc]
+                    for same in kinds
+                ]
                 hidden = _joined(stacks)  # [N of the run, B, Q, D]
                 reference = layer.reference if follows else layer.reference.detach()
                 answers.append(detector.predict(i, hidden, reference))
@@ -56,10 +64,6 @@ class AuxiliaryBranches(nn.Module):
             predictions.append(Prediction(logits, boxes))
             hidden_states.append(_joined(parts))
         return BranchOutput(tuple(predictions), tuple(hidden_states))
-
-
-def _follows_reference(branch: nn.Module) -> bool:
-    return bool(branch.follows_reference)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

