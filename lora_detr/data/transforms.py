@@ -134,7 +134,9 @@ def drop_small(boxes: Tensor, labels: Tensor, least: float) -> tuple[Tensor, Ten
 def finish(image: Tensor, boxes: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return normalised float pixels, and boxes as cxcywh relative to the image, in [0, 1]."""
     height, width = image.shape[-2:]
-    pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), list(mean), list(std))
+    # Decoders lay out pixels channel by channel within each; what follows is faster on planes, with the same result.
+    pixels = F.to_dtype(image.contiguous(), torch.float32, scale=True)
+    pixels = F.normalize(pixels, list(mean), list(std), inplace=image.dtype != pixels.dtype)
     low, high = boxes[:, :2], boxes[:, 2:]
     boxes = torch.cat(((low + high) / 2, high - low), dim=1) / boxes.new_tensor([width, height, width, height])
     return pixels.as_subclass(Tensor), boxes

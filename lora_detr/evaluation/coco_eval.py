@@ -1,20 +1,23 @@
-"""COCO's average precision and recall, by pycocotools, independent of the order in which results arrive."""
+"""COCO's average precision and recall, independent of the order in which results arrive.
+
+pycocotools is the reference; hotcoco gives the same numbers in a small part of the time, and is used where installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from lora_detr.atomic_files import write_file
@@ -26,6 +29,13 @@ from lora_detr.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in the order in which pycocotools gives them."""
+
+Backend = Literal["pycocotools", "hotcoco"]
+MODULES: dict[Backend, tuple[str, str]] = {
+    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval"),
+    "hotcoco": ("hotcoco", "hotcoco"),
+}
+"""Where each package has its classes ``COCO`` and ``COCOeval``."""
 
 COLUMNS = 8
 """Columns of a row of ``CocoEvaluator.rows``: image id, query, label, score, x1, y1, x2, y2."""
@@ -177,8 +187,12 @@ class CocoEvaluator:
         lines = ",\n".join(json.dumps(entry) for entry in self.predictions())
         write_file(path, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
 
-    def compute(self) -> CocoMetrics:
-        """Return COCO's numbers over all images of the split; images without results count as found nothing."""
+    def compute(self, backend: Backend | None = None) -> CocoMetrics:
+        """Return COCO's numbers over all images of the split; images without results count as found nothing.
+
+        Args:
+            backend: the package that computes them; None takes the fastest that is installed.
+        """
         split = self._split
         images = [{"id": r.id, "width": r.width, "height": r.height} for r in split.records]
         categories = [{"id": i, "name": n} for i, n in zip(split.categories.ids, split.categories.names, strict=True)]
@@ -196,7 +210,9 @@ class CocoEvaluator:
         ]
         found = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in self.predictions()]
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(_index(images, categories, objects), _index(images, categories, found), "bbox")
+            of_coco, of_evaluation = map(importlib.import_module, MODULES[backend or best_backend()])
+            truth_index, found_index = (_index(of_coco.COCO(), images, categories, part) for part in (objects, found))
+            evaluation = of_evaluation.COCOeval(truth_index, found_index, "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -224,10 +240,14 @@ def _mean(precision: NDArray[np.float64]) -> float:
     return float(measured.mean()) if measured.size else -1.0
 
 
-def _index(images: Iterable[Any], categories: Iterable[Any], annotations: list[dict[str, Any]]) -> COCO:
-    """Return pycocotools' form of some annotations, numbered from 1: it takes a match with id 0 for no match."""
+def best_backend() -> Backend:
+    """Return the fastest package that is installed."""
+    return "hotcoco" if find_spec("hotcoco") else "pycocotools"
+
+
+def _index(index: Any, images: Iterable[Any], categories: Iterable[Any], annotations: list[dict[str, Any]]) -> Any:
+    """Fill an index with some annotations, numbered from 1: pycocotools takes a match with id 0 for no match."""
     numbered = [{**entry, "id": i} for i, entry in enumerate(annotations, start=1)]
-    index = COCO()
     index.dataset = {"images": list(images), "categories": list(categories), "annotations": numbered}
     index.createIndex()
     return index

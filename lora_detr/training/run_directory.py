@@ -21,6 +21,7 @@ from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
+from lora_detr.evaluation.coco_eval import best_backend
 from lora_detr.ops.sampling_choice import choose
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
@@ -217,7 +218,7 @@ def installed_version(package: str) -> str | None:
 
 
 def environment(device: torch.device) -> Mapping[str, object]:
-    """Return what results may depend on: versions, device, threads, CPU capability, kernel of attention."""
+    """Return what results may depend on: versions, device, threads, CPU capability, and which way is taken of several."""
     versions = {package: installed_version(package) or NOT_INSTALLED for package in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -228,6 +229,7 @@ def environment(device: torch.device) -> Mapping[str, object]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "attention": choose(device.type).name,
+        "evaluation": best_backend(),
     }
 
 

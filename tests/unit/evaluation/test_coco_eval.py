@@ -16,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.coco import CocoSplit, load_coco
-from lora_detr.evaluation.coco_eval import METRICS, CocoEvaluator
+from lora_detr.evaluation import coco_eval
+from lora_detr.evaluation.coco_eval import METRICS, CocoEvaluator, best_backend
 from lora_detr.structures import Detections
 
 BOX = [10.0, 20.0, 30.0, 40.0]
@@ -217,3 +218,57 @@ def test_s05_many_detections_of_one_image(tmp_path: Path) -> None:
     assert len(evaluator.predictions()) == 150
     others = [(box, score, 1) for box, score, _ in misses]
     assert _fill(split, {5: _found(*others, (BOX, 0.5, 0))}).compute().values["AP"] == pytest.approx(1.0)
+
+
+class TestHotcoco:
+    """The fast package against the reference: every number, bit for bit."""
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("hotcoco")
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_equals_pycocotools(self, tmp_path: Path, seed: int) -> None:
+        evaluator = _fill(*_random_case(tmp_path, seed))
+        assert evaluator.compute("hotcoco").to_json() == evaluator.compute("pycocotools").to_json()
+
+    @pytest.mark.parametrize("objects", [[], [{"image_id": 5, "category_id": 7, "bbox": BOX, "iscrowd": 1}]])
+    @pytest.mark.parametrize("found", [[], [(BOX, 0.9, 0)]])
+    def test_nothing_to_find_or_nothing_found(
+        self, tmp_path: Path, objects: list[dict[str, Any]], found: list[tuple[list[float], float, int]]
+    ) -> None:
+        split = _split(tmp_path, [{"area": 1200.0, **row} for row in objects])
+        evaluator = _fill(split, {5: _found(*found)})
+        assert evaluator.compute("hotcoco").to_json() == evaluator.compute("pycocotools").to_json()
+
+    @pytest.mark.parametrize("scores", [[0.5] * 6, [0.1, 0.9, 0.5, 0.5, 0.9, 0.3]])
+    def test_equal_scores_and_many_of_an_object(self, tmp_path: Path, scores: list[float]) -> None:
+        split = _split(tmp_path, [{"image_id": 5, "category_id": 7, "bbox": BOX, "area": 1200.0}])
+        boxes = [[10.0 + i, 20.0, 30.0, 40.0] for i in range(6)]
+        evaluator = _fill(split, {5: _found(*((box, s, 0) for box, s in zip(boxes, scores, strict=True)))})
+        assert evaluator.compute("hotcoco").to_json() == evaluator.compute("pycocotools").to_json()
+
+    def test_more_than_a_hundred_detections_of_a_class(self, tmp_path: Path) -> None:
+        chance = random.Random(0)
+        split, _ = _random_case(tmp_path, 3)
+        found = {}
+        for image_id in split.image_ids:
+            entries = []
+            for _ in range(300):
+                box = [chance.uniform(0, 100), chance.uniform(0, 100), chance.uniform(5, 90), chance.uniform(5, 90)]
+                entries.append((box, chance.random(), chance.randrange(2)))
+            found[image_id] = _found(*entries)
+        evaluator = _fill(split, found)
+        assert evaluator.compute("hotcoco").to_json() == evaluator.compute("pycocotools").to_json()
+
+    def test_it_is_taken_where_it_is_installed_and_says_nothing(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert best_backend() == "hotcoco"
+        _fill(*_random_case(tmp_path, 0)).compute()
+        assert capfd.readouterr() == ("", "")
+
+
+def test_without_the_fast_package_the_reference_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco_eval, "find_spec", lambda name: None)
+    assert best_backend() == "pycocotools"
