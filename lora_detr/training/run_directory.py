@@ -218,7 +218,7 @@ def installed_version(package: str) -> str | None:
 
 
 def environment(device: torch.device) -> Mapping[str, object]:
-    """Return what results may depend on: versions, device, threads, CPU capability, and which way is taken of several."""
+    """Return what results may depend on: versions, device, threads, CPU capability, which of several ways is taken."""
     versions = {package: installed_version(package) or NOT_INSTALLED for package in PACKAGES}
     return {
         "python": platform.python_version(),
