@@ -17,14 +17,22 @@ class BoxLosses:
     """Sums over the pairs of each group, and the overlap of each pair.
 
     Attributes:
-        l1: [G].
-        giou: [G], sum of 1 - GIoU.
+        sums: [2, G]: the L1 distances, and 1 - GIoU.
         iou: [G, B, T, k], detached; meaningless where masked.
     """
 
-    l1: Tensor
-    giou: Tensor
+    sums: Tensor
     iou: Tensor
+
+    @property
+    def l1(self) -> Tensor:
+        """[G]."""
+        return self.sums[0]
+
+    @property
+    def giou(self) -> Tensor:
+        """[G], sum of 1 - GIoU."""
+        return self.sums[1]
 
 
 def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) -> list[BoxLosses]:
@@ -50,8 +58,8 @@ def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) ->
     results = []
     parts = zip(terms.split(sizes, dim=1), iou.detach().split(sizes), sources, strict=True)
     for term, overlap, (_, assignment) in parts:
-        l1, lost = term.view(2, assignment.mask.shape[0], -1).sum(-1).unbind()
-        results.append(BoxLosses(l1, lost, overlap.view(assignment.mask.shape)))
+        sums = term.view(2, assignment.mask.shape[0], -1).sum(-1)
+        results.append(BoxLosses(sums, overlap.view(assignment.mask.shape)))
     return results
 
 

@@ -55,7 +55,8 @@ def class_targets(
     hard = empty.scatter_add(-1, cells, best.float())
     shape = (groups, batch, num_queries, num_classes)
     if quality is None:
-        return ClassTargets(hard.view(shape), hard.view(shape))
+        hard = hard.view(shape)
+        return ClassTargets(hard, hard)
     if one_to_one:
         soft = empty.scatter_add(-1, cells, torch.where(mask, quality.flatten(2), 0.0))
         return ClassTargets(hard.view(shape), soft.view(shape))

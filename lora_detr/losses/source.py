@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lora_detr.losses.boxes import BoxLosses, box_losses
+from lora_detr.losses.boxes import box_losses
 from lora_detr.losses.classification import class_targets, focal_loss, iou_aware_loss, quality_loss
 from lora_detr.losses.config import Classification, ClassificationConfig, TermWeights
 from lora_detr.losses.report import KINDS, LossKey
@@ -69,24 +69,24 @@ def all_terms(sources: Sequence[Source], boxes: Tensor, constants: Classificatio
         constants: of the classification losses.
     """
     found = box_losses([(source.prediction.boxes, source.assignment) for source in sources], boxes)
-    return torch.cat([_terms(source, losses, constants) for source, losses in zip(sources, found, strict=True)])
+    pairs = zip(sources, found, strict=True)
+    classes = torch.cat([_class_sums(source, losses.iou, constants) for source, losses in pairs])
+    sums = torch.cat((classes[None], torch.cat([losses.sums for losses in found], dim=1)))  # [kinds, groups of all]
+    return sums.T.flatten()
 
 
-def _terms(source: Source, boxes: BoxLosses, constants: ClassificationConfig) -> Tensor:
-    """Return the sums of all terms of a stack, [G * 3]."""
+def _class_sums(source: Source, iou: Tensor, constants: ClassificationConfig) -> Tensor:
+    """Return the classification losses of a stack whose pairs overlap by ``iou`` [G, B, T, k], summed: [G]."""
     soft = None
     if source.classification != "focal":
-        soft = boxes.iou if source.quality == "iou" else source.assignment.score
+        soft = iou if source.quality == "iou" else source.assignment.score
     logits = source.prediction.logits
     queries, classes = logits.shape[-2:]
     if queries == 0:
-        nothing = logits.flatten(1).sum(1)  # 0, with the graph kept
-        return torch.stack((nothing, boxes.l1, boxes.giou), dim=-1).flatten()
+        return logits.flatten(1).sum(1)  # 0, with the graph kept
     spread = class_targets(source.assignment, source.labels, soft, queries, classes, one_to_one=source.one_to_one)
     if source.classification == "focal":
-        loss = focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
-    elif source.classification == "quality":
-        loss = quality_loss(logits, spread, constants.negative_gamma, constants.quality_factor)
-    else:
-        loss = iou_aware_loss(logits, spread, constants.focal_alpha, constants.focal_gamma)
-    return torch.stack((loss, boxes.l1, boxes.giou), dim=-1).flatten()
+        return focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma)
+    if source.classification == "quality":
+        return quality_loss(logits, spread, constants.negative_gamma, constants.quality_factor)
+    return iou_aware_loss(logits, spread, constants.focal_alpha, constants.focal_gamma)

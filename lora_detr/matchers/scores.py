@@ -65,7 +65,8 @@ def matching_cost(
     cost = l1_cost * distance - giou_cost * giou
     if class_cost != 0:
         p = target_logits(prediction.logits.float(), targets.labels).sigmoid()
-        present = COST_FOCAL_ALPHA * (1 - p) ** 2 * -torch.log(p + eps)
-        absent = (1 - COST_FOCAL_ALPHA) * p**2 * -torch.log(1 - p + eps)
-        cost = cost + class_cost * (present - absent)
+        rest = 1 - p
+        present = COST_FOCAL_ALPHA * rest**2 * torch.log(p + eps)  # both without their minus signs, which cancel
+        absent = (1 - COST_FOCAL_ALPHA) * p**2 * torch.log(rest + eps)
+        cost = cost + class_cost * (absent - present)
     return cost
