@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -241,8 +242,26 @@ def _mean(precision: NDArray[np.float64]) -> float:
 
 
 def best_backend() -> Backend:
-    """Return the fastest package that is installed."""
-    return "hotcoco" if find_spec("hotcoco") else "pycocotools"
+    """Return the fastest package that is installed.
+
+    The threads of hotcoco do not outlive a fork: a process that was forked would wait for them for ever.
+    """
+    return "hotcoco" if find_spec("hotcoco") and not _Forked.is_so else "pycocotools"
+
+
+class _Forked:
+    """Whether this process was forked from another one after this module was imported."""
+
+    is_so = False
+
+    @classmethod
+    def note(cls) -> None:
+        """Take note, in the child."""
+        cls.is_so = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Forked.note)
 
 
 def _index(index: Any, images: Iterable[Any], categories: Iterable[Any], annotations: list[dict[str, Any]]) -> Any:
