@@ -10,7 +10,7 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,9 @@ MODULES: dict[Backend, tuple[str, str]] = {
     "hotcoco": ("hotcoco", "hotcoco"),
 }
 """Where each package has its classes ``COCO`` and ``COCOeval``."""
+
+# The process that imported this module; one that was forked from it later is another.
+_PROCESS = os.getpid()
 
 COLUMNS = 8
 """Columns of a row of ``CocoEvaluator.rows``: image id, query, label, score, x1, y1, x2, y2."""
@@ -188,11 +191,10 @@ class CocoEvaluator:
         lines = ",\n".join(json.dumps(entry) for entry in self.predictions())
         write_file(path, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
 
-    def compute(self, backend: Backend | None = None) -> CocoMetrics:
-        """Return COCO's numbers over all images of the split; images without results count as found nothing.
+    def datasets(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return ground truth and detections as COCO data sets, made anew: pycocotools writes into their entries.
 
-        Args:
-            backend: the package that computes them; None takes the fastest that is installed.
+        Annotations are numbered from 1: pycocotools takes a match with id 0 for no match.
         """
         split = self._split
         images = [{"id": r.id, "width": r.width, "height": r.height} for r in split.records]
@@ -210,13 +212,21 @@ class CocoEvaluator:
             )
         ]
         found = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in self.predictions()]
-        with contextlib.redirect_stdout(io.StringIO()):
-            of_coco, of_evaluation = map(importlib.import_module, MODULES[backend or best_backend()])
-            truth_index, found_index = (_index(of_coco.COCO(), images, categories, part) for part in (objects, found))
-            evaluation = of_evaluation.COCOeval(truth_index, found_index, "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+        shared = {"images": images, "categories": categories}
+        of_truth, of_found = (
+            {**shared, "annotations": [{**entry, "id": i} for i, entry in enumerate(part, start=1)]}
+            for part in (objects, found)
+        )
+        return of_truth, of_found
+
+    def compute(self, backend: Backend | None = None) -> CocoMetrics:
+        """Return COCO's numbers over all images of the split; images without results count as found nothing.
+
+        Args:
+            backend: the package that computes them; None takes the fastest that is installed.
+        """
+        backend = backend or best_backend()
+        evaluation = evaluated(backend, *(index_of(backend, dataset) for dataset in self.datasets()))
         values = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
         return CocoMetrics(values, self._per_class(evaluation), len(self.left_out))
 
@@ -246,27 +256,23 @@ def best_backend() -> Backend:
 
     The threads of hotcoco do not outlive a fork: a process that was forked would wait for them for ever.
     """
-    return "hotcoco" if find_spec("hotcoco") and not _Forked.is_so else "pycocotools"
+    return "hotcoco" if find_spec("hotcoco") and os.getpid() == _PROCESS else "pycocotools"
 
 
-class _Forked:
-    """Whether this process was forked from another one after this module was imported."""
-
-    is_so = False
-
-    @classmethod
-    def note(cls) -> None:
-        """Take note, in the child."""
-        cls.is_so = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Forked.note)
-
-
-def _index(index: Any, images: Iterable[Any], categories: Iterable[Any], annotations: list[dict[str, Any]]) -> Any:
-    """Fill an index with some annotations, numbered from 1: pycocotools takes a match with id 0 for no match."""
-    numbered = [{**entry, "id": i} for i, entry in enumerate(annotations, start=1)]
-    index.dataset = {"images": list(images), "categories": list(categories), "annotations": numbered}
-    index.createIndex()
+def index_of(backend: Backend, dataset: dict[str, Any]) -> Any:
+    """Return what a package makes of a COCO data set, which it keeps."""
+    index = importlib.import_module(MODULES[backend][0]).COCO()
+    index.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.createIndex()
     return index
+
+
+def evaluated(backend: Backend, truth: Any, found: Any) -> Any:
+    """Return a package's evaluation of detections against ground truth, as ``index_of`` gave both."""
+    evaluation = importlib.import_module(MODULES[backend][1]).COCOeval(truth, found, "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation

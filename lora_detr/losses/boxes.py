@@ -24,16 +24,6 @@ class BoxLosses:
     sums: Tensor
     iou: Tensor
 
-    @property
-    def l1(self) -> Tensor:
-        """[G]."""
-        return self.sums[0]
-
-    @property
-    def giou(self) -> Tensor:
-        """[G], sum of 1 - GIoU."""
-        return self.sums[1]
-
 
 def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) -> list[BoxLosses]:
     """Compare the boxes of paired queries with their targets, all sources in one pass.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora_detr.ops.sampling import level_starts
+
 # Where the kernels of Hugging Face's community lie, and how many images they work on at once.
 HUB_REPOSITORY = "kernels-community/deformable-detr"
 IMAGES_AT_ONCE = 64
@@ -36,9 +38,7 @@ def hub_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Te
 
 def _as_tensors(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return sizes [levels, 2] and first tokens [levels] of the levels."""
-    areas = [height * width for height, width in shapes]
-    starts = [sum(areas[:level]) for level in range(len(areas))]
-    return torch.tensor(list(shapes), device=device), torch.tensor(starts, device=device)
+    return torch.tensor(list(shapes), device=device), torch.tensor(level_starts(shapes), device=device)
 
 
 def _hub_kernel() -> ModuleType:

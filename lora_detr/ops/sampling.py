@@ -6,6 +6,7 @@ Both take and give what ``ops.deform_attn.deformable_sampling`` documents, all t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,6 +54,11 @@ def bag_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Te
     return bags.view(batch, queries, heads * depth)
 
 
+def level_starts(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the first token of each level."""
+    return list(accumulate((height * width for height, width in shapes[:-1]), initial=0))
+
+
 def _pixels(
     shapes: Sequence[tuple[int, int]], tokens: int, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -72,8 +78,7 @@ def _pixels(
     device, whole = locations.device, torch.int32
     last = torch.tensor([(width - 1, height - 1) for height, width in shapes], dtype=whole, device=device)[:, None]
     strides = torch.tensor([(heads, width * heads) for _, width in shapes], dtype=whole, device=device)[:, None]
-    areas = [height * width for height, width in shapes]
-    starts = torch.tensor([sum(areas[:level]) for level in range(len(areas))], dtype=whole, device=device)
+    starts = torch.tensor(level_starts(shapes), dtype=whole, device=device)
     image = torch.arange(batch, dtype=whole, device=device).view(-1, 1, 1, 1, 1)
     head = torch.arange(heads, dtype=whole, device=device).view(1, 1, -1, 1, 1)
     first = (image * tokens + starts[:, None]) * heads + head  # [B, 1, heads, levels, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,14 @@ class TestHotcoco:
 def test_without_the_fast_package_the_reference_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_eval, "find_spec", lambda name: None)
     assert best_backend() == "pycocotools"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_leaves_the_fast_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads stay in the parent."""
+    monkeypatch.setattr(coco_eval, "find_spec", lambda name: name)
+    assert best_backend() == "hotcoco"
+    child = os.fork()
+    if child == 0:
+        os._exit(best_backend() != "pycocotools")
+    assert os.waitpid(child, 0)[1] == 0

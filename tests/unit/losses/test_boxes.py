@@ -25,7 +25,8 @@ def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -
     boxes = problem.prediction.boxes.requires_grad_()
     assignment = TopK([k], [0.2], [0.3], positive_fraction=None)(problem.prediction, problem.targets)
     found = box_losses([(boxes, assignment)], problem.targets.boxes)[0]
-    (found.l1 + 2 * found.giou).sum().backward()
+    found_l1, found_giou = found.sums
+    (found_l1 + 2 * found_giou).sum().backward()
     plain = boxes.detach().double().requires_grad_()
     for g in range(boxes.shape[0]):
         l1 = giou = plain.sum() * 0
@@ -38,8 +39,8 @@ def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -
                 query = int(assignment.query[g, b, t, slot])
                 overlap = iou(boxes[g, b, query].tolist(), image.boxes[t])
                 assert found.iou[g, b, t, slot].item() == pytest.approx(overlap, abs=1e-5)
-        assert found.l1[g].item() == pytest.approx(l1.item(), rel=1e-5, abs=1e-5)
-        assert found.giou[g].item() == pytest.approx(giou.item(), rel=1e-5, abs=1e-5)
+        assert found_l1[g].item() == pytest.approx(l1.item(), rel=1e-5, abs=1e-5)
+        assert found_giou[g].item() == pytest.approx(giou.item(), rel=1e-5, abs=1e-5)
         (l1 + 2 * giou).backward()
     assert boxes.grad is not None and plain.grad is not None
     torch.testing.assert_close(boxes.grad, plain.grad.float(), rtol=1e-3, atol=1e-4)
@@ -59,10 +60,10 @@ def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -
 )
 def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
     boxes = torch.tensor(box).view(1, 1, 1, 4).requires_grad_()
-    found = box_losses([(boxes, one_pair(0))], torch.tensor(target).view(1, 1, 4))[0]
-    (found.l1 + found.giou).sum().backward()
-    assert found.l1.isfinite().all() and found.giou.isfinite().all()
-    assert 0 <= found.giou.item() <= 2 + 1e-6
+    l1, giou = box_losses([(boxes, one_pair(0))], torch.tensor(target).view(1, 1, 4))[0].sums
+    (l1 + giou).sum().backward()
+    assert l1.isfinite().all() and giou.isfinite().all()
+    assert 0 <= giou.item() <= 2 + 1e-6
     assert boxes.grad is not None and boxes.grad.isfinite().all()
 
 
@@ -70,18 +71,19 @@ def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
 def test_n04_saturated_box_logits(logit: float) -> None:
     """Width and height come from a sigmoid: saturated logits make boxes without area."""
     logits = torch.full((1, 1, 2, 4), logit, requires_grad=True)
-    found = box_losses([(logits.sigmoid(), one_pair(1))], torch.tensor([[[0.4, 0.4, 0.2, 0.2]]]))[0]
-    (5 * found.l1 + 2 * found.giou).sum().backward()
-    assert found.giou.isfinite().all()
+    l1, giou = box_losses([(logits.sigmoid(), one_pair(1))], torch.tensor([[[0.4, 0.4, 0.2, 0.2]]]))[0].sums
+    (5 * l1 + 2 * giou).sum().backward()
+    assert giou.isfinite().all()
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_n07_groups_without_pairs_give_zero_and_keep_the_graph() -> None:
     problem = make_problem(seed=1, groups=2, counts=[0, 0], queries=4, classes=2)
     boxes = problem.prediction.boxes.requires_grad_()
-    found = box_losses([(boxes, TopK([3])(problem.prediction, problem.targets))], problem.targets.boxes)[0]
-    assert not found.l1.any() and not found.giou.any()
-    (found.l1 + found.giou).sum().backward()
+    assignment = TopK([3])(problem.prediction, problem.targets)
+    l1, giou = box_losses([(boxes, assignment)], problem.targets.boxes)[0].sums
+    assert not l1.any() and not giou.any()
+    (l1 + giou).sum().backward()
     assert boxes.grad is not None and not boxes.grad.any()
 
 
@@ -90,4 +92,4 @@ def test_a_query_with_two_pairs_counts_twice() -> None:
     targets = torch.rand(1, 2, 4)
     twice = Assignment(torch.ones(1, 1, 2, 1, dtype=torch.int64), torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1) > 0)
     expected = (boxes[0, 0, 1] - targets[0]).abs().sum()
-    torch.testing.assert_close(box_losses([(boxes, twice)], targets)[0].l1[0], expected)
+    torch.testing.assert_close(box_losses([(boxes, twice)], targets)[0].sums[0, 0], expected)
