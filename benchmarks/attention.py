@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.interleaved import Timing, interleaved
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from lora_detr.ops.sampling_choice import COMPILED, PLAIN, Kernel, fault_of
 
 HEADS, DEPTH, POINTS = 8, 32, 4
@@ -156,10 +156,7 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    add_options(parser)
-    given = parser.parse_args()
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    given = parse(parser)
     give([row for name in given.size for row in rows(name, given.device, given.rounds)], given)
 
 

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from benchmarks.criterion_case import CLASSES, TOKENS, Case, made_up
 from benchmarks.criterion_loop import Loop
-from benchmarks.interleaved import interleaved
+from benchmarks.interleaved import interleaved, wait_for
 from benchmarks.operations import cost_of
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from lora_detr.errors import ConfigError
 
 SIZES = ((2, 8), (2, 20), (8, 8), (8, 20))
@@ -103,12 +103,10 @@ def _seconds(total: Callable[[], Tensor], leaves: Sequence[Tensor], device: str)
     """Return the seconds of a forward and of a backward pass."""
     start = time.perf_counter()
     value = total()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(device)
     middle = time.perf_counter()
     torch.autograd.grad(value, leaves, allow_unused=True)
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(device)
     return middle - start, time.perf_counter() - middle
 
 
@@ -136,10 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ours-only", action="store_true", help="leave the loop out")
     parser.add_argument("--device", default="cpu")
-    add_options(parser)
-    given = parser.parse_args()
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    given = parse(parser)
     rows = []
     for (images, objects), branches in itertools.product(given.sizes, given.branches):
         sizes = {"queries": given.queries, "classes": given.classes, "tokens": given.tokens}

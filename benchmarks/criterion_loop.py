@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.criterion_case import Case
 from lora_detr.losses.config import Classification, ClassificationConfig, EncoderLossConfig, TermWeights
-from lora_detr.matchers import HungarianConfig
 from lora_detr.structures import EncoderOutput, Prediction, QueryGroupOutput
-from tests.reference import hungarian, losses, one_to_many
+from tests.reference import losses
 from tests.reference.boxes import iou
+from tests.unit.losses.step_outputs import branch_pairs, cheapest
 
 Pair = tuple[int, int]
 
@@ -38,7 +38,7 @@ class Loop:
         output, loss, divisor = self.case.step.output, self.loss, self.case.normaliser.of()
         for layer, published in enumerate(output.layers):
             one = _of_image(published.prediction, b)
-            pairs = _cheapest(one, one.boxes, image, loss.primary.matcher)
+            pairs = cheapest(one.logits, one.boxes, image, loss.primary.matcher)
             yield self._terms(one, pairs, image, loss.primary.classification, loss.primary.weights) / divisor
             for part in self._branches(b, layer, image, pairs):
                 yield part / divisor
@@ -52,24 +52,9 @@ class Loop:
         side_car, config, layers = self.case.step.branches, self.loss.branch, len(self.case.step.output.layers)
         for n, branch in enumerate(self.case.config.branches):
             assert side_car is not None
-            one, matcher = _of_image(side_car.layers[layer], n, b), branch.matcher
-            score = one_to_many.matching_scores(
-                one.logits.tolist(), one.boxes.tolist(), image.labels, image.boxes, matcher.class_weight
-            )
-            rules = one_to_many.Rules(
-                matcher.k,
-                matcher.threshold,
-                matcher.strict_threshold,
-                matcher.force_best,
-                matcher.positive_fraction,
-                matcher.candidates,
-            )
-            pairs = one_to_many.assign(score, rules, priority=self.case.priority[n * layers + layer, b].tolist())
-            if config.merge_one_to_one:
-                pairs = one_to_many.unite(one_to_one, pairs)
-            if config.duplicates == "clean":
-                pairs = one_to_many.unite([], pairs)  # the last pair of a query is its best
-            quality = [score[t][q] for q, t in pairs] if config.quality == "score" else None
+            one = _of_image(side_car.layers[layer], n, b)
+            priority = self.case.priority[n * layers + layer, b].tolist()
+            pairs, quality = branch_pairs(one.logits, one.boxes, one_to_one, image, config, branch.matcher, priority)
             scale = self.case.criterion.branch_scale
             yield scale * self._terms(one, pairs, image, config.classification, config.weights, quality)
 
@@ -83,7 +68,8 @@ class Loop:
             one, anchors = Prediction(one.logits[kept], one.boxes[kept]), anchors[kept]
         if config.classes == "foreground":
             image = losses.Image([0] * len(image.labels), image.boxes)
-        pairs = _cheapest(one, anchors if config.match_to == "anchors" else one.boxes, image, config.matcher, repeats)
+        matched = anchors if config.match_to == "anchors" else one.boxes
+        pairs = cheapest(one.logits, matched, image, config.matcher, repeats)
         return self._terms(one, pairs, image, config.classification, config.weights)
 
     def _group(self, group: QueryGroupOutput, b: int, image: losses.Image) -> Iterator[Tensor]:
@@ -96,7 +82,7 @@ class Loop:
             if known is not None:
                 yield self._terms(one, known, image, denoising.classification, denoising.weights) / divisor
             else:
-                pairs = _cheapest(one, one.boxes, image, hybrid.matcher, hybrid.repeats)
+                pairs = cheapest(one.logits, one.boxes, image, hybrid.matcher, hybrid.repeats)
                 kind = hybrid.classification or self.loss.primary.classification
                 yield self._terms(one, pairs, image, kind, hybrid.weights) / divisor
         if group.encoder is not None:
@@ -131,23 +117,6 @@ class Loop:
 def _of_image(prediction: Prediction, *place: int) -> Prediction:
     """Return the predictions [Q, ...] at a place of the leading axes, in float64."""
     return Prediction(prediction.logits[place].double(), prediction.boxes[place].double())
-
-
-def _cheapest(
-    one: Prediction, boxes: Tensor, image: losses.Image, matcher: HungarianConfig, repeats: int = 1
-) -> list[Pair]:
-    """Return the one-to-one pairs of an image whose list of targets is repeated."""
-    cost = hungarian.cost_matrix(
-        one.logits.tolist(),
-        boxes.tolist(),
-        image.labels,
-        image.boxes,
-        class_weight=matcher.class_cost,
-        l1_weight=matcher.l1_cost,
-        giou_weight=matcher.giou_cost,
-        epsilon=matcher.eps,
-    )
-    return [(q, t % len(image.labels)) for q, t in hungarian.solve([row * repeats for row in cost])]
 
 
 def iou_aware(

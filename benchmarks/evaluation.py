@@ -4,10 +4,10 @@
     python benchmarks/evaluation.py --images 1000 --rounds 3
 
 Objects and detections are made up, with a seed: 80 classes, about seven objects an image, detections near them. Both
-packages are given the same dictionaries. ``load`` is building the indices of ground truth and detections, ``evaluate``
-all that follows up to the twelve numbers; ``ratio`` is of both together, to pycocotools. ``CocoEvaluator.compute`` is
-what the program calls, all of it. ``difference`` is the largest among the twelve numbers from those of pycocotools, and
-must be 0.
+packages are given the same dictionaries, those of the program. ``load`` is building the indices of ground truth and
+detections, ``evaluate`` all that follows up to the twelve numbers; ``ratio`` is of both together, to pycocotools.
+``CocoEvaluator.compute`` is what the program calls, all of it. ``difference`` is the largest among the twelve numbers
+from those of pycocotools, and must be 0.
 
 The other rows are our own part for a quarter, half and all of the images. Their ratio is time *an image*, as a multiple
 of that with a quarter: 1 where time grows with the number of images, 4 in the last row where it grows with its square.
@@ -19,10 +19,7 @@ everything is done once with a few images; a whole round of pycocotools takes ab
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import importlib.util
-import io
 import json
 import os
 import statistics
@@ -39,9 +36,9 @@ import numpy as np
 import torch
 
 from benchmarks.interleaved import interleaved
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from lora_detr.data.coco import CocoSplit, load_coco
-from lora_detr.evaluation.coco_eval import METRICS, CocoEvaluator
+from lora_detr.evaluation.coco_eval import METRICS, MODULES, Backend, CocoEvaluator, evaluated, index_of
 from lora_detr.structures import Detections
 
 CLASSES, OBJECTS = 80, 7
@@ -50,9 +47,6 @@ CROWDS = 0.015
 """Share of objects that are crowd regions, about that of COCO."""
 
 FIRST_BACKEND = "pycocotools"
-MODULES = {FIRST_BACKEND: ("pycocotools.coco", "pycocotools.cocoeval"), "hotcoco": ("hotcoco", "hotcoco")}
-"""Where each package has the classes ``COCO`` and ``COCOeval``."""
-
 COMPUTE = "CocoEvaluator.compute"
 WARM_UP_IMAGES = 8
 OWN_ROUNDS = 5
@@ -149,51 +143,19 @@ def made_up(images: int, detections: int, seed: int = 0) -> Case:
         return Case(load_coco(path, Path(folder), check_files=False), found)
 
 
-def backends() -> list[str]:
+def backends() -> list[Backend]:
     """Return the packages that are there, pycocotools first."""
     return [name for name, (module, _) in MODULES.items() if importlib.util.find_spec(module.split(".")[0])]
 
 
-def lists(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ground truth and detections as the COCO data sets that both packages take."""
-    split, truth = case.split, case.split.ground_truth
-    columns = (truth.image_ids, truth.category_ids, truth.boxes_xywh_pixels, truth.areas, truth.crowd)
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    objects = [{**dict(zip(names, row, strict=True)), "id": i} for i, row in enumerate(rows, start=1)]
-    for entry in objects:
-        entry["iscrowd"] = int(entry["iscrowd"])
-    found = []
-    for i, entry in enumerate(case.evaluator().predictions(), start=1):
-        found.append({**entry, "id": i, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0})
-    images = [{"id": i, "width": WIDTH, "height": HEIGHT} for i in split.image_ids]
-    shared = {"images": images, "categories": [{"id": i, "name": str(i)} for i in split.categories.ids]}
-    return {**shared, "annotations": objects}, {**shared, "annotations": found}
-
-
-def by_backend(name: str, truth: dict[str, Any], found: dict[str, Any]) -> Measured:
-    """Evaluate with one of the packages."""
-    coco, evaluation = (
-        getattr(importlib.import_module(module), kind)
-        for module, kind in zip(MODULES[name], ("COCO", "COCOeval"), strict=True)
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        # pycocotools writes into what it is given, so each evaluation has its own entries.
-        contents = [{**one, "annotations": [dict(row) for row in one["annotations"]]} for one in (truth, found)]
-        start = time.perf_counter()
-        indices = []
-        for content in contents:
-            index = coco()
-            index.dataset = content
-            index.createIndex()
-            indices.append(index)
-        loaded = time.perf_counter()
-        one = evaluation(*indices, "bbox")
-        one.evaluate()
-        one.accumulate()
-        one.summarize()
-        end = time.perf_counter()
-    return Measured(loaded - start, end - loaded, tuple(map(float, one.stats)))
+def by_backend(backend: Backend, evaluator: CocoEvaluator) -> Measured:
+    """Evaluate with one of the packages; making the data sets that it is given does not count."""
+    datasets = evaluator.datasets()
+    start = time.perf_counter()
+    indices = [index_of(backend, dataset) for dataset in datasets]
+    loaded = time.perf_counter()
+    stats = evaluated(backend, *indices).stats
+    return Measured(loaded - start, time.perf_counter() - loaded, tuple(map(float, stats)))
 
 
 def by_evaluator(evaluator: CocoEvaluator) -> Measured:
@@ -235,9 +197,9 @@ def own_rows(case: Case, rounds: int) -> list[Row]:
 
 def _all_ways(case: Case, rounds: int) -> dict[str, list[Measured]]:
     """Return one measurement a round of each way, all of them in turn."""
-    truth, found = lists(case)
-    ways: dict[str, Callable[[], Measured]] = {name: partial(by_backend, name, truth, found) for name in backends()}
-    ways[COMPUTE] = partial(by_evaluator, case.evaluator())
+    evaluator = case.evaluator()
+    ways: dict[str, Callable[[], Measured]] = {name: partial(by_backend, name, evaluator) for name in backends()}
+    ways[COMPUTE] = partial(by_evaluator, evaluator)
     measured: dict[str, list[Measured]] = {name: [] for name in ways}
 
     def kept(name: str) -> None:
@@ -278,10 +240,8 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100, help="of an image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1, help=f"of whole evaluations; our part: {OWN_ROUNDS} at least")
-    add_options(parser)
-    given = parser.parse_args()
+    given = parse(parser)
     if given.threads is not None:
-        torch.set_num_threads(given.threads)
         os.environ["RAYON_NUM_THREADS"] = str(given.threads)  # which hotcoco reads when it starts its own
     case = made_up(given.images, given.detections, given.seed)
     rows = [*backend_rows(case, given.rounds), *own_rows(case, given.rounds)]

@@ -28,7 +28,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 
 from benchmarks.interleaved import interleaved
 from benchmarks.memory import megabytes_alone, rise
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from benchmarks.steps import Inputs, Subject, add_inputs, classes_of, config_of, inputs_of
 from lora_detr.config.run import RunConfig
 from lora_detr.models.backbones import ResNetConfig
@@ -228,8 +228,7 @@ def main() -> None:
     add_inputs(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--alone", nargs=2, metavar=("WHAT", "SIDE"), help=argparse.SUPPRESS)
-    add_options(parser)
-    given = parser.parse_args()
+    given = parse(parser)
     os.environ[VARIABLE] = given.kernel
     scale = SCALES[given.scale]
     inputs = inputs_of(given, scale.size, scale.batch)

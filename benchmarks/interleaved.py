@@ -43,10 +43,10 @@ def interleaved(
     for turn in range(warm_up + rounds):
         order = range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways)))
         for i in order:
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             ways[i]()
-            _wait(device)
+            wait_for(device)
             if turn >= warm_up:
                 measured[i].append(time.perf_counter() - start)
     timings = []
@@ -56,6 +56,7 @@ def interleaved(
     return timings
 
 
-def _wait(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Wait until a device has done what it was given; a CPU always has."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 from benchmarks.interleaved import interleaved
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from lora_detr.config.load import load_config
 from lora_detr.config.run import RunConfig
 from lora_detr.data import dataset as dataset_module
@@ -205,10 +205,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("jpeg", "png"), default="jpeg", help="of images that are drawn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where batches are brought")
-    add_options(parser)
-    given = parser.parse_args()
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    given = parse(parser)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         data = given.data or made_up(Path(folder) / "made-up", given.images, given.size, given.kind)

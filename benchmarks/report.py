@@ -9,10 +9,11 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from lora_detr.training.run_directory import installed_version
 
 STDOUT = "-"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "pycocotools", "hotcoco", "torch-ms-deform-attn")
@@ -20,12 +21,16 @@ Value = str | int | float | bool | None
 Row = Mapping[str, Value]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all benchmarks have."""
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the options that all benchmarks have, read the command line, and set the threads that it asks for."""
     parser.add_argument("--threads", type=int, help="of the arithmetic; default: as many as PyTorch takes")
     parser.add_argument(
         "--json", nargs="?", const=STDOUT, metavar="FILE", help="give JSON: alone on stdout, or into FILE"
     )
+    given = parser.parse_args()
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    return given
 
 
 def machine() -> dict[str, Value]:
@@ -39,12 +44,8 @@ def machine() -> dict[str, Value]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    versions = {package: installed_version(package) for package in PACKAGES}
+    return found | {package: version for package, version in versions.items() if version is not None}
 
 
 def give(rows: Sequence[Row], given: argparse.Namespace) -> None:

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from typer.main import get_command
 
 from benchmarks.interleaved import interleaved
-from benchmarks.report import Row, add_options, give
+from benchmarks.report import Row, give, parse
 from lora_detr.cli import app
 
 NOTHING = "pass"
@@ -107,10 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="WORD", help="command lines with this word, such as train")
     parser.add_argument("--rounds", type=int, default=5)
-    add_options(parser)
-    given = parser.parse_args()
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    given = parse(parser)
     lines = [line for line in commands() if given.only is None or given.only in line]
     if not lines:
         parser.error(f"--only {given.only}: no command line has this word")

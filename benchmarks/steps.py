@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.interleaved import Timing, interleaved
 from benchmarks.memory import megabytes_alone, rise
-from benchmarks.report import Row, Value, add_options, give
+from benchmarks.report import Row, Value, give, parse
 from benchmarks.systems import SYSTEMS
 from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import COCO_SLOTS, CategoryMap
@@ -180,9 +180,8 @@ def as_leaves(value: Any) -> Any:
     return value
 
 
-def step_bytes(system: str, inputs: Inputs) -> int | None:
+def step_bytes(subject: Subject, inputs: Inputs) -> int | None:
     """Return what the first step of a system adds to what this process holds."""
-    subject = Subject(system, inputs)
     subject.model.train()
     return rise(subject.step, inputs.device)
 
@@ -319,9 +318,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs_of(given: argparse.Namespace, size: tuple[int, int], batch: int) -> Inputs:
-    """Return what the options of ``add_inputs`` say, with a default for size and batch; and set the threads."""
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    """Return what the options of ``add_inputs`` say, with a default for size and batch."""
     sides = given.size or size
     return Inputs((sides[0], sides[-1]), given.batch or batch, given.objects, given.device)
 
@@ -335,11 +332,10 @@ def main() -> None:
     add_inputs(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
-    add_options(parser)
-    given = parser.parse_args()
+    given = parse(parser)
     inputs = inputs_of(given, (256, 256), 4)
     if given.alone is not None:
-        print(json.dumps(step_bytes(given.alone, inputs)))
+        print(json.dumps(step_bytes(Subject(given.alone, inputs), inputs)))
         return
     counts = sorted(set(given.branches))
     small = [shlex.join(options[1:]) for options in SYSTEMS.values() if options[1] != BRANCH_PRESET]

@@ -12,26 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.interleaved import interleaved
 from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import collate
-from lora_detr.structures import Batch
 from lora_detr.training.data import read_splits, train_loader
 from lora_detr.training.distributed import World
 from lora_detr.training.opened import open_run
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
-from lora_detr.training.step import Stepper
+from lora_detr.training.step import Stepper, StepResult
 
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "Deformable-DETR": ("--preset", "deformable-tiny"),
@@ -108,7 +107,7 @@ def step_seconds(runs: Sequence[Path], threads: int) -> list[float]:
     """Return the median seconds of a step of each run, all measured in turn on the same images."""
     torch.set_num_threads(threads)
     world = World.from_environment("cpu")
-    steppers: list[tuple[Stepper, list[Batch]]] = []
+    ways: list[partial[StepResult]] = []
     for path in runs:
         seed_everything(0, 0)
         opened = open_run(path, "last")
@@ -118,15 +117,8 @@ def step_seconds(runs: Sequence[Path], threads: int) -> list[float]:
         batch = collate([dataset.sample(i, 0) for i in range(config.train.batch_size)], config.data.size_divisor)
         model = opened.model.train()
         optimizer = build_optimizer(model, config.train.optimizer)
-        steppers.append((Stepper(model, config.build_criterion(), optimizer, config, world), [batch]))
-    seconds: list[list[float]] = [[] for _ in runs]
-    for step in range(STEPS_TIMED + 2):
-        for one, (stepper, batches) in zip(seconds, steppers, strict=True):
-            start = time.perf_counter()
-            stepper(batches, step)
-            if step >= 2:  # the first ones warm up
-                one.append(time.perf_counter() - start)
-    return [statistics.median(one) for one in seconds]
+        ways.append(partial(Stepper(model, config.build_criterion(), optimizer, config, world), [batch], 0))
+    return [timing.seconds for timing in interleaved(ways, STEPS_TIMED, warm_up=2)]
 
 
 def row(system: str, options: Sequence[str], path: Path, ratio: float) -> Row:

@@ -17,7 +17,6 @@ from benchmarks.evaluation import (
     backend_rows,
     backends,
     by_backend,
-    lists,
     made_up,
     own_rows,
 )
@@ -44,7 +43,7 @@ def test_made_up_data(case: Case) -> None:
 
 def test_the_first_images_with_what_belongs_to_them(case: Case) -> None:
     part = case.first(3)
-    truth, found = lists(part)
+    truth, found = part.evaluator().datasets()
     assert {row["image_id"] for row in truth["annotations"]} == {1, 2, 3} == set(part.found)
     assert len(found["annotations"]) == 30
     assert [row["id"] for row in found["annotations"]] == list(range(1, 31))  # 0 would stand for no match
@@ -60,9 +59,10 @@ def test_all_ways_give_the_same_numbers(case: Case) -> None:
 
 
 def test_packages_get_the_same_entries(case: Case) -> None:
-    truth, found = lists(case)
-    by_backend(FIRST_BACKEND, truth, found)
-    assert (truth, found) == lists(case)
+    evaluator = case.evaluator()
+    truth, found = evaluator.datasets()
+    by_backend(FIRST_BACKEND, evaluator)
+    assert (truth, found) == evaluator.datasets()
 
 
 def test_a_way_that_differs_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_detr.losses.config import CriterionConfig
-from lora_detr.matchers import TopKConfig
+from lora_detr.losses.config import BranchLossConfig, CriterionConfig
+from lora_detr.matchers import HungarianConfig, TopKConfig
 from lora_detr.structures import (
     BranchOutput,
     DecoderLayerOutput,
@@ -106,14 +106,20 @@ def plain_losses(
         image = losses.Image(target.labels.tolist(), target.boxes.tolist())
         for layer in range(num_layers):
             logits, boxes = leaves["primary/logits"][layer, b], leaves["primary/boxes"][layer, b]
-            one_to_one = _cheapest(logits, boxes, image, config.primary.matcher.class_cost)
+            one_to_one = cheapest(logits, boxes, image, config.primary.matcher)
             overlaps = [iou(boxes[q].tolist(), image.boxes[t]) for q, t in one_to_one]
             quality = overlaps if config.primary.classification == "quality" else None
             add(f"primary/layer{layer}", _terms(logits, boxes, one_to_one, image, quality, config))
             for n, matcher in enumerate(matchers):
                 logits, boxes = leaves["branch/logits"][n, layer, b], leaves["branch/boxes"][n, layer, b]
-                pairs, chosen = _branch_pairs(
-                    logits, boxes, one_to_one, image, config, matcher, priority[n * num_layers + layer, b].tolist()
+                pairs, chosen = branch_pairs(
+                    logits,
+                    boxes,
+                    one_to_one,
+                    image,
+                    config.branch,
+                    matcher,
+                    priority[n * num_layers + layer, b].tolist(),
                 )
                 quality = chosen if config.branch.classification == "quality" else None
                 add(f"branch{n}/layer{layer}", _terms(logits, boxes, pairs, image, quality, config))
@@ -121,22 +127,34 @@ def plain_losses(
         logits, boxes = leaves["encoder/logits"][b], leaves["encoder/boxes"][b]
         assert step.output.encoder is not None
         anchors = step.output.encoder.anchors[b] if config.encoder.match_to == "anchors" else boxes
-        pairs = _cheapest(logits, anchors, foreground, config.encoder.matcher.class_cost)
+        pairs = cheapest(logits, anchors, foreground, config.encoder.matcher)
         add("encoder", _terms(logits, boxes, pairs, foreground, None, config))
     return result
 
 
-def _cheapest(logits: Tensor, boxes: Tensor, image: losses.Image, class_weight: float) -> list[tuple[int, int]]:
-    cost = hungarian.cost_matrix(logits.tolist(), boxes.tolist(), image.labels, image.boxes, class_weight=class_weight)
-    return hungarian.solve(cost)
+def cheapest(
+    logits: Tensor, boxes: Tensor, image: losses.Image, matcher: HungarianConfig, repeats: int = 1
+) -> list[tuple[int, int]]:
+    """Return the one-to-one pairs of an image whose list of targets is repeated."""
+    cost = hungarian.cost_matrix(
+        logits.tolist(),
+        boxes.tolist(),
+        image.labels,
+        image.boxes,
+        class_weight=matcher.class_cost,
+        l1_weight=matcher.l1_cost,
+        giou_weight=matcher.giou_cost,
+        epsilon=matcher.eps,
+    )
+    return [(q, t % len(image.labels)) for q, t in hungarian.solve([row * repeats for row in cost])]
 
 
-def _branch_pairs(
+def branch_pairs(
     logits: Tensor,
     boxes: Tensor,
     one_to_one: list[tuple[int, int]],
     image: losses.Image,
-    config: CriterionConfig,
+    config: BranchLossConfig,
     matcher: TopKConfig,
     priority: list[float],
 ) -> tuple[list[tuple[int, int]], list[float]]:
@@ -153,11 +171,11 @@ def _branch_pairs(
         matcher.candidates,
     )
     pairs = one_to_many.assign(score, rules, priority=priority)
-    if config.branch.merge_one_to_one:
+    if config.merge_one_to_one:
         pairs = one_to_many.unite(one_to_one, pairs)
-    if config.branch.duplicates == "clean":
+    if config.duplicates == "clean":
         pairs = one_to_many.unite([], pairs)  # the last pair of a query is its best
-    if config.branch.quality == "score":
+    if config.quality == "score":
         return pairs, [score[t][q] for q, t in pairs]
     return pairs, [iou(boxes[q].tolist(), image.boxes[t]) for q, t in pairs]
 
