@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from lora_detr.config.base import Strict
+from lora_detr.models.backbones.folding import fold_frozen_norms
 from lora_detr.models.backbones.normalisation import group_norm
 from lora_detr.models.backbones.weights import IMAGENET, NONE, fetch, fit, read_state
 
@@ -45,6 +46,7 @@ class ResNet(nn.Module):
             for key in ("conv1", "bn1", "layer1"):
                 self.body[key].requires_grad_(False)
         self.body.to(memory_format=self.memory_format)
+        fold_frozen_norms(self)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return maps [B, C_i, H / s_i, W / s_i] of strides 8, 16, 32."""

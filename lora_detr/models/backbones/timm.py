@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lora_detr.config.base import Strict
 from lora_detr.errors import CheckpointError, ConfigError, nearest
+from lora_detr.models.backbones.folding import fold_frozen_norms
 from lora_detr.models.backbones.normalisation import replace_batch_norm
 from lora_detr.models.backbones.shifted_windows import accept_any_size
 from lora_detr.models.backbones.swin_names import as_timm
@@ -74,6 +75,7 @@ class TimmBackbone(nn.Module):
         self.body.to(memory_format=self.memory_format)
         for parameter in _first_stages(body, freeze_stages, name):
             parameter.requires_grad_(False)
+        fold_frozen_norms(self)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return maps [B, C_i, H / s_i, W / s_i], finest first; rounded up or down, as the network does it."""
