@@ -34,6 +34,6 @@ def deformable_sampling(
     Raises:
         ConfigError: the kernel that the environment names is unknown, not installed, or does not pass its check.
     """
-    kernel = kernel_for(locations.device.type, locations.dtype == torch.float32)
+    kernel = kernel_for(locations.device.type, locations.dtype == torch.float32, value.shape[-1])
     sampled = kernel(value.to(locations.dtype), shapes, locations, weights.to(locations.dtype))
     return sampled.to(value.dtype)

@@ -49,11 +49,18 @@ class Choice:
 
     Attributes:
         name: of the kernel.
+        narrow: of the kernel for heads narrower than ``WIDE``.
         reason: why it was taken, in words for the user.
     """
 
     name: str
+    narrow: str
     reason: str
+
+    @property
+    def names(self) -> str:
+        """Both kernels in words, or the one that serves all heads."""
+        return self.name if self.narrow == self.name else f"{self.name}, {self.narrow} for heads narrower than {WIDE}"
 
 
 PLAIN: dict[str, Kernel] = {"grid-sample": grid_sampling, "embedding-bag": bag_sampling}
@@ -65,23 +72,27 @@ COMPILED: dict[str, CompiledKernel] = {
 }
 # The winner in plain PyTorch where it has been measured (docs/performance.md); elsewhere the reference.
 BEST_PLAIN = {"cpu": "embedding-bag"}
+# Width of a head from which on that holds: the work of bags hardly depends on it, that of the reference grows with it.
+WIDE = 32
+REFERENCE = "grid-sample"
 
 
-def kernel_for(device: str, single_precision: bool) -> Kernel:
-    """Return what samples on a type of device; compiled kernels serve float32 only.
+def kernel_for(device: str, single_precision: bool, depth: int) -> Kernel:
+    """Return what samples heads of width ``depth`` on a type of device; compiled kernels serve float32 only.
 
     Raises:
         ConfigError: see ``choose``.
     """
-    name = _chosen_name(device)
+    name = _chosen_name(device, depth)
     if name in PLAIN:
         return PLAIN[name]
-    return COMPILED[name].sample if single_precision else PLAIN[_best_plain(device)]
+    return COMPILED[name].sample if single_precision else PLAIN[_best_plain(device, depth)]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen_name(device: str) -> str:
-    return choose(device).name
+def _chosen_name(device: str, depth: int) -> str:
+    chosen = choose(device)
+    return chosen.narrow if depth < WIDE else chosen.name
 
 
 @functools.cache
@@ -96,7 +107,7 @@ def choose(device: str) -> Choice:
     if wanted == "auto":
         return _best(device)
     if wanted in PLAIN:
-        return Choice(wanted, f"named by {VARIABLE}")
+        return Choice(wanted, wanted, f"named by {VARIABLE}")
     if wanted not in COMPILED:
         known = ", ".join(("auto", *PLAIN, *COMPILED))
         raise ConfigError(f"{VARIABLE}={wanted}: no such kernel", f"expected one of {known}")
@@ -110,7 +121,7 @@ def choose(device: str) -> Choice:
     fault = fault_of(kernel.sample, device)
     if fault:
         raise ConfigError(f"{VARIABLE}={wanted}: {fault}", f"unset {VARIABLE}")
-    return Choice(wanted, f"named by {VARIABLE}; equals the reference")
+    return Choice(wanted, wanted, f"named by {VARIABLE}; equals the reference")
 
 
 def _best(device: str) -> Choice:
@@ -120,17 +131,18 @@ def _best(device: str) -> Choice:
         if kernel.unasked and device in kernel.devices and find_spec(kernel.module) is not None:
             fault = fault_of(kernel.sample, device)
             if not fault:
-                return Choice(name, "installed; equals the reference")
+                return Choice(name, name, "installed; equals the reference")
             faults.append(f"{name} {fault}")
-    plain = _best_plain(device)
+    plain, narrow = _best_plain(device, WIDE), _best_plain(device, WIDE - 1)
     if not faults:
-        return Choice(plain, "plain PyTorch; no compiled kernel is installed")
-    warnings.warn(f"{'; '.join(faults)}; {plain} samples in its place", stacklevel=2)
-    return Choice(plain, f"plain PyTorch, since {'; '.join(faults)}")
+        return Choice(plain, narrow, "plain PyTorch; no compiled kernel is installed")
+    found = Choice(plain, narrow, f"plain PyTorch, since {'; '.join(faults)}")
+    warnings.warn(f"{'; '.join(faults)}; in its place samples {found.names}", stacklevel=2)
+    return found
 
 
-def _best_plain(device: str) -> str:
-    return BEST_PLAIN.get(device, "grid-sample")
+def _best_plain(device: str, depth: int) -> str:
+    return BEST_PLAIN.get(device, REFERENCE) if depth >= WIDE else REFERENCE
 
 
 def fault_of(kernel: Kernel, device: str) -> str:

@@ -132,7 +132,7 @@ def _versions() -> str:
 
 def _attention(device: torch.device) -> str:
     chosen = choose(device.type)
-    return f"{chosen.name} on {device.type} ({chosen.reason})"
+    return f"{chosen.names} on {device.type} ({chosen.reason})"
 
 
 def _optional(package: str, use: tuple[str, str]) -> str:

@@ -228,7 +228,7 @@ def environment(device: torch.device) -> Mapping[str, object]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "attention": choose(device.type).name,
+        "attention": choose(device.type).names,
         "evaluation": best_backend(),
     }
 

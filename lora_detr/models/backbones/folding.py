@@ -85,7 +85,8 @@ class FoldedConvolution(nn.Conv2d):
         bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale)
         if self.pads_by_input:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)  # type: ignore[arg-type]
-        return self._conv_forward(x, weight, bias)
+        normalised: Tensor = self._conv_forward(x, weight, bias)
+        return normalised
 
 
 class _Tracer(fx.Tracer):

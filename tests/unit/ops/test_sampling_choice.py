@@ -15,7 +15,7 @@ from lora_detr.errors import ConfigError
 from lora_detr.ops import sampling_choice
 from lora_detr.ops.deform_attn import deformable_sampling
 from lora_detr.ops.sampling import bag_sampling, grid_sampling
-from lora_detr.ops.sampling_choice import COMPILED, VARIABLE, choose, fault_of, kernel_for
+from lora_detr.ops.sampling_choice import COMPILED, PLAIN, VARIABLE, choose, fault_of, kernel_for
 from tests.unit.ops.test_sampling import problem
 
 Install = Callable[[Callable[..., Tensor] | None], None]
@@ -54,18 +54,25 @@ def of_the_package(value: Tensor, shapes: Tensor, starts: Tensor, locations: Ten
     return grid_sampling(value, sizes, locations, weights)
 
 
-def test_without_packages_the_processor_takes_bags_and_others_the_reference(install: Install) -> None:
+def test_without_packages_the_processor_takes_bags_for_wide_heads_and_all_else_is_the_reference(
+    install: Install,
+) -> None:
     install(None)
-    assert kernel_for("cpu", True) is bag_sampling
-    assert kernel_for("xpu", True) is grid_sampling
+    assert kernel_for("cpu", True, 32) is bag_sampling
+    assert kernel_for("cpu", True, 31) is grid_sampling
+    assert kernel_for("xpu", True, 32) is grid_sampling
+    assert choose("cpu").names == "embedding-bag, grid-sample for heads narrower than 32"
+    assert choose("xpu").names == "grid-sample"
     assert choose("cpu").reason == "plain PyTorch; no compiled kernel is installed"
 
 
 def test_a_package_that_is_right_is_taken_for_single_precision(install: Install) -> None:
     install(of_the_package)
     assert choose("cpu").name == "torch-ms-deform-attn"
-    assert kernel_for("cpu", True) is COMPILED["torch-ms-deform-attn"].sample
-    assert kernel_for("cpu", False) is bag_sampling
+    for depth in (8, 32):
+        assert kernel_for("cpu", True, depth) is COMPILED["torch-ms-deform-attn"].sample
+    assert kernel_for("cpu", False, 32) is bag_sampling
+    assert kernel_for("cpu", False, 8) is grid_sampling
     value, shapes, locations, weights = problem(0, [(3, 4), (2, 2)], dtype=torch.float32)
     expected = grid_sampling(value, shapes, locations, weights)
     assert torch.equal(deformable_sampling(value, shapes, locations, weights), expected)
@@ -89,7 +96,7 @@ def test_one_that_is_wrong_is_left_and_named(
     function: Callable[..., Tensor], fault: str, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(function)
-    with pytest.warns(UserWarning, match="embedding-bag samples in its place"):
+    with pytest.warns(UserWarning, match="in its place samples embedding-bag"):
         found = choose("cpu")
     assert found.name == "embedding-bag"
     assert fault in found.reason
@@ -103,7 +110,9 @@ def test_one_that_is_wrong_is_left_and_named(
 @pytest.mark.parametrize("name", ["grid-sample", "embedding-bag"])
 def test_the_environment_names_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, name)
-    assert choose("cpu").name == name
+    assert choose("cpu").names == name
+    for depth in (8, 32):
+        assert kernel_for("cpu", False, depth) is PLAIN[name]
 
 
 @pytest.mark.parametrize(
