@@ -12,6 +12,9 @@ Stages are timed in one process on the same images, as they happen, image by ima
 read for its own stage, and then again where it is decoded; that second time is subtracted. What is in no stage is
 ``rest``.
 
+Padding is the share of pixels that belong to no image, with ``data.group_by_shape`` and without, in as many epochs as
+there are rounds; ``ratio`` is that share.
+
 Without ``--data`` images are drawn into a temporary folder, as large as those of COCO and as JPEG.
 """
 
@@ -45,10 +48,11 @@ from lora_detr.data.loader import BatchLoader, collate
 from lora_detr.data.synthetic import SHAPES, generate
 from lora_detr.training.data import Splits, read_splits, train_loader
 from lora_detr.training.distributed import World
+from lora_detr.training.metrics import RunningMean, padded_share, pixel_counts
 
 JPEG_QUALITY = 95
 READING, DECODING, COLLATING, REST, ALL = "read the file", "decode", "collate", "rest", "all"
-STEPS = {"flip": "flip", "resize": "resize", "crop": "crop", "finish": "to float, normalise"}
+STEPS = {"flip": "flip", "resize": "resize", "crop": "crop", "finish": "planes, relative boxes"}
 """Stages of the transform by the name of the function, in the order in which they are applied."""
 
 STAGES = (READING, DECODING, *STEPS.values(), COLLATING, REST, ALL)
@@ -119,6 +123,24 @@ def worker_rows(
     return rows
 
 
+def padding_rows(preset: str, splits: Splits, config: RunConfig, epochs: int) -> list[Row]:
+    """Return a row for batches in any order and one for those grouped by shape: the median share of padding."""
+    rows = []
+    for grouped in (False, True):
+        data = config.data.model_copy(update={"workers": 0, "group_by_shape": grouped})
+        loader = train_loader(splits, config.model_copy(update={"data": data}), World.from_environment("cpu"))
+        shares = []
+        for number in range(epochs):
+            loader.set_epoch(number)
+            counts = RunningMean()
+            for batch in loader:
+                counts.add(pixel_counts([batch]))
+            shares.append(padded_share(counts.means()))
+        spread = {"ratio": statistics.median(shares), "lowest": min(shares), "highest": max(shares)}
+        rows.append(_row("padding", preset, grouped=grouped, **spread))
+    return rows
+
+
 def stage_rows(preset: str, splits: Splits, config: RunConfig, rounds: int) -> list[Row]:
     """Return a row for each stage: milliseconds an image, and its share of all of them; medians of the rounds."""
     turns = [stage_seconds(splits, config) for _ in range(1 + rounds)][1:]  # the first one warms up
@@ -133,8 +155,7 @@ def stage_rows(preset: str, splits: Splits, config: RunConfig, rounds: int) -> l
 
 def stage_seconds(splits: Splits, config: RunConfig) -> dict[str, float]:
     """Prepare each image once in this process and return the seconds of each of ``STAGES``, all images together."""
-    mean, std = config.model.backbone.input_statistics
-    dataset = CocoDataset(splits.train, config.data.train.build(mean, std), config.train.seed)
+    dataset = CocoDataset(splits.train, config.data.train.build(), config.train.seed)
     size, divisor = config.train.batch_size, config.data.size_divisor
     seconds: dict[str, float] = defaultdict(float, dict.fromkeys(STAGES, 0.0))
     with _timed(seconds):
@@ -188,9 +209,17 @@ def _row(
     images_a_second: float | None = None,
     stage: str | None = None,
     milliseconds: float | None = None,
+    grouped: bool | None = None,
 ) -> Row:
     row = {"kind": kind, "preset": preset, "workers": workers, "images_a_second": images_a_second, "stage": stage}
-    return {**row, "milliseconds": milliseconds, "ratio": ratio, "lowest": lowest, "highest": highest}
+    return {
+        **row,
+        "milliseconds": milliseconds,
+        "grouped": grouped,
+        "ratio": ratio,
+        "lowest": lowest,
+        "highest": highest,
+    }
 
 
 def main() -> None:
@@ -213,6 +242,7 @@ def main() -> None:
             splits, config = opened(data, preset, given.images, given.batch)
             rows += worker_rows(preset, splits, config, given.workers, given.rounds, given.device)
             rows += stage_rows(preset, splits, config, given.rounds)
+            rows += padding_rows(preset, splits, config, given.rounds)
     give(rows, given)
 
 

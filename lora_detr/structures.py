@@ -26,7 +26,7 @@ class Images:
     """A padded batch of images.
 
     Attributes:
-        pixels: float [B, 3, H, W], normalised; zero where padded.
+        pixels: [B, 3, H, W]; uint8 as read, or float and normalised; zero where padded.
         padding: bool [B, H, W], true where padded.
         sizes: int64 [B, 2], (height, width) before padding, in pixels.
     """
@@ -42,6 +42,10 @@ class Images:
             self.padding.to(device, non_blocking=True),
             self.sizes.to(device, non_blocking=True),
         )
+
+    def count_padded(self) -> int:
+        """Return how many pixels of the batch are padding; from ``sizes`` alone, so on the host no device is asked."""
+        return self.padding.numel() - int(self.sizes.prod(dim=1).sum())
 
     def pin_memory(self) -> Images:
         """Return the same images in page-locked memory (called by ``DataLoader``)."""
@@ -70,6 +74,10 @@ class Target:
             self, boxes=self.boxes.to(device, non_blocking=True), labels=self.labels.to(device, non_blocking=True)
         )
 
+    def pin_memory(self) -> Target:
+        """Return the same target in page-locked memory (called by ``DataLoader``)."""
+        return replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,8 +91,8 @@ class Batch:
         return Batch(self.images.to(device), tuple(target.to(device) for target in self.targets))
 
     def pin_memory(self) -> Batch:
-        """Return the batch with its pixels in page-locked memory (called by ``DataLoader``)."""
-        return Batch(self.images.pin_memory(), self.targets)
+        """Return the same batch in page-locked memory (called by ``DataLoader``)."""
+        return Batch(self.images.pin_memory(), tuple(target.pin_memory() for target in self.targets))
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,9 @@ class PaddedTargets:
         for i, target in enumerate(targets):
             boxes[i, : counts[i]] = target.boxes
             labels[i, : counts[i]] = target.labels
-        slot = torch.arange(width, device=first.device)
-        mask = slot < torch.tensor(counts, device=first.device)[:, None]  # [B, T]
-        return cls(boxes, labels, mask, counts)
+        mask = torch.arange(width) < torch.tensor(counts)[:, None]  # [B, T]
+        # Made on the host: a tensor of numbers made on a GPU waits for all that was asked of it before.
+        return cls(boxes, labels, mask.to(first.device, non_blocking=True), counts)
 
     @cached_property
     def corners(self) -> Corners:

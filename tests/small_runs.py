@@ -112,8 +112,7 @@ def splits_of(data: Path, settings: RunConfig) -> Splits:
 
 def batch_of(splits: Splits, settings: RunConfig, indices: Sequence[int]) -> Batch:
     """Return training images by their place in the file, prepared without augmentation."""
-    statistics = settings.model.backbone.input_statistics
-    dataset = CocoDataset(splits.train, settings.data.evaluation.build(*statistics), seed=0)
+    dataset = CocoDataset(splits.train, settings.data.evaluation.build(), seed=0)
     return collate([dataset[i] for i in indices])
 
 

@@ -54,6 +54,8 @@ class DataConfig(Strict):
     """Processes that read images ahead."""
     size_divisor: int = Field(1, ge=1)
     """Padded sizes are rounded up to a multiple of it."""
+    group_by_shape: bool = False
+    """Put images of similar aspect ratio into the same batch, so that less is padded: tall ones apart from the rest."""
     train: TrainTransformConfig = TrainTransformConfig()
     """Augmentation."""
     evaluation: EvalTransformConfig = EvalTransformConfig()

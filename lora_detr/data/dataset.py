@@ -59,7 +59,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         """Return one image as it looks in one epoch.
 
         Returns:
-            Pixels float [3, H, W], normalised, and the target; boxes relative to H and W.
+            Pixels uint8 [3, H, W], and the target; boxes relative to H and W.
 
         Raises:
             DataError: the file cannot be used (see ``read_image``).

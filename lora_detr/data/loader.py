@@ -1,21 +1,20 @@
-"""From samples to batches: padding, the order of an epoch dealt to ranks, and workers whose errors stay readable."""
+"""From samples to batches: padding, and workers whose errors stay readable."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice
 from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from lora_detr.data.order import EpochSampler
 from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
 from lora_detr.data.report import Problem
 from lora_detr.errors import LoraDetrError, WorkerError
@@ -34,7 +33,7 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
     """Pad images to the largest height and width among them.
 
     Args:
-        samples: at least one; pixels float [3, H_i, W_i].
+        samples: at least one; pixels [3, H_i, W_i], all of one dtype, which the batch keeps.
         size_divisor: height and width are rounded up to a multiple of it.
 
     Returns:
@@ -49,86 +48,6 @@ def collate(samples: Sequence[Sample], size_divisor: int = 1) -> Batch:
         pixels[i, :, : image.shape[1], : image.shape[2]] = image
         padding[i, : image.shape[1], : image.shape[2]] = False
     return Batch(Images(pixels, padding, sizes), tuple(target for _, target in samples))
-
-
-class EpochSampler(Sampler[list[int]]):
-    """The batches of one rank in one epoch, as lists of indices.
-
-    Shuffled (training): one order for all ranks from (seed, epoch), cut into *global* batches of
-    ``batch_size * world_size``, of which each rank takes its part. So the images of a step do not depend on how many
-    ranks share them. The last global batch may be smaller; its parts are made equal by images from the start of the
-    order. Every rank has as many batches.
-
-    In order (evaluation): batches of consecutive indices, dealt to the ranks in turn. So which images are padded
-    together does not depend on the number of ranks, and each image comes once. If the batches do not share out evenly,
-    the later ranks have one less, down to none.
-
-    Args:
-        count: samples in the data set, at least 1.
-        batch_size: of one rank.
-        shuffle: training or evaluation, see above.
-        rank: 0..world_size-1.
-        world_size: number of ranks.
-        seed: of the order.
-        drop_last: leave out the last global batch if it is not full, unless it is the only one; training only.
-    """
-
-    def __init__(
-        self, count: int, *, batch_size: int, shuffle: bool, rank: int, world_size: int, seed: int, drop_last: bool
-    ) -> None:
-        if count < 1 or batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"{count=}, {batch_size=}, {rank=}, {world_size=}")
-        self.count = count
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.drop_last = drop_last
-        self.epoch = 0
-        self.start = 0
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many of its batches to leave out because a resumed run has seen them."""
-        self.epoch = epoch
-        self.start = start
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch, whatever ``start`` is; in order, those of the first rank, which has the most."""
-        full, rest = divmod(self.count, self.batch_size * self.world_size)
-        if self.shuffle and self.drop_last and full:
-            return full
-        return full + (rest > 0)
-
-    def __len__(self) -> int:
-        return max(0, self.batches_per_epoch - self.start) if self.shuffle else len(self._own_chunks())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if self.shuffle:
-            order = self._order()
-            yield from (self._shuffled(order, step) for step in range(self.start, self.batches_per_epoch))
-        else:
-            for chunk in self._own_chunks():
-                first = chunk * self.batch_size
-                yield list(range(first, min(first + self.batch_size, self.count)))
-
-    def _order(self) -> list[int]:
-        digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        order: list[int] = torch.randperm(self.count, generator=generator).tolist()
-        return order
-
-    def _shuffled(self, order: list[int], step: int) -> list[int]:
-        size = self.batch_size * self.world_size
-        batch = order[step * size : (step + 1) * size]
-        part = -(-len(batch) // self.world_size)
-        filled = islice(cycle(batch + order if len(batch) < size else batch), self.rank * part, (self.rank + 1) * part)
-        return list(filled)
-
-    def _own_chunks(self) -> range:
-        chunks = -(-self.count // self.batch_size)
-        return range(self.start * self.world_size + self.rank, chunks, self.world_size)
 
 
 class BatchLoader:
@@ -279,6 +198,7 @@ def build_loader(
     pin_memory: bool = False,
     timeout: float = 0.0,
     unreadable: Unreadable = "error",
+    groups: Sequence[int] | None = None,
 ) -> BatchLoader:
     """Return the loader of one rank; see ``EpochSampler`` and ``BatchLoader`` for the arguments."""
     sampler = EpochSampler(
@@ -289,6 +209,7 @@ def build_loader(
         world_size=world_size,
         seed=seed,
         drop_last=drop_last,
+        groups=groups,
     )
     return BatchLoader(
         dataset,

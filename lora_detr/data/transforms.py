@@ -1,7 +1,7 @@
 """Resize, crop and flip of an image with its boxes: the training recipe of the DETR family, and that of evaluation.
 
-Boxes are (x1, y1, x2, y2) in pixels of the image they go with until ``finish``, which normalises both. Every random
-draw comes from the generator given, in a fixed order.
+Boxes are (x1, y1, x2, y2) in pixels of the image they go with until ``finish``, which makes them relative. Pixels stay
+bytes; the detector normalises them. Every random draw comes from the generator given, in a fixed order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Transform(Protocol):
         generator: source of every random draw.
 
     Returns:
-        Pixels float32 [3, H', W'], normalised; boxes float32 [T', 4], cxcywh relative to H' and W'; labels [T'].
+        Pixels uint8 [3, H', W'], contiguous; boxes float32 [T', 4], cxcywh relative to H' and W'; labels [T'].
     """
 
     def __call__(
@@ -131,56 +131,41 @@ def drop_small(boxes: Tensor, labels: Tensor, least: float) -> tuple[Tensor, Ten
     return boxes[kept], labels[kept]
 
 
-def finish(image: Tensor, boxes: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return normalised float pixels, and boxes as cxcywh relative to the image, in [0, 1]."""
+def finish(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixels as contiguous planes, and boxes as cxcywh relative to the image, in [0, 1]."""
     height, width = image.shape[-2:]
-    # Decoders lay out pixels channel by channel within each; what follows is faster on planes, with the same result.
-    pixels = F.to_dtype(image.contiguous(), torch.float32, scale=True)
-    pixels = F.normalize(pixels, list(mean), list(std), inplace=image.dtype != pixels.dtype)
     low, high = boxes[:, :2], boxes[:, 2:]
     boxes = torch.cat(((low + high) / 2, high - low), dim=1) / boxes.new_tensor([width, height, width, height])
-    return pixels.as_subclass(Tensor), boxes
+    # Decoders lay out pixels channel by channel within each; batches are filled faster from planes.
+    return image.contiguous().as_subclass(Tensor), boxes
 
 
 class EvalTransform:
-    """Resize by a fixed rule and normalise; draws nothing.
+    """Resize by a fixed rule; draws nothing.
 
     Args:
         size: shorter side in pixels, or both sides if ``square``.
         max_size: limit of the longer side; None for no limit; unused if ``square``.
         square: ignore the aspect ratio.
         size_rule: how the new size is computed; unused if ``square``.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel, likewise.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        max_size: int | None,
-        square: bool,
-        size_rule: SizeRule,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
+    def __init__(self, *, size: int, max_size: int | None, square: bool, size_rule: SizeRule) -> None:
         self.size = size
         self.max_size = max_size
         self.square = square
         self.size_rule = size_rule
-        self.mean = tuple(mean)
-        self.std = tuple(std)
 
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = _target_size(image, self.size, self.max_size, self.square, self.size_rule)
-        pixels, boxes = finish(*resize(image, boxes, size), self.mean, self.std)
+        pixels, boxes = finish(*resize(image, boxes, size))
         return pixels, boxes, labels
 
 
 class TrainTransform:
-    """Flip, then either resize, or enlarge, crop and resize; then normalise.
+    """Flip, then either resize, or enlarge, crop and resize.
 
     Args:
         scales: shorter sides (both sides if ``square``) to choose from, in pixels.
@@ -193,8 +178,6 @@ class TrainTransform:
         square: ignore the aspect ratio in the last resize.
         size_rule: how new sizes are computed; not used for the last resize if ``square``.
         min_box: boxes with a shorter side than this many pixels after the last resize are dropped; 0 drops none.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel, likewise.
     """
 
     def __init__(
@@ -209,8 +192,6 @@ class TrainTransform:
         square: bool,
         size_rule: SizeRule,
         min_box: float,
-        mean: Sequence[float],
-        std: Sequence[float],
     ) -> None:
         self.scales = tuple(scales)
         self.max_size = max_size
@@ -221,8 +202,6 @@ class TrainTransform:
         self.square = square
         self.size_rule = size_rule
         self.min_box = min_box
-        self.mean = tuple(mean)
-        self.std = tuple(std)
 
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
@@ -239,7 +218,7 @@ class TrainTransform:
         size = _target_size(pixels, _choice(self.scales, generator), self.max_size, self.square, self.size_rule)
         pixels, boxes = resize(pixels, boxes, size)
         boxes, labels = drop_small(boxes, labels, self.min_box)
-        pixels, boxes = finish(pixels, boxes, self.mean, self.std)
+        pixels, boxes = finish(pixels, boxes)
         return pixels, boxes, labels
 
     def _window(self, image: Tensor, generator: torch.Generator) -> tuple[int, int, int, int]:
@@ -265,15 +244,13 @@ class EvalTransformConfig(Strict):
     rule: Literal["deformable", "relation"] = "deformable"
     """Family whose rounding of sizes is followed, in float32 for ``relation``. Not used if ``square``."""
 
-    def build(self, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
-        """Build the transform for a backbone's input statistics."""
+    def build(self) -> EvalTransform:
+        """Build the transform."""
         return EvalTransform(
             size=self.size,
             max_size=self.max_size,
             square=self.square,
             size_rule=deformable_size if self.rule == "deformable" else relation_eval_size,
-            mean=mean,
-            std=std,
         )
 
 
@@ -305,8 +282,8 @@ class TrainTransformConfig(Strict):
             raise ValueError(f"crop_range must rise, found {self.crop_range[0]} before {self.crop_range[1]}")
         return self
 
-    def build(self, mean: Sequence[float], std: Sequence[float]) -> TrainTransform:
-        """Build the transform for a backbone's input statistics."""
+    def build(self) -> TrainTransform:
+        """Build the transform."""
         return TrainTransform(
             scales=self.scales,
             max_size=self.max_size,
@@ -317,8 +294,6 @@ class TrainTransformConfig(Strict):
             square=self.square,
             size_rule=deformable_size if self.rule == "deformable" else relation_size,
             min_box=self.min_box,
-            mean=mean,
-            std=std,
         )
 
 

@@ -24,6 +24,7 @@ from lora_detr.errors import CheckpointError
 from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import DetectorConfig, TwoStageDetector
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.tensor_files import read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
@@ -62,7 +63,9 @@ class DeploymentConfig(Strict):
 
     def build(self) -> TwoStageDetector:
         """Build the detector, its weights still random."""
-        return self.model.build(len(self.category_ids), load_weights=False)
+        detector = self.model.build(len(self.category_ids), load_weights=False)
+        detector.normalisation = PixelNormalisation(self.mean, self.std)
+        return detector
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Predictor:
         self.detector = detector.to(device).eval()
         self.config = config
         self.device = device
-        self._transform = config.transform.build(config.mean, config.std)
+        self._transform = config.transform.build()
 
     @property
     def categories(self) -> CategoryMap:

@@ -12,6 +12,7 @@ from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
 from lora_detr.models.layers.attention import DeformableAttention
 from lora_detr.models.neck import Neck
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.proposals import Proposals
 from lora_detr.models.query_groups import HybridQueries, QueryGroups
 from lora_detr.models.transformer_config import TransformerConfig
@@ -31,7 +32,7 @@ class DeformableFamilyConfig(TransformerConfig):
     look_forward_twice: bool = False
     """Boxes also train the box head of the layer before (++)."""
 
-    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
+    def _compose(self, normalisation: PixelNormalisation, backbone: Backbone, num_classes: int) -> TwoStageDetector:
         blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
         return TwoStageDetector(
             backbone=backbone,
@@ -45,6 +46,7 @@ class DeformableFamilyConfig(TransformerConfig):
             hidden_dim=self.hidden_dim,
             levels=self.levels,
             query_groups=self._query_groups(),
+            normalisation=normalisation,
         )
 
     def _initialise(self, detector: TwoStageDetector) -> None:

@@ -13,6 +13,7 @@ from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
 from lora_detr.models.layers.ffn import FeedForward
 from lora_detr.models.neck import Neck, Tokens, flatten_levels
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.proposals import InitialQueries, Proposals
 from lora_detr.models.query_groups import QueryGroups
 from lora_detr.structures import Backbone, DecoderLayerOutput, DetectorOutput, Images, Prediction, Target
@@ -44,6 +45,7 @@ class TwoStageDetector(nn.Module):
         hidden_dim: D.
         levels: number of feature levels.
         query_groups: what only training decodes; none by default.
+        normalisation: makes of pixels as read what the backbone takes; without it, pixels must be float.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class TwoStageDetector(nn.Module):
         hidden_dim: int,
         levels: int,
         query_groups: QueryGroups | None = None,
+        normalisation: PixelNormalisation | None = None,
     ) -> None:
         super().__init__()
+        self.normalisation = normalisation
         self.backbone = backbone
         self.neck = neck
         self.level_embedding = nn.Parameter(torch.empty(levels, hidden_dim))
@@ -101,7 +105,8 @@ class TwoStageDetector(nn.Module):
             images: the batch.
             targets: read by denoising queries, in training only.
         """
-        levels = self.neck(self.backbone(images.pixels))
+        pixels = images.pixels if self.normalisation is None else self.normalisation(images)
+        levels = self.neck(self.backbone(pixels))
         return self.decode(flatten_levels(levels, images.padding, self.level_embedding), targets)
 
     def decode(self, tokens: Tokens, targets: Sequence[Target] | None = None) -> DetectorOutput:

@@ -14,6 +14,7 @@ from lora_detr.models.heads import BoxHead, Heads, start_rare
 from lora_detr.models.layers.attention import DeformableAttention, SelfAttentionBlock
 from lora_detr.models.layers.ffn import FeedForward
 from lora_detr.models.neck import Neck
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.proposals import Proposals
 from lora_detr.models.query_groups import HybridConfig, HybridQueries, QueryGroups
 from lora_detr.models.relation_decoder import RelationDecoder, TwoLayers
@@ -48,7 +49,7 @@ class RelationDetrConfig(TransformerConfig):
         """Return the config of the same detector without anything that only training has."""
         return super().for_inference().model_copy(update={"denoising": None})
 
-    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
+    def _compose(self, normalisation: PixelNormalisation, backbone: Backbone, num_classes: int) -> TwoStageDetector:
         blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
         return TwoStageDetector(
             backbone=backbone,
@@ -62,6 +63,7 @@ class RelationDetrConfig(TransformerConfig):
             hidden_dim=self.hidden_dim,
             levels=self.levels,
             query_groups=self._query_groups(num_classes),
+            normalisation=normalisation,
         )
 
     def _initialise(self, detector: TwoStageDetector) -> None:

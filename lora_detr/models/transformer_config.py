@@ -10,6 +10,7 @@ from pydantic import Field
 from lora_detr.config.base import Strict
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
 from lora_detr.models.detector import TwoStageDetector
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.structures import Backbone
 
@@ -51,14 +52,15 @@ class TransformerConfig(Strict):
 
         Raises:
             CheckpointError: the backbone's weights cannot be fetched, read or fitted.
-            ConfigError: the backbone does not exist.
+            ConfigError: the backbone does not exist, or its pixels cannot be normalised.
         """
-        detector = self._compose(self.backbone.build(load_weights), num_classes)
+        normalisation = PixelNormalisation(*self.backbone.input_statistics)
+        detector = self._compose(normalisation, self.backbone.build(load_weights), num_classes)
         self._initialise(detector)
         return detector
 
     @abstractmethod
-    def _compose(self, backbone: Backbone, num_classes: int) -> TwoStageDetector:
+    def _compose(self, normalisation: PixelNormalisation, backbone: Backbone, num_classes: int) -> TwoStageDetector:
         """Return the detector of these parts; their order is that of the random draws they start from."""
 
     @abstractmethod

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from lora_detr.config.run import DataConfig, RunConfig
@@ -135,9 +136,8 @@ def policy_of(config: DataConfig, verify: Verify = "none") -> Policy:
 
 def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader:
     """Return the shuffled loader of this rank."""
-    mean, std = config.model.backbone.input_statistics
     prepared = config.data.train if splits.augment else config.data.evaluation
-    dataset: EpochDataset = CocoDataset(splits.train, prepared.build(mean, std), config.train.seed)
+    dataset: EpochDataset = CocoDataset(splits.train, prepared.build(), config.train.seed)
     if not splits.augment:
         assert isinstance(dataset, CocoDataset)
         dataset = Repeated(dataset, OVERFIT_STEPS * config.train.batch_size * config.train.accumulate * world.size)
@@ -154,6 +154,7 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
         pin_memory=world.device.type == "cuda",
         timeout=READER_TIMEOUT,
         unreadable="next" if config.data.on_bad_data == "skip" else "error",
+        groups=_shapes(splits.train, len(dataset)) if config.data.group_by_shape else None,
     )
 
 
@@ -172,7 +173,7 @@ def eval_loader(
     it must not count.
     """
     # The transform of an evaluation draws nothing, so the seed is without effect.
-    dataset = CocoDataset(split, config.transform.build(config.mean, config.std), seed=0)
+    dataset = CocoDataset(split, config.transform.build(), seed=0)
     return build_loader(
         dataset,
         batch_size=batch_size,
@@ -187,3 +188,9 @@ def eval_loader(
         timeout=READER_TIMEOUT,
         unreadable="blank" if on_bad_data == "skip" else "error",
     )
+
+
+def _shapes(split: CocoSplit, count: int) -> list[int]:
+    """Return for each of ``count`` samples, the images of a split in turn, whether it is taller than wide."""
+    shapes: list[int] = np.resize(split.records.heights > split.records.widths, count).astype(int).tolist()
+    return shapes

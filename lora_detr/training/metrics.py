@@ -16,6 +16,7 @@ from lora_detr.atomic_files import reporting, write_file
 from lora_detr.errors import OutputError
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossTerm
+from lora_detr.structures import Batch
 
 # No room on the disk, in a quota, or below a limit of the size of a file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -114,6 +115,22 @@ class RunningMean:
         return {name: total / self.count for name, total in self.sums.items()}
 
 
+def pixel_counts(batches: Sequence[Batch]) -> dict[str, float]:
+    """Return how many pixels the batches of a step have, and how many of them are padding, for a ``RunningMean``.
+
+    Args:
+        batches: on the host, so that no device is waited for.
+    """
+    images = [batch.images for batch in batches]
+    return {"pixels": sum(one.padding.numel() for one in images), "padded": sum(one.count_padded() for one in images)}
+
+
+def padded_share(means: Mapping[str, float]) -> float:
+    """Return the share of pixels that are padding, in [0, 1); NaN where none were counted."""
+    pixels = means.get("pixels", 0.0)
+    return means.get("padded", 0.0) / pixels if pixels else float("nan")
+
+
 def step_record(
     step: int,
     epoch: int,
@@ -152,11 +169,15 @@ def epoch_record(
     parameters: int,
     metrics: Mapping[str, float] | None,
 ) -> dict[str, object]:
-    """Build the line of an epoch, with the keys that DETR's plot scripts read."""
+    """Build the line of an epoch, with the keys that DETR's plot scripts read.
+
+    Means are those of this process, among them ``train_padding``, the share of pixels that were padding.
+    """
     record: dict[str, object] = {"epoch": epoch, "step": step, "train_lr": rate, "n_parameters": parameters}
     record["train_loss"] = means.get("loss", float("nan"))
     for kind, name in DETR_NAMES.items():
         record[f"train_{name}"] = means.get(f"primary/layer{last_layer}/{kind}", float("nan"))
+    record["train_padding"] = padded_share(means)
     if metrics is not None:
         record["test_coco_eval_bbox"] = list(metrics.values())
     return record

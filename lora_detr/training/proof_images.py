@@ -26,7 +26,6 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
         opened: the run; its config says where the data was.
         count: number of images, at least 1.
     """
-    mean, std = opened.config.model.backbone.input_statistics
     described = f"{count} noise images"
     pixels: list[torch.Tensor] = []
     path = opened.config.data.path
@@ -34,7 +33,7 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
         try:
             splits = read_splits(Path(path), opened.config.data)
             split = splits.val or splits.train
-            dataset = CocoDataset(split, opened.config.data.evaluation.build(mean, std), seed=0)
+            dataset = CocoDataset(split, opened.config.data.evaluation.build(), seed=0)
             pixels = [dataset[i % len(dataset)][0] for i in range(count)]
             described = f"{count} photo{'' if count == 1 else 's'} of {split.annotations_path.name}"
         except LoraDetrError:
@@ -43,7 +42,7 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
     if not pixels:
         generator = torch.Generator().manual_seed(0)
         sizes = [NOISE_SIZES[i % len(NOISE_SIZES)] for i in range(count)]
-        pixels = [torch.randn(3, *size, generator=generator) for size in sizes]
+        pixels = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
     cut = [image[:, : image.shape[1] - 2 * i - 1, : image.shape[2] - 4 * i - 3] for i, image in enumerate(pixels)]
     cut = [small if min(small.shape) > 0 else whole for small, whole in zip(cut, pixels, strict=True)]
     # An even side is cut once more: odd sizes are what level shapes and padding get wrong first.

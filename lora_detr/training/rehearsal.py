@@ -145,10 +145,9 @@ def _first_batch(trainer: Trainer) -> Batch:
 def _largest_size(trainer: Trainer) -> tuple[int, int]:
     config, splits = trainer.config, trainer.splits
     recipe = config.data.train if splits.augment else config.data.evaluation
-    transform = recipe.build(*config.model.backbone.input_statistics)
     records = splits.train.records
     stored = zip(records.heights.tolist(), records.widths.tolist(), strict=True)
-    return largest_size(transform, stored, config.train.batch_size, config.data.size_divisor)
+    return largest_size(recipe.build(), stored, config.train.batch_size, config.data.size_divisor)
 
 
 def _size(batch: Batch) -> tuple[int, int]:

@@ -239,8 +239,6 @@ class _Step:
     def _compute(self, batch: Batch, normaliser: Normaliser) -> tuple[dict[str, float], str | None, str | None]:
         """Return terms by name, where matching failed, and the first module whose output is not finite."""
         with _first_non_finite(self.model) as wrong:
-            if not bool(batch.images.pixels.isfinite().all()):
-                wrong.append("the images themselves")
             output, branches = forward(self.model, batch, self.config.train.precision)
         module = wrong[0] if wrong else None
         try:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from lora_detr.errors import OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.training.display import Display, figure
-from lora_detr.training.metrics import RunningMean, append_line, append_row, epoch_record, step_record
+from lora_detr.training.metrics import (
+    RunningMean,
+    append_line,
+    append_row,
+    epoch_record,
+    padded_share,
+    step_record,
+)
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.step import StepResult
 
@@ -88,7 +95,8 @@ class RunLog:
             if self._tensorboard is not None:
                 self._tensorboard.epoch(step, values)
             text += f"  AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}"
-        self.display.line(text)
+        padding = padded_share(average)
+        self.display.line(text if math.isnan(padding) else f"{text}  padding {padding:.2f}")
 
     def picture(self, last: bool) -> None:
         """Draw ``results.png``, not more than once in a while; a picture that cannot be written ends no run."""

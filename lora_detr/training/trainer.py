@@ -27,7 +27,7 @@ from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.evaluate import detect_all, plain_predictor
 from lora_detr.training.freezing import freeze, train_unfrozen
-from lora_detr.training.metrics import LogRoom, RunningMean
+from lora_detr.training.metrics import LogRoom, RunningMean, pixel_counts
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.optimizer_state import flatten_optimizer, restore_optimizer
@@ -188,7 +188,8 @@ class Trainer:
             self.step += 1
             if self.average is not None and not result.skipped:
                 self.average.update(self.model)
-            self.means.add({"loss": result.loss, **{str(term.key): term.value for term in result.terms}})
+            terms = {str(term.key): term.value for term in result.terms}
+            self.means.add({"loss": result.loss, **terms, **pixel_counts(batches)})
             self._log_step(epoch, result)
             self.display.step(self.step, epoch, result.loss)
             # Alone, a signal that came behind the step counts too; among others it waits for the next agreement.

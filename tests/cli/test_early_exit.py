@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.data.loader import EpochSampler
+from lora_detr.data.order import EpochSampler
 from tests.small_runs import SMALL
 
 # Python imports it at every start: the process of the second rank leaves as if all were well, in its second step.

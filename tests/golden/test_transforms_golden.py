@@ -52,7 +52,7 @@ def test_sizes_of_evaluation_in_the_relation_family(entry: dict[str, Any]) -> No
     assert relation_eval_size(height, width, 800, 1333) == (expected_height, expected_width)
     # And through the settings.
     image = tv_tensors.Image(torch.zeros((3, height, width), dtype=torch.uint8))
-    transform = EvalTransformConfig(rule="relation").build((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    transform = EvalTransformConfig(rule="relation").build()
     pixels, _, _ = transform(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.Generator())
     assert tuple(pixels.shape) == (3, expected_height, expected_width)
 
@@ -77,6 +77,6 @@ def test_chain_of_boxes(entry: dict[str, Any]) -> None:
     assert [new_width, new_height] == entry["resized_wh_480_1333"]
     image, boxes = resize(image, boxes, (new_height, new_width))
     _close(boxes, entry["after_flip_crop_resize"], 1e-3)
-    pixels, boxes = finish(image, boxes, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    pixels, boxes = finish(image, boxes)
     assert tuple(pixels.shape) == (3, new_height, new_width)
     _close(boxes, entry["normalised_cxcywh"], 1e-6)

@@ -68,7 +68,7 @@ def test_stages_add_up(data: Path) -> None:
     seconds = loading.stage_seconds(splits, config)
     assert tuple(seconds) == STAGES
     assert sum(seconds[stage] for stage in STAGES if stage != ALL) == pytest.approx(seconds[ALL])
-    for stage in (READING, DECODING, COLLATING, "resize", "to float, normalise"):
+    for stage in (READING, DECODING, COLLATING, "resize", "planes, relative boxes"):
         assert seconds[stage] > 0
     assert seconds["crop"] == 0  # the small settings crop nothing
 
@@ -81,10 +81,25 @@ def test_stages_leave_no_trace(data: Path) -> None:
     assert (loading.transforms.resize, loading.dataset_module.read_image) == before
 
 
+def test_padding_with_and_without_groups(tmp_path: Path) -> None:
+    splits, config = opened(made_up(tmp_path / "data", 12, SIZE, "png"), PRESET, 12, 2)
+    square = loading.padding_rows("small", splits, config, 1)
+    assert [(row["kind"], row["grouped"], row["ratio"]) for row in square] == [
+        ("padding", False, 0),
+        ("padding", True, 0),
+    ]
+    uneven = config.data.train.model_copy(update={"square": False})
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"train": uneven})})
+    without, grouped = loading.padding_rows("small", splits, changed, 3)
+    for row in (without, grouped):
+        assert 0 < row["lowest"] <= row["ratio"] <= row["highest"] < 1
+    assert grouped["ratio"] < without["ratio"]
+
+
 def test_json_alone_on_stdout(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(data), "--preset", PRESET, "--workers", "0", "--images", "2", "--rounds", "1", "--json"]
     monkeypatch.setattr(sys, "argv", ["loading.py", *options])
     loading.main()
     content = json.loads(capsys.readouterr().out)
-    assert [row["kind"] for row in content["rows"]] == ["workers"] + ["stage"] * len(STAGES)
+    assert [row["kind"] for row in content["rows"]] == ["workers"] + ["stage"] * len(STAGES) + ["padding"] * 2
     assert content["options"]["images"] == 2

@@ -54,7 +54,7 @@ def _private_kilobytes() -> int:
 
 
 def _transform() -> object:
-    return EvalTransformConfig(size=8, square=True).build((0.5,) * 3, (0.5,) * 3)
+    return EvalTransformConfig(size=8, square=True).build()
 
 
 def _growth(dataset: CocoDataset) -> tuple[int, int]:

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from lora_detr.data.coco import CocoSplit
 from lora_detr.data.dataset import CocoDataset
-from lora_detr.data.loader import BatchLoader, EpochSampler, build_loader, collate
+from lora_detr.data.loader import BatchLoader, build_loader, collate
+from lora_detr.data.order import EpochSampler
 from lora_detr.data.transforms import TrainTransformConfig
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.structures import Batch, Target
 from tests.unit.data.coco_files import content, load, write_images
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def _split(folder: Path, images: int = 7) -> CocoSplit:
@@ -30,7 +29,7 @@ def _split(folder: Path, images: int = 7) -> CocoSplit:
 
 def _dataset(folder: Path, images: int = 7) -> CocoDataset:
     config = TrainTransformConfig(scales=(24, 32, 40), max_size=60, crop_scales=(40, 50), crop_range=(20, 35))
-    return CocoDataset(_split(folder, images), config.build(MEAN, STD), seed=3)
+    return CocoDataset(_split(folder, images), config.build(), seed=3)
 
 
 def _loader(dataset: CocoDataset, **options: int | bool | float) -> BatchLoader:
@@ -53,23 +52,26 @@ def _equal(a: Batch, b: Batch) -> bool:
     return pixels and targets
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(("divisor", "expected"), [(1, (5, 7)), (4, (8, 8)), (32, (32, 32))])
-def test_collate_pads_right_and_below(divisor: int, expected: tuple[int, int]) -> None:
+def test_collate_pads_right_and_below(divisor: int, expected: tuple[int, int], dtype: torch.dtype) -> None:
     target = Target(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), 1, (5, 4))
-    batch = collate([(torch.ones((3, 5, 4)), target), (torch.ones((3, 2, 7)), target)], size_divisor=divisor)
+    ones = [torch.ones((3, *size), dtype=dtype) for size in ((5, 4), (2, 7))]
+    batch = collate([(image, target) for image in ones], size_divisor=divisor)
     assert tuple(batch.images.pixels.shape) == (2, 3, *expected)
+    assert batch.images.pixels.dtype == dtype
     assert batch.images.sizes.tolist() == [[5, 4], [2, 7]]
     for i, (height, width) in enumerate(batch.images.sizes.tolist()):
         inside = torch.zeros(expected, dtype=torch.bool)
         inside[:height, :width] = True
         assert torch.equal(batch.images.padding[i], ~inside)
-        assert torch.equal(batch.images.pixels[i], inside.float().expand(3, -1, -1))
+        assert torch.equal(batch.images.pixels[i], inside.to(dtype).expand(3, -1, -1))
 
 
 def test_dataset_gives_relative_boxes_and_original_size(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
     pixels, target = dataset[4]
-    assert pixels.dtype == torch.float32
+    assert (pixels.dtype, pixels.is_contiguous(), type(pixels)) == (torch.uint8, True, Tensor)
     assert (target.image_id, dataset.image_id(4), target.original_size) == (14, 14, (30, 40))
     assert target.boxes.dtype == torch.float32
     assert 0 <= float(target.boxes.min()) <= float(target.boxes.max()) <= 1
@@ -189,14 +191,14 @@ class _Dying(CocoDataset):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_p10_dead_worker_names_the_images(tmp_path: Path, workers: int) -> None:
-    dataset = _Dying(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(MEAN, STD), seed=0)
+    dataset = _Dying(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(), seed=0)
     with pytest.raises(WorkerError, match=r"(died|exited unexpectedly).*not returned: \[.*14.*\]") as caught:
         list(_loader(dataset, workers=workers, shuffle=False))
     assert caught.value.exit_code == 7
 
 
 def test_p10_hanging_worker_is_given_up(tmp_path: Path) -> None:
-    dataset = _Hanging(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(MEAN, STD), seed=0)
+    dataset = _Hanging(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(), seed=0)
     with pytest.raises(WorkerError, match=r"timed out.*not returned: \[14"):
         list(_loader(dataset, workers=1, shuffle=False, timeout=0.5))
 
@@ -215,7 +217,7 @@ class _Missing(CocoDataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_keep_their_type(tmp_path: Path, workers: int) -> None:
-    dataset = _Missing(_split(tmp_path), TrainTransformConfig().build(MEAN, STD), seed=0)
+    dataset = _Missing(_split(tmp_path), TrainTransformConfig().build(), seed=0)
     with pytest.raises(OSError, match="a fault of the data set"):
         list(_loader(dataset, workers=workers))
 

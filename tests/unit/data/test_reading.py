@@ -31,7 +31,7 @@ def split(tmp_path: Path) -> CocoSplit:
 
 def _dataset(split: CocoSplit) -> CocoDataset:
     config = TrainTransformConfig(scales=(24, 32), max_size=60, crop_scales=(40,), crop_range=(20, 35))
-    return CocoDataset(split, config.build((0.5,) * 3, (0.5,) * 3), seed=3)
+    return CocoDataset(split, config.build(), seed=3)
 
 
 def _loader(split: CocoSplit, unreadable: Unreadable, **options: int | bool) -> BatchLoader:

@@ -30,6 +30,16 @@ def test_it_reads_back_as_it_was_written(stripped: Path, small_run: Path) -> Non
     assert all(torch.equal(tensor, expected[name]) for name, tensor in deployed.detector.state_dict().items())
 
 
+def test_pixels_are_normalised_by_the_statistics_in_the_file(small_run: Path, tmp_path: Path) -> None:
+    opened, path = open_run(small_run), tmp_path / "stripped.safetensors"
+    config = opened.deployment.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
+    write_deployed(path, opened.model.detector.state_dict(), config)
+    normalisation = read_deployed(path).detector.normalisation
+    assert normalisation is not None
+    assert torch.equal(normalisation.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(normalisation.std.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+
+
 def test_k02_every_flipped_bit_is_found(stripped: Path, tmp_path: Path) -> None:
     content = stripped.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")

@@ -238,13 +238,14 @@ def test_boxes_are_clipped_and_those_outside_left_out() -> None:
 
 
 def test_images_are_prepared_as_the_config_says() -> None:
-    predictor = answering([[0.9, 0.1, 0.1]], [[0.5, 0.5, 0.5, 0.5]], size_divisor=16, mean=(0.5, 0.5, 0.5))
+    predictor = answering([[0.9, 0.1, 0.1]], [[0.5, 0.5, 0.5, 0.5]], size_divisor=16)
     white = np.full((30, 60, 3), 255, dtype=np.uint8)
     found = list(predictor.predict_many([white, white[:, :30]], batch_size=2))
     (images,) = seen(predictor)
     assert images.pixels.shape == (2, 3, 32, 48)
     assert images.sizes.tolist() == [[20, 40], [20, 20]]
-    assert images.pixels[0, :, :20, :40].unique().tolist() == [0.5]
+    assert images.pixels.dtype == torch.uint8
+    assert images.pixels[0, :, :20, :40].unique().tolist() == [255]
     assert images.padding[1, :, 20:].all()
     assert [one.boxes_xyxy_pixels.tolist() for one in found] == [[[15, 7.5, 45, 22.5]], [[7.5, 7.5, 22.5, 22.5]]]
 

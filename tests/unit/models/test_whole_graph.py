@@ -30,10 +30,11 @@ def build(preset: str) -> nn.Module:
     return config.build_model(3, load_weights=False)
 
 
-def images() -> Images:
+def images(dtype: torch.dtype = torch.uint8) -> Images:
     padding = torch.zeros(2, *SIZE, dtype=torch.bool)
     padding[1, :, 64:] = True
-    return Images(torch.randn(2, 3, *SIZE), padding, torch.tensor([SIZE, (64, 64)]))
+    pixels = torch.randn(2, 3, *SIZE) if dtype.is_floating_point else torch.randint(256, (2, 3, *SIZE), dtype=dtype)
+    return Images(pixels, padding, torch.tensor([SIZE, (64, 64)]))
 
 
 class _Tensors(nn.Module):
@@ -58,10 +59,13 @@ def test_a_training_pass_with_branches_is_traced_without_a_break(preset: str) ->
     assert len(branches.layers) == 2
 
 
-@pytest.mark.parametrize("preset", ["deformable-tiny", "relation-tiny"])
-def test_inference_is_exported_whole_and_gives_the_same_bits(preset: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [("deformable-tiny", torch.uint8), ("deformable-tiny", torch.float32), ("relation-tiny", torch.uint8)],
+)
+def test_inference_is_exported_whole_and_gives_the_same_bits(preset: str, dtype: torch.dtype) -> None:
     detector = _Tensors(build(preset).detector).eval()
-    given = images()
+    given = images(dtype)
     arguments = (given.pixels, given.padding, given.sizes)
     with torch.no_grad():
         exported = torch.export.export(detector, arguments, strict=True).module()

@@ -178,7 +178,7 @@ def _settings(system: str, data: Path) -> RunConfig:
 
 def _doubled(batch: Batch) -> Batch:
     targets = tuple(replace(target, boxes=target.boxes.double()) for target in batch.targets)
-    return Batch(replace(batch.images, pixels=batch.images.pixels.double()), targets)
+    return Batch(batch.images, targets)
 
 
 def _first_objects(target: Target, count: int) -> Target:

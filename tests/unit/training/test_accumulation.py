@@ -36,8 +36,7 @@ def as_asked(batch: Batch, keep: Sequence[int], double: bool) -> Batch:
         boxes = target.boxes.double() if double else target.boxes
         return replace(target, boxes=boxes[:count], labels=target.labels[:count])
 
-    images = replace(batch.images, pixels=batch.images.pixels.double()) if double else batch.images
-    return Batch(images, tuple(map(part, batch.targets, keep)))
+    return Batch(batch.images, tuple(map(part, batch.targets, keep)))
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,21 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import OutputError
-from lora_detr.training.metrics import LogRoom, append_line, append_row
+from lora_detr.training.metrics import LogRoom, RunningMean, append_line, append_row, padded_share
 from tests import small_runs
 from tests.limits import file_size_limit
 from tests.small_runs import Lines, read_lines
 
 RECORD = {"step": 1, "loss": 2.5}
+
+
+def test_padding_is_a_share_of_all_pixels_and_unknown_without_any() -> None:
+    means = RunningMean()
+    means.add({"loss": 1.0})  # from a checkpoint within an epoch of a version that counted no pixels
+    assert math.isnan(padded_share(means.means()))
+    means.add({"loss": 1.0, "pixels": 100, "padded": 50})
+    means.add({"loss": 1.0, "pixels": 300, "padded": 10})
+    assert padded_share(means.means()) == pytest.approx(60 / 400)
 
 
 class Disk:

@@ -47,6 +47,14 @@ def test_where_and_how_long_may_change(key: str, value: Any) -> None:
     assert (found["key"], found["now"], found["override"]) == (key, value, False)
 
 
+def test_c07_what_comes_together_in_a_batch_may_not_change() -> None:
+    with pytest.raises(ConfigError, match=r"data\.group_by_shape: the run has False, this command True") as caught:
+        checked(small_runs.config(), {"data.group_by_shape": True})
+    assert caught.value.code == "C07"
+    (found,) = checked(small_runs.config(), {"data.group_by_shape": True}, "data.group_by_shape")
+    assert found["override"]
+
+
 def test_more_epochs_lift_the_limit_of_steps_unless_one_is_given() -> None:
     stored = small_runs.config("train.max_steps=3")
     assert changed(stored, {"train.epochs": 5}).train.max_steps is None

@@ -239,6 +239,7 @@ class TestProofImages:
         assert all(height % 2 and width % 2 for height, width in sizes)
         assert len(set(sizes)) == 5
         assert images[2].padding.any()
+        assert {batch.pixels.dtype for batch in images} == {torch.uint8}
 
     def test_noise_takes_their_place_when_the_data_is_gone_or_damaged(self, opened: OpenedRun, tmp_path: Path) -> None:
         for path in (tmp_path / "absent", tmp_path):
@@ -248,6 +249,7 @@ class TestProofImages:
             assert described == "6 noise images"
             assert sum(len(batch.sizes) for batch in images) == 6
             assert any(batch.padding.any() for batch in images)
+            assert {batch.pixels.dtype for batch in images} == {torch.uint8}
 
     @pytest.mark.parametrize("count", [1, 2, 3, 40])
     def test_any_number(self, count: int, opened: OpenedRun) -> None:

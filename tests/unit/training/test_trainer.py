@@ -16,6 +16,7 @@ import torch
 from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError, OutputError
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
+from lora_detr.training.data import train_loader
 from lora_detr.training.display import Silent
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
@@ -165,9 +166,43 @@ def test_the_log_has_the_keys_that_plot_scripts_of_the_family_read(small_run: Pa
             mean = sum(step["terms"][f"primary/layer1/{name}"] for step in of_epoch) / len(of_epoch)
             assert record[key] == pytest.approx(mean)
         assert record["train_loss"] == pytest.approx(sum(step["loss"] for step in of_epoch) / len(of_epoch))
+        assert record["train_padding"] == 0  # the small run makes all images square
     header, *rows = (small_run / "results.csv").read_text(encoding="utf-8").splitlines()
     assert header.startswith("epoch,step,time,loss,lr,AP,AP50,AP75,")
     assert [row.split(",")[:2] for row in rows] == [["1", "6"], ["2", "12"]]
+
+
+def test_padding_is_told_and_grouping_by_shape_saves_some(shapes_tiny: Path, tmp_path: Path) -> None:
+    uneven = ("data.train.square=false", "train.epochs=1", "data.size_divisor=32")
+    shares = []
+    for grouped in ("false", "true"):
+        settings = (*uneven, f"data.group_by_shape={grouped}")
+        lines = Lines()
+        directory = small_runs.train(shapes_tiny, tmp_path / grouped, *settings, display=lines).directory
+        (record,) = read_lines(directory / "log.txt")
+        config = small_runs.request(shapes_tiny, *settings).loaded.config
+        loader = train_loader(small_runs.splits_of(shapes_tiny, config), config, small_runs.ALONE)
+        paddings = [batch.images.padding for batch in loader]
+        share = sum(int(padding.sum()) for padding in paddings) / sum(padding.numel() for padding in paddings)
+        assert record["train_padding"] == pytest.approx(share)
+        (line,) = [line for line in lines.lines if line.startswith("epoch 1/1")]
+        assert line.endswith(f"  padding {share:.2f}")
+        shares.append(share)
+    assert shares[1] < 0.8 * shares[0]
+
+
+def test_r2_a_run_grouped_by_shape_goes_on_within_an_epoch(shapes_tiny: Path, tmp_path: Path) -> None:
+    settings = ("data.train.square=false", "data.group_by_shape=true", "train.epochs=1", "train.save_every=2")
+    whole = small_runs.train(shapes_tiny, tmp_path / "whole", *settings, "train.keep_last=9").directory
+    stopped = Path(shutil.copytree(whole, tmp_path / "stopped"))
+    for step in (4, 6):
+        shutil.rmtree(stopped / "checkpoints" / f"step-{step:08d}")
+    (stopped / "checkpoints" / "best").unlink()
+    run.resume(stopped, {}, lines := Lines())
+    assert lines.lines[0].endswith("at step 2 of 6")
+    assert losses(stopped) == losses(whole)
+    # Among it the share of padding, whose counts are in the checkpoint.
+    assert (stopped / "log.txt").read_bytes() == (whole / "log.txt").read_bytes()
 
 
 def test_old_checkpoints_go_and_the_best_stays(learned_run: Path) -> None:
