@@ -10,7 +10,7 @@ COMPARED := $(VENV)/.compared
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-BENCHMARKS := criterion attention steps huggingface loading evaluation startup
+BENCHMARKS := criterion attention steps huggingface loading evaluation startup bounds
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test soak bench lint clean
