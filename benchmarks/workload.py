@@ -146,25 +146,20 @@ def compiled_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], location
     return result
 
 
-@torch.library.custom_op("workload::sampling", mutates_args=(), device_types="cuda")
-def _sampling(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    raise NotImplementedError
+torch.library.define("workload::sampling", "(Tensor value, Tensor locations, Tensor weights) -> Tensor")
+torch.library.define(
+    "workload::sampling_back",
+    "(Tensor gradient, Tensor value, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
+)
 
 
-@torch.library.custom_op("workload::sampling_back", mutates_args=(), device_types="cuda")
-def _sampling_back(
-    gradient: Tensor, value: Tensor, locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError
-
-
-@_sampling.register_fake
-def _(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+@torch.library.register_fake("workload::sampling")
+def _sampled(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@_sampling_back.register_fake
-def _(gradient: Tensor, value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.register_fake("workload::sampling_back")
+def _gradients(gradient: Tensor, value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
 
 
@@ -177,4 +172,4 @@ def _give_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
-_sampling.register_autograd(_give_back, setup_context=_keep)
+torch.library.register_autograd("workload::sampling", _give_back, setup_context=_keep)
