@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Row, Value, give, parse
-from benchmarks.steps import Inputs, classes_of, config_of, infer
+from benchmarks.steps import Inputs, classes_of, config_of, infer, mapped
 from benchmarks.workload import Work, Workload, bytes_of, compiled_sampling, count
 from lora_detr.config.run import RunConfig
 from lora_detr.ops import deform_attn
@@ -170,7 +170,7 @@ def _counted(config: RunConfig, inputs: Inputs) -> list[Counted]:
     output, branches = published[0]
 
     criterion = config.build_criterion()
-    answers = _with_values((output, branches))
+    answers = mapped((output, branches), _with_values)
     normaliser = config.loss.normalise(float(inputs.batch * inputs.objects), 1)
 
     def supervise() -> None:
@@ -201,26 +201,23 @@ def _update(gradients: int) -> Workload:
     return Workload((Work(0, gradients), Work(0, 2 * gradients), Work(0, 7 * gradients)))
 
 
-def _with_values(value: Any) -> Any:
-    """Return data of the same shapes on the CPU that a criterion accepts: numbers in (0, 1), first indices, no mask."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return torch.full(value.shape, value.dtype == torch.bool, dtype=value.dtype)
-        return (0.1 + 0.8 * torch.rand(value.shape)).requires_grad_(value.requires_grad)
-    if isinstance(value, tuple):
-        return tuple(map(_with_values, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _with_values(getattr(value, field.name)) for field in fields(value)})
-    return value
+def _with_values(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape on the CPU that a criterion accepts: in (0, 1), first indices, no mask."""
+    if not tensor.is_floating_point():
+        return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype)
+    return (0.1 + 0.8 * torch.rand(tensor.shape)).requires_grad_(tensor.requires_grad)
 
 
 def _tensors(value: Any) -> list[Tensor]:
     """Return all tensors in data, always in the same order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if is_dataclass(value) and not isinstance(value, type):
-        value = tuple(getattr(value, field.name) for field in fields(value))
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple) else []
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(value, note)
+    return found
 
 
 def row(

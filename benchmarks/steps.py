@@ -171,12 +171,18 @@ def infer(detector: torch.nn.Module, images: Images) -> None:
 
 def as_leaves(value: Any) -> Any:
     """Return the same data with every floating-point tensor in it a leaf that wants a gradient."""
+    return mapped(value, lambda one: one.detach().requires_grad_() if one.is_floating_point() else one)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the same data with every tensor in it changed; tuples and dataclasses are gone through in order."""
     if isinstance(value, Tensor):
-        return value.detach().requires_grad_() if value.is_floating_point() else value
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(map(as_leaves, value))
+        return tuple(mapped(part, change) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: as_leaves(getattr(value, field.name)) for field in fields(value)})
+        parts = {field.name: mapped(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **parts)
     return value
 
 
