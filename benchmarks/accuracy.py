@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -114,7 +113,6 @@ def alone(system: str, seed: int, given: argparse.Namespace) -> Row:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.accuracy", *options, "--alone", system, str(seed)],
         cwd=Path(__file__).parents[1],
-        env=os.environ,
         stdout=subprocess.PIPE,
         text=True,
         check=False,

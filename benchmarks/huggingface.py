@@ -23,16 +23,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
 
 from benchmarks.interleaved import interleaved
 from benchmarks.memory import megabytes_alone, rise
 from benchmarks.report import Row, give, parse
 from benchmarks.steps import Inputs, Subject, add_inputs, classes_of, config_of, inputs_of
+from lora_detr.config.optimisation import OptimizerConfig
 from lora_detr.config.run import RunConfig
 from lora_detr.models.backbones import ResNetConfig
 from lora_detr.ops.sampling_choice import PLAIN, VARIABLE
+from lora_detr.structures import Batch
 from lora_detr.training.seeding import seed_everything
 
 OURS, THEIRS = "ours", "huggingface"
@@ -85,35 +87,67 @@ class HuggingFace:
         classes = classes_of(config)
         seed_everything(0)
         self.model = build(config, classes).to(inputs.device)
-        backbone = set(self.model.model.backbone.parameters())
-        rest = [parameter for parameter in self.model.parameters() if parameter not in backbone]
-        trained = [parameter for parameter in backbone if parameter.requires_grad]
         settings = config.train.optimizer
         self.clip_norm = float("inf") if settings.clip_norm is None else settings.clip_norm
-        self.optimizer = torch.optim.AdamW(
-            [{"params": rest}, {"params": trained, "lr": 0.1 * settings.lr}],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = optimizer_of(self.model, settings, 0.1)
         batch = inputs.draw(classes)
         form = torch.channels_last if config.model.backbone.channels_last else torch.contiguous_format
         self.pixels = batch.images.pixels.contiguous(memory_format=form)
         self.mask = (~batch.images.padding).long()
-        self.labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+        self.labels = labels_of(batch)
 
     def step(self) -> None:
         """Train once; the model must be in training mode."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model(pixel_values=self.pixels, pixel_mask=self.mask, labels=self.labels).loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
+        update(self.optimizer, self.model, self.pixels, self.mask, self.labels, self.clip_norm)
 
     @torch.no_grad()
     def infer(self) -> None:
         """Detect; the model must be in evaluation mode."""
         self.model(pixel_values=self.pixels, pixel_mask=self.mask)
+
+
+def optimizer_of(model: DeformableDetrForObjectDetection, settings: OptimizerConfig, scale: float) -> torch.optim.AdamW:
+    """Return what trains their detector; the second group is what is trained of the backbone, at a scaled rate."""
+    backbone = list(model.model.backbone.parameters())
+    own = set(backbone)
+    rest = [parameter for parameter in model.parameters() if parameter not in own]
+    trained = [parameter for parameter in backbone if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [{"params": rest}, {"params": trained, "lr": scale * settings.lr}],
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def labels_of(batch: Batch) -> list[dict[str, Tensor]]:
+    """Return the objects of a batch as their detector takes them."""
+    return [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    pixels: Tensor,
+    mask: Tensor,
+    labels: list[dict[str, Tensor]],
+    clip_norm: float,
+) -> None:
+    """Train their detector once.
+
+    Args:
+        optimizer: of all that is trained.
+        model: in training mode.
+        pixels: [B, 3, H, W], normalised.
+        mask: int64 [B, H, W], 1 where there is an image.
+        labels: see ``labels_of``.
+        clip_norm: limit of the norm of the whole gradient.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    model(pixel_values=pixels, pixel_mask=mask, labels=labels).loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
 
 
 def build(config: RunConfig, classes: int) -> DeformableDetrForObjectDetection:

@@ -14,10 +14,8 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import DeformableDetrForObjectDetection
 
-from benchmarks.huggingface import build, count
+from benchmarks.huggingface import build, labels_of, optimizer_of, update
 from lora_detr.config.run import RunConfig
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.models.backbones.weights import NONE
@@ -39,13 +37,11 @@ class Trained:
         steps: optimiser steps.
         seconds: that they took, reading included.
         metrics: on the validation images.
-        parameters: of the detector.
     """
 
     steps: int
     seconds: float
     metrics: CocoMetrics
-    parameters: int
 
 
 def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World) -> Trained:
@@ -65,8 +61,11 @@ def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World
         network.load_state_dict(config.model.backbone.build(load_weights=True).body.state_dict())
     model.to(world.device).train()
     normalise = PixelNormalisation(*config.model.backbone.input_statistics).to(world.device)
-    optimizer, rates = _optimizer(model, network, config)
-    limit = config.train.optimizer.clip_norm or float("inf")
+    settings = config.train.optimizer
+    scale = next(rule.scale for rule in settings.lr_rules if "backbone" in rule.pattern)
+    optimizer = optimizer_of(model, settings, scale)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    limit = float("inf") if settings.clip_norm is None else settings.clip_norm
     warm_up = max(config.train.schedule.warmup_steps, 1)
     steps, start = 0, time.perf_counter()
     batches = _endless(splits, config, world)
@@ -78,11 +77,8 @@ def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate
         batch = batch.to(world.device)
-        labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
-        optimizer.zero_grad(set_to_none=True)
-        _run(model, normalise, batch.images, labels).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), limit)
-        optimizer.step()
+        images = batch.images
+        update(optimizer, model, normalise(images), (~images.padding).long(), labels_of(batch), limit)
         steps += 1
     taken = time.perf_counter() - start
     batches.close()
@@ -90,7 +86,7 @@ def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World
 
     @torch.no_grad()
     def predict(images: Images) -> Prediction:
-        found = _run(model, normalise, images)
+        found = model(pixel_values=normalise(images), pixel_mask=(~images.padding).long())
         return Prediction(found.logits, found.pred_boxes)
 
     evaluator = detect_all(
@@ -101,32 +97,7 @@ def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World
         batch_size=config.evaluation.batch_size,
         workers=config.data.workers,
     )
-    return Trained(steps, taken, evaluator.compute(), count(model)[0])
-
-
-def _run(
-    model: DeformableDetrForObjectDetection,
-    normalise: PixelNormalisation,
-    images: Images,
-    labels: list[dict[str, Tensor]] | None = None,
-) -> object:
-    return model(pixel_values=normalise(images), pixel_mask=(~images.padding).long(), labels=labels)
-
-
-def _optimizer(
-    model: nn.Module, network: nn.Module, config: RunConfig
-) -> tuple[torch.optim.AdamW, tuple[float, float]]:
-    """Return the optimiser, and the rates of its groups: all but the backbone, the backbone."""
-    settings = config.train.optimizer
-    scale = next(rule.scale for rule in settings.lr_rules if "backbone" in rule.pattern)
-    backbone = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    own = {id(parameter) for parameter in network.parameters()}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
-    groups = [{"params": rest}, {"params": backbone}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-    return optimizer, (settings.lr, scale * settings.lr)
+    return Trained(steps, taken, evaluator.compute())
 
 
 def _endless(splits: Splits, config: RunConfig, world: World) -> Generator[Batch]:
