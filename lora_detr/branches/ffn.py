@@ -47,8 +47,7 @@ class FFNBranch(nn.Module):
     def forward(self, layer: int, ffn: FeedForwardLike, output: DecoderLayerOutput) -> Tensor:
         """Return this branch's hidden states [B, Q, D] at a decoder layer; ``ffn`` is not read."""
         inputs = output.ffn_input if self.reads == "ffn_input" else output.cross_output
-        out: Tensor = self.layers[layer](inputs)[1]
-        return out
+        return cast(FeedForward, self.layers[layer]).output(inputs)
 
     @torch.no_grad()
     def merge_into(self, layer: int, ffn: FeedForwardLike) -> None:

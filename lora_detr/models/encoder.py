@@ -23,8 +23,7 @@ class EncoderLayer(nn.Module):
     def forward(self, memory: Tensor, reference: Tensor, tokens: Tokens) -> Tensor:
         """Return the updated memory [B, S, D]."""
         attended = self.attention(memory, tokens.position, reference, memory, tokens.shapes, tokens.padding)
-        out: Tensor = self.ffn(attended)[1]
-        return out
+        return self.ffn.output(attended)
 
 
 def token_centres(shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:

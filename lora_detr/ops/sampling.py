@@ -16,23 +16,25 @@ from torch.autograd.function import once_differentiable
 
 
 def grid_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample every level with ``grid_sample``, weigh, and sum: the reference."""
+    """Sample every level with ``grid_sample``, weigh, and sum: the reference.
+
+    Queries are the last dimension of whatever is weighed and summed, so that every pass runs along memory; each point
+    is added by itself, and no weighted feature is stored.
+    """
     batch, _, heads, depth = value.shape
     queries, points = locations.shape[1], locations.shape[4]
-    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, B*heads, Q, P, 2]
-    sampled = []
+    grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [levels, B*heads, P, Q, 2]
+    shares = weights.permute(3, 4, 0, 2, 1).reshape(len(shapes), points, batch * heads, 1, queries)
+    total = value.new_zeros(())
     for level, level_value in enumerate(value.split([height * width for height, width in shapes], dim=1)):
         height, width = shapes[level]
         maps = level_value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
-        sampled.append(
-            F.grid_sample(
-                maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
-            )  # [B*heads, d, Q, P]
-        )
-    stacked = torch.stack(sampled, dim=-2).flatten(-2)  # [B*heads, d, Q, levels*P]
-    flat_weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, len(shapes) * points)
-    summed = (stacked * flat_weights).sum(-1)  # [B*heads, d, Q]
-    return summed.view(batch, heads * depth, queries).transpose(1, 2)
+        sampled = F.grid_sample(
+            maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # [B*heads, d, P, Q]
+        for feature, share in zip(sampled.unbind(2), shares[level].unbind(0), strict=True):
+            total = torch.addcmul(total, feature, share)  # [B*heads, d, Q]
+    return total.view(batch, heads * depth, queries).transpose(1, 2)
 
 
 def bag_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:

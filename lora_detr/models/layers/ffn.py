@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lora_detr.ops.activation import relu_dropout
 
 
 class FeedForward(nn.Module):
@@ -23,13 +24,12 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(hidden_dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
-        self.inner_dropout = nn.Dropout(dropout)
+        self.inner_dropout = dropout
         self.outer_dropout = nn.Dropout(dropout)
 
     def activate(self, hidden: Tensor) -> Tensor:
         """Return what W2 is given: [..., F] after ReLU and dropout."""
-        out: Tensor = self.inner_dropout(F.relu(hidden))
-        return out
+        return relu_dropout(hidden, self.inner_dropout, self.training)
 
     def finish(self, inputs: Tensor, projected: Tensor) -> Tensor:
         """Return norm(inputs + dropout(projected)), both [..., D]."""
@@ -40,3 +40,8 @@ class FeedForward(nn.Module):
         """Return the hidden projection W1 x + b1 [..., F] and the block's output [..., D]."""
         hidden = self.linear1(inputs)
         return hidden, self.finish(inputs, self.linear2(self.activate(hidden)))
+
+    def output(self, inputs: Tensor) -> Tensor:
+        """Return the block's output [..., D] alone; what follows W1 takes its place in memory where it can."""
+        activated = relu_dropout(self.linear1(inputs), self.inner_dropout, self.training, overwrite=True)
+        return self.finish(inputs, self.linear2(activated))
