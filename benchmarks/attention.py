@@ -17,8 +17,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from benchmarks.interleaved import Timing, interleaved
 from benchmarks.report import Row, give, parse
+from lora_detr.experiments.interleaved import Timing, interleaved
 from lora_detr.ops.sampling_choice import COMPILED, PLAIN, Kernel, fault_of
 
 HEADS, DEPTH, POINTS = 8, 32, 4

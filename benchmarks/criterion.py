@@ -31,10 +31,10 @@ from torch import Tensor
 
 from benchmarks.criterion_case import CLASSES, TOKENS, Case, made_up
 from benchmarks.criterion_loop import Loop
-from benchmarks.interleaved import interleaved, wait_for
 from benchmarks.operations import cost_of
 from benchmarks.report import Row, give, parse
 from lora_detr.errors import ConfigError
+from lora_detr.experiments.interleaved import interleaved, wait_for
 
 SIZES = ((2, 8), (2, 20), (8, 8), (8, 20))
 AGREEMENT = 1e-4

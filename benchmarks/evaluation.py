@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.interleaved import interleaved
 from benchmarks.report import Row, give, parse
 from lora_detr.data.coco import CocoSplit, load_coco
 from lora_detr.evaluation.coco_eval import METRICS, MODULES, Backend, CocoEvaluator, evaluated, index_of
+from lora_detr.experiments.interleaved import interleaved
 from lora_detr.structures import Detections
 
 CLASSES, OBJECTS = 80, 7

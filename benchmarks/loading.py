@@ -37,7 +37,6 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 
-from benchmarks.interleaved import interleaved
 from benchmarks.report import Row, give, parse
 from lora_detr.config.load import load_config
 from lora_detr.config.run import RunConfig
@@ -46,6 +45,7 @@ from lora_detr.data import transforms
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, collate
 from lora_detr.data.synthetic import SHAPES, generate
+from lora_detr.experiments.interleaved import interleaved
 from lora_detr.training.data import Splits, read_splits, train_loader
 from lora_detr.training.distributed import World
 from lora_detr.training.metrics import RunningMean, padded_share, pixel_counts

@@ -13,11 +13,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from benchmarks.interleaved import interleaved
-from benchmarks.memory import megabytes_alone
 from benchmarks.report import Row, give, parse
 from benchmarks.steps import Inputs, Subject, add_inputs, inputs_of, step_bytes
 from lora_detr.config.run import RecomputedPart
+from lora_detr.experiments.interleaved import interleaved
+from lora_detr.experiments.memory import megabytes_alone
 from lora_detr.training.recompute import recompute
 
 VARIANTS: tuple[tuple[RecomputedPart, ...], ...] = (

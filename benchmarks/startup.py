@@ -21,9 +21,9 @@ from typing import Any
 
 from typer.main import get_command
 
-from benchmarks.interleaved import interleaved
 from benchmarks.report import Row, give, parse
 from lora_detr.cli import app
+from lora_detr.experiments.interleaved import interleaved
 
 NOTHING = "pass"
 

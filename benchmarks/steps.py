@@ -24,67 +24,27 @@ import json
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.interleaved import Timing, interleaved
-from benchmarks.memory import megabytes_alone, rise
 from benchmarks.report import Row, Value, give, parse
 from benchmarks.systems import SYSTEMS
 from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import COCO_SLOTS, CategoryMap
 from lora_detr.evaluation.deployed import read_deployed, write_deployed
+from lora_detr.experiments.interleaved import Timing, interleaved
+from lora_detr.experiments.made_up import Inputs, MadeUpTraining, infer, without_weights
+from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.models import TwoStageDetector
-from lora_detr.structures import Batch, Images, PaddedTargets, Target
-from lora_detr.training.distributed import World
-from lora_detr.training.optim import build_optimizer
+from lora_detr.structures import PaddedTargets
 from lora_detr.training.request import Request, resolve
-from lora_detr.training.seeding import seed_everything
-from lora_detr.training.step import Stepper
 
 CLASSES = 10
 BRANCH_PRESET = "deformable-tiny-lora3"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What all systems are given.
-
-    Attributes:
-        size: (height, width) of the images.
-        batch: number of images.
-        objects: in each image.
-        device: of everything.
-    """
-
-    size: tuple[int, int]
-    batch: int
-    objects: int
-    device: str = "cpu"
-
-    def draw(self, classes: int) -> Batch:
-        """Return images of noise with objects of ``classes`` classes at random places, on the device."""
-        generator = torch.Generator().manual_seed(0)
-        targets = []
-        for image_id in range(self.batch):
-            centre = 0.25 + 0.5 * torch.rand(self.objects, 2, generator=generator)
-            extent = 0.1 + 0.3 * torch.rand(self.objects, 2, generator=generator)
-            labels = torch.randint(0, classes, (self.objects,), generator=generator)
-            targets.append(Target(torch.cat((centre, extent), -1), labels, image_id, self.size))
-        pixels = torch.randn(self.batch, 3, *self.size, generator=generator)
-        padding = torch.zeros(self.batch, *self.size, dtype=torch.bool)
-        images = Images(pixels, padding, torch.tensor([self.size] * self.batch))
-        return Batch(images, tuple(targets)).to(torch.device(self.device))
-
-    def options(self) -> list[str]:
-        """Return the command line that says the same, the number of threads included."""
-        sides = ["--size", *map(str, self.size)]
-        counts = ["--batch", str(self.batch), "--objects", str(self.objects)]
-        return [*sides, *counts, "--device", self.device, "--threads", str(torch.get_num_threads())]
 
 
 def config_of(system: str) -> RunConfig:
@@ -103,9 +63,7 @@ def config_of(system: str) -> RunConfig:
     # Which weights a machine has must not decide what is measured, and no data is read.
     overrides = ("model.backbone.weights=imagenet",)
     request = Request(data=Path("made-up"), overrides=overrides, **vars(said))
-    config = resolve(request).loaded.config
-    backbone = config.model.backbone.without_weights()
-    return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
+    return without_weights(resolve(request).loaded.config)
 
 
 def classes_of(config: RunConfig) -> int:
@@ -113,8 +71,8 @@ def classes_of(config: RunConfig) -> int:
     return COCO_SLOTS if config.data.num_classes == "coco91" else CLASSES
 
 
-class Subject:
-    """A system that is measured: its model, what trains it, and its images.
+class Subject(MadeUpTraining):
+    """A system that is measured, by its command line.
 
     Args:
         system: preset and options.
@@ -123,28 +81,8 @@ class Subject:
 
     def __init__(self, system: str, inputs: Inputs) -> None:
         config = config_of(system)
-        classes = classes_of(config)
-        seed_everything(0)
-        model = config.build_model(classes, load_weights=False).to(inputs.device)
-        optimizer = build_optimizer(model, config.train.optimizer)
-        criterion = config.build_criterion().to(inputs.device)
-        world = World(0, 1, torch.device(inputs.device))
-        self.system, self.config, self.model = system, config, model
-        self.batch = inputs.draw(classes)
-        self.stepper = Stepper(model, criterion, optimizer, config, world)
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, branches included."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def step(self) -> None:
-        """Train once; the model must be in training mode."""
-        self.stepper([self.batch], 0)
-
-    def infer(self) -> None:
-        """Detect, as evaluation does; the model must be in evaluation mode."""
-        infer(self.model.detector, self.batch.images)
+        super().__init__(config, classes_of(config), inputs)
+        self.system = system
 
     def after_decoder(self) -> Callable[[], None]:
         """Return what runs branches, losses and their backward pass on the detector's output, computed here once."""
@@ -161,12 +99,6 @@ class Subject:
             self.stepper.criterion(published, branches, targets, normaliser).total.backward()
 
         return run
-
-
-@torch.no_grad()
-def infer(detector: torch.nn.Module, images: Images) -> None:
-    """Detect without gradients."""
-    detector(images)
 
 
 def as_leaves(value: Any) -> Any:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.interleaved import interleaved
 from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import collate
+from lora_detr.experiments.interleaved import interleaved
 from lora_detr.training.data import read_splits, train_loader
 from lora_detr.training.distributed import World
 from lora_detr.training.opened import open_run

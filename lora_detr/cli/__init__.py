@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from lora_detr import __version__
+from lora_detr.cli.ablate import app as ablate_app
+from lora_detr.cli.analyze_loss import analyze_loss
 from lora_detr.cli.choices import fill_in_values, refuse_empty
 from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
@@ -34,6 +36,8 @@ app.command("strip")(strip)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")
+app.add_typer(ablate_app, name="ablate")
+app.command("analyze-loss")(analyze_loss)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 

@@ -138,6 +138,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too.", rich_help_panel=RUN)
     ] = False,
+    diagnostics: Annotated[
+        int | None,
+        typer.Option(help="Steps between looks at the branches.", metavar="N", rich_help_panel=RUN),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to compute (auto).", metavar="auto|cpu|cuda", rich_help_panel=RUN)
     ] = None,
@@ -193,6 +197,7 @@ def train(
         "train.save_every": save_every,
         "train.keep_every": keep_every,
         "train.tensorboard": tensorboard or None,
+        "train.diagnostics": diagnostics,
     }
     out = console()
     display = ConsoleDisplay(out)

@@ -117,6 +117,8 @@ class TrainConfig(Strict):
     """Parts whose layers run again in backward instead of keeping what they computed: less memory, the same numbers."""
     tensorboard: bool = False
     """Write what is logged for TensorBoard too, into ``tensorboard/`` of the run."""
+    diagnostics: int | None = Field(None, ge=1)
+    """Steps between lines of ``diagnostics.jsonl``, on how positives and gradients of branches differ; null: never."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its parameter groups."""
     schedule: ScheduleConfig = ScheduleConfig()

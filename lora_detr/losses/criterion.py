@@ -110,7 +110,18 @@ class Criterion(nn.Module):
         normaliser: Normaliser,
         priority: Tensor | None = None,
     ) -> LossReport:
-        """Compute all losses.
+        """Compute all losses: ``match``, then ``losses``."""
+        return self.losses(self.match(output, branches, targets, normaliser, priority), targets)
+
+    def match(
+        self,
+        output: DetectorOutput,
+        branches: BranchOutput | None,
+        targets: PaddedTargets,
+        normaliser: Normaliser,
+        priority: Tensor | None = None,
+    ) -> list[Source]:
+        """Match everything that is supervised.
 
         Args:
             output: of the detector.
@@ -118,6 +129,9 @@ class Criterion(nn.Module):
             targets: of the batch.
             normaliser: what losses are divided by (``CriterionConfig.normalise``).
             priority: float [N * L, B, Q] in place of the random draw that caps one-to-many candidates.
+
+        Returns:
+            The primary path first, then the branches, if there are any, the encoder, and query groups.
 
         Raises:
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
@@ -169,12 +183,16 @@ class Criterion(nn.Module):
             )
         for group in groups:
             sources += self._group_sources(group, matched, targets, normaliser)
-        values = all_terms(sources, targets.boxes, config.constants)
+        return sources
+
+    def losses(self, sources: Sequence[Source], targets: PaddedTargets) -> LossReport:
+        """Return the losses of what ``match`` gave."""
+        values = all_terms(sources, targets.boxes, self.config.constants)
         values = values / values.new_tensor([source.normaliser for source in sources for _ in source.keys])
         weights = tuple(weight for source in sources for weight in source.term_weights())
-        total = (values * values.new_tensor(weights)).sum()
+        weighted = values * values.new_tensor(weights)
         keys = tuple(key for source in sources for key in source.keys)
-        return LossReport(total, keys, values.detach(), weights)
+        return LossReport(weighted.sum(), keys, values.detach(), weights, weighted)
 
     def _layer_keys(self, name: str) -> tuple[LossKey, ...]:
         return source_keys([(name, layer) for layer in range(self.num_layers)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -51,12 +51,18 @@ class LossReport:
         keys: names of the terms.
         values: [n], detached, before weighting.
         weights: of the terms.
+        weighted: [n], the terms that ``total`` is the sum of, with gradient until ``detached``.
     """
 
     total: Tensor
     keys: tuple[LossKey, ...]
     values: Tensor
     weights: tuple[float, ...]
+    weighted: Tensor
+
+    def detached(self) -> LossReport:
+        """Return the same numbers without what a gradient needs."""
+        return replace(self, total=self.total.detach(), weighted=self.weighted.detach())
 
     def terms(self) -> tuple[LossTerm, ...]:
         """Return the terms on the host, after one copy."""

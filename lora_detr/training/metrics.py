@@ -197,19 +197,18 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
     _append(path, text.getvalue())
 
 
-def cut_back(metrics: Path, log: Path, results: Path, *, step: int) -> None:
+def cut_back(logs: Sequence[Path], results: Path, *, step: int) -> None:
     """Remove what was logged after a step, so that a resumed run does not log it twice.
 
     Args:
-        metrics: JSON lines with a ``step``.
-        log: likewise.
+        logs: files of JSON lines with a ``step``; those that are missing are passed over.
         results: CSV rows with a ``step``.
         step: the last one to stay.
 
     Raises:
         OutputError: a file cannot be rewritten.
     """
-    for path in (metrics, log):
+    for path in logs:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             # A process that was killed while writing leaves a line without its end.

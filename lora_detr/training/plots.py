@@ -8,47 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from lora_detr.atomic_files import write_file
 from lora_detr.errors import OutputError
 from lora_detr.losses.report import KINDS
+from lora_detr.training.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
 from lora_detr.training.run_directory import RunDirectory
 
-# Okabe and Ito's colours, which most colour-blind people can tell apart.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-GREY, PALE = "#666666", "#d4d4d4"
-
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
-
-STYLE = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e6e6e6",
-    "legend.edgecolor": "none",
-}
 
 Values = NDArray[np.float64]
 
@@ -152,7 +131,7 @@ def read_curves(directory: RunDirectory) -> RunCurves | None:
 
 def draw_results(curves: RunCurves) -> bytes:
     """Return a PNG picture of 1620 x 960 pixels: six panels by step; one without anything to show says why."""
-    with _style():
+    with in_style():
         figure = Figure(figsize=(10.8, 6.4), dpi=150, layout="constrained")
         panels = figure.subplots(2, 3)
         (total, precision, kinds), (sources, rates, gradient) = panels
@@ -168,12 +147,12 @@ def draw_results(curves: RunCurves) -> bytes:
             _draw_steps(axes, curves, named_epochs=axes in panels[0])
         figure.suptitle(_title(curves), fontsize=12, fontweight="bold")
         figure.supxlabel(_footnote(curves), fontsize=8, color=GREY)
-        return _png(figure)
+        return encoded(figure)
 
 
 def draw_losses(curves: RunCurves) -> bytes:
     """Return a PNG picture of 1600 x 620 pixels: the loss of every source beside AP; legible at half that size."""
-    with _style():
+    with in_style():
         figure = Figure(figsize=(8, 3.1), dpi=200, layout="constrained")
         left, right = figure.subplots(1, 2)
         left.set(title="Loss of the last decoder layer", ylabel="class + L1 + GIoU, unweighted")
@@ -181,7 +160,7 @@ def draw_losses(curves: RunCurves) -> bytes:
         _draw_precision(right, curves)
         for axes in (left, right):
             _draw_steps(axes, curves, named_epochs=True)
-        return _png(figure)
+        return encoded(figure)
 
 
 def _draw_sources(axes: Axes, curves: RunCurves) -> None:
@@ -319,23 +298,6 @@ def _moving_mean(values: Values, window: int) -> Values:
 def _kept(count: int) -> NDArray[np.int64]:
     """Return at most ``MAX_POINTS`` evenly spread indices, the first and the last among them."""
     return np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.int64)
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Draw the same on every machine, and leave the settings of the process as they were."""
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # in the name of a folder
-        yield
-
-
-def _png(figure: Figure) -> bytes:
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    # A palette holds the few colours of a diagram, at a third of the size.
-    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
-    few.save(small, "PNG", optimize=True)
-    return small.getvalue()
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> Values:

@@ -117,7 +117,7 @@ def resolve(request: Request) -> Resolved:
             tiny = request.preset is None
             small = ", with the tiny preset" if tiny else ""
             notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
-    preset = request.preset or _preset_of(request, tiny)
+    preset = request.preset or preset_of(request, tiny)
     if request.hybrid == 0:
         # The option is stronger than what else was said of the group.
         kept = tuple(item for item in request.overrides if not item.startswith("model.hybrid."))
@@ -205,7 +205,7 @@ def _baseline(request: Request) -> str:
     return name
 
 
-def _preset_of(request: Request, tiny: bool) -> str:
+def preset_of(request: Request, tiny: bool) -> str:
     """Return the preset that a baseline and a number of branches mean."""
     base = _baseline(request) + ("-tiny" if tiny else "")
     count = len(request.branches) or request.aux or 0

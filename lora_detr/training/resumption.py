@@ -22,6 +22,7 @@ CHANGEABLE = {
     "train.device": "--device",
     "train.rank_timeout": "--set train.rank_timeout",
     "train.log_every": "--set train.log_every",
+    "train.diagnostics": "--diagnostics",
     "train.on_full_log": "--set train.on_full_log",
     "train.recompute": "--recompute",
     "train.save_every": "--save-every",

@@ -99,7 +99,7 @@ def _start(
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
             # A run that was killed before its first checkpoint has left lines here.
-            cut_back(directory.metrics, directory.log, directory.results, step=0)
+            cut_back(directory.logs, directory.results, step=0)
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
@@ -217,7 +217,7 @@ def _resume(
         )
     if world.is_main:
         directory.prepare_for(trainer.checkpoint_bytes)
-        cut_back(directory.metrics, directory.log, directory.results, step=trainer.step)
+        cut_back(directory.logs, directory.results, step=trainer.step)
         directory.add_command()
         directory.update_config(config, stored)
         if changes:

@@ -52,6 +52,16 @@ class RunDirectory:
         return self.path / "log.txt"
 
     @property
+    def diagnostics(self) -> Path:
+        """One JSON line a step whose branches were looked at."""
+        return self.path / "diagnostics.jsonl"
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """All files of JSON lines with a step."""
+        return self.metrics, self.log, self.diagnostics
+
+    @property
     def results(self) -> Path:
         """One CSV row an evaluation."""
         return self.path / "results.csv"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_detr.errors import OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.json_value import JSON
 from lora_detr.training.display import Display, figure
 from lora_detr.training.metrics import (
     RunningMean,
@@ -75,6 +77,14 @@ class RunLog:
         append_line(self.directory.metrics, record)
         if self._tensorboard is not None:
             self._tensorboard.step(record)
+
+    def diagnosis(self, step: int, found: Mapping[str, JSON]) -> None:
+        """Write the line of a step whose branches were looked at.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        append_line(self.directory.diagnostics, {"step": step, **found})
 
     def epoch(self, step: int, epoch: int, means: RunningMean, rate: float, metrics: CocoMetrics | None) -> None:
         """Write the line of an epoch, and the row of its evaluation if there was one.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from signal import Signals
 from typing import Literal
 
@@ -17,12 +17,16 @@ from lora_detr.errors import NumericalError
 from lora_detr.losses.criterion import Criterion, NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport, LossTerm, named_terms
+from lora_detr.losses.source import Source
 from lora_detr.ops.host import to_host
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.distributed import World
 from lora_detr.training.nonfinite import MatchFault, NonFiniteLossError, NonFiniteStep, OnRank, Seen
 from lora_detr.training.seeding import torch_state, torch_state_to_json
 from lora_detr.training.stopping import StopSignals, named
+
+# Sees what was matched and the losses of each micro-batch before their backward pass.
+Observer = Callable[[Sequence[Source], LossReport, PaddedTargets], None]
 
 # Updates skipped in a row, for a gradient that is not finite, before the run is given up.
 MAX_SKIPPED = 10
@@ -72,7 +76,7 @@ def forward(
 
 
 class Stepper:
-    """Owns what a step needs; keeps count of skipped updates.
+    """Owns what a step needs; keeps count of skipped updates. ``observer`` may be set and taken away between steps.
 
     Args:
         model: what is trained, as wrapped for gradient averaging.
@@ -98,6 +102,7 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.skipped_in_a_row = 0
         self.skipped = 0
+        self.observer: Observer | None = None
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Train on the micro-batches of one step.
@@ -150,12 +155,16 @@ class Stepper:
         output, branches = forward(self.model, batch, self.config.train.precision)
         report: LossReport
         try:
-            report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)
+            targets = PaddedTargets.from_targets(batch.targets)
+            sources = self.criterion.match(output, branches, targets, normaliser)
+            report = self.criterion.losses(sources, targets)
         except NonFiniteMatchError as error:
             (_sum_of_predictions(output, branches) * math.nan).backward()
             return MatchFault(error.where, batch.targets[error.image].image_id)
+        if self.observer is not None:
+            self.observer(sources, report, targets)
         report.total.backward()
-        return replace(report, total=report.total.detach())
+        return report.detached()
 
     def _clip(self) -> Tensor:
         limit = self.config.train.optimizer.clip_norm

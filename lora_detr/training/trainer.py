@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from signal import Signals
 
@@ -17,11 +17,14 @@ from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.exact_weights import load_exact
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.report import LossReport
+from lora_detr.losses.source import Source
 from lora_detr.models import TwoStageDetector
-from lora_detr.structures import Batch
+from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
 from lora_detr.training.data import Splits, train_loader
+from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
@@ -180,6 +183,7 @@ class Trainer:
         factor = rate_factor(self.config.train.schedule, self.plan.steps_per_epoch, self.plan.length)
         for batches in self._groups():
             set_rates(self.optimizer, self.base_rates, factor(self.plan.done(self.step)))
+            self._look_at_branches()
             try:
                 result = self.stepper(batches, self.step)
             except NonFiniteLossError as error:
@@ -199,6 +203,20 @@ class Trainer:
             every = self.config.train.save_every
             if every is not None and self.step % every == 0 and not self._is_epoch_over:
                 self._save(None)
+
+    def _look_at_branches(self) -> None:
+        """Have the first batch of the coming step diagnosed, if it is the turn of one."""
+        every = self.config.train.diagnostics
+        due = self.log is not None and every is not None and (self.step + 1) % every == 0
+        self.stepper.observer = self._diagnose if due else None
+
+    def _diagnose(self, sources: Sequence[Source], report: LossReport, targets: PaddedTargets) -> None:
+        self.stepper.observer = None
+        ffns = [self.model.detector.ffn(layer) for layer in range(self.criterion.num_layers)]
+        found = diagnose(sources, report, targets, ffns, self.config.branch_names)
+        assert self.log is not None
+        with self.room.lines():
+            self.log.diagnosis(self.step + 1, found)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """Give the batches in lists of as many as are accumulated; the last list of an epoch may be shorter."""

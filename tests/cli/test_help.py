@@ -17,7 +17,8 @@ from lora_detr.cli import app
 from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
-COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", *SETTINGS)
+TABLES = ("ablate list", "ablate run", "ablate report")
+COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", "analyze-loss", *TABLES, *SETTINGS)
 
 # Two small screens, for the command that has most options; all else (usage, examples, frames) takes one at most.
 MOST_LINES = 75
@@ -29,6 +30,7 @@ NO_DEFAULT = {
     "strip": {"--branch"},
     "predict": {"--nms", "--annotations"},
     "config show": {"--config", "--set"},
+    "ablate run": {"--set"},
 }
 
 # Promised are 0.5 s. A machine that runs something else may take longer by the clock, but hardly by CPU time.
@@ -40,7 +42,7 @@ CPU_SECONDS = 0.8
 def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Help of the root and of each command, away from a terminal, 80 columns wide."""
     folder = tmp_path_factory.mktemp("help")
-    lines = {name: (*name.split(), "--help") for name in ("", "config", *COMMANDS)}
+    lines = {name: (*name.split(), "--help") for name in ("", "config", "ablate", *COMMANDS)}
     return {name: run_process(*line, folder=folder, COLUMNS="80", NO_COLOR="1") for name, line in lines.items()}
 
 
@@ -52,7 +54,7 @@ def command_of(name: str) -> Any:
     return command
 
 
-@pytest.mark.parametrize("name", ["", "config", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
 def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended]) -> None:
     ended = helps[name]
     assert (ended.code, ended.err) == (0, "")
@@ -112,7 +114,7 @@ def test_commands_and_what_they_do_are_listed(helps: dict[str, Ended]) -> None:
         group, _, command = name.rpartition(" ")
         assert re.search(rf"│ {command} +\S", helps[group].out)
     top = {name.split()[0] for name in COMMANDS}
-    assert set(re.findall(r"^│ ([a-z]+) +[A-Z]", helps[""].out, re.MULTILINE)) == top
+    assert set(re.findall(r"^│ ([a-z-]+) +[A-Z]", helps[""].out, re.MULTILINE)) == top
 
 
 def test_without_arguments_help_is_shown(tmp_path: Path) -> None:

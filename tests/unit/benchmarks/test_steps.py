@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import steps
-from benchmarks.memory import megabytes_alone
 from benchmarks.steps import Inputs, Subject, as_leaves, config_of
 from lora_detr.errors import ConfigError
+from lora_detr.experiments.memory import megabytes_alone
 from lora_detr.structures import Prediction
 from tests.small_runs import SMALL
 

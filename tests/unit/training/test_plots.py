@@ -57,7 +57,7 @@ def write_run(
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Return a function that gives the panels of ``results.png`` instead of its pixels."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(plots, "encoded", lambda figure: figures.append(figure) or b"")
 
     def panels(directory: RunDirectory) -> list[Axes]:
         curves = plots.read_curves(directory)

@@ -43,7 +43,7 @@ def megabytes_alone(script: str, options: Sequence[str]) -> float | None:
     """Return what a script finds by ``rise`` in a new process and prints as JSON, in MB.
 
     Args:
-        script: its path.
+        script: its path; or ``-m``, and the name of a module is the first of the options.
         options: that make it print the bytes and nothing else.
 
     Raises:

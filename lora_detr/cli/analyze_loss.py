@@ -1,0 +1,57 @@
+"""``loradetr analyze-loss``: the paper's Figure 3 from the logs of any runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_detr.cli.console import console
+from lora_detr.errors import ConfigError
+
+WHAT, LEVELS = "What is drawn", "Levels that are to be reached"
+
+
+def analyze_loss(
+    runs: Annotated[list[str], typer.Argument(help="Run, ablation folder or log.txt.", metavar="[LABEL=]RUN...")],
+    layer: Annotated[
+        str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N", rich_help_panel=WHAT)
+    ] = "all",
+    smooth: Annotated[
+        float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0, rich_help_panel=WHAT)
+    ] = 1.0,
+    reach_loss: Annotated[
+        float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS", rich_help_panel=LEVELS)
+    ] = None,
+    reach_ap: Annotated[
+        float | None,
+        typer.Option(help="AP, 0 to 1 (likewise).", metavar="AP", min=0, max=1, rich_help_panel=LEVELS),
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="For pictures, CSV and summary.", metavar="DIR", rich_help_panel=WHAT)
+    ] = Path("loss_analysis"),
+) -> None:
+    """Draw one-to-one losses by epoch, and say how fast they fall.
+
+    Runs of one label are seeds: their mean is drawn, in a band from the lowest to the highest.
+    Example: loradetr analyze-loss control=runs/a control=runs/b "3 branches=runs/c"
+    """
+    from lora_detr.experiments.loss_analysis import analyse
+
+    out = console()
+    for text in analyse(
+        runs, layer=_layer(layer), smooth=smooth, loss=reach_loss, precision=reach_ap, folder=output_dir
+    ):
+        out.print(text, soft_wrap=True)
+
+
+def _layer(text: str) -> int | None:
+    """Return the layer that is meant: None for all, -1 for the last."""
+    if text == "all":
+        return None
+    if text == "last":
+        return -1
+    if text.isdigit():
+        return int(text)
+    raise ConfigError(f"--layer {text}: expected all, last or the number of a layer, 0 first", "all is Figure 3's sum")

@@ -1,0 +1,1 @@
+"""Experiments over many runs: the paper's tables, what they cost, and the losses of runs beside each other."""

@@ -1,0 +1,106 @@
+"""What ``train --diagnostics`` wrote of several runs: how much branches differ in positives and gradients."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora_detr.experiments.loss_logs import Values
+from lora_detr.json_value import JSON
+from lora_detr.training.run_directory import RunDirectory
+
+MEASURES = {
+    "jaccard": "overlap of positives (Jaccard)",
+    "positives": "positives a target",
+    "uncovered": "share of targets without a positive",
+    "cosine_all": "cosine of gradients with the primary's",
+    "norm_ratio": "length of gradients relative to the primary's",
+}
+"""Name in the file -> in words. The mean over decoder layers is taken where there is a value for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class DiversityLog:
+    """One run.
+
+    Attributes:
+        label: of the run.
+        steps: [n].
+        curves: measure -> path or pair of paths -> [n]; NaN where it is undefined.
+    """
+
+    label: str
+    steps: Values
+    curves: Mapping[str, Mapping[str, Values]]
+
+
+def read_diversity(folder: Path, label: str) -> DiversityLog | None:
+    """Return what a run wrote about its branches; None where it wrote nothing."""
+    path = RunDirectory(folder).diagnostics
+    if not path.is_file():
+        return None
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # a line that is being written
+            continue
+    if not records:
+        return None
+    steps = np.array([float(record["step"]) for record in records])
+    curves = {}
+    for measure in MEASURES:
+        names = dict.fromkeys(name for record in records for name in record.get(measure, {}))
+        curves[measure] = {
+            name: np.array([_mean(record.get(measure, {}).get(name)) for record in records]) for name in names
+        }
+    return DiversityLog(label, steps, curves)
+
+
+def diversity_as_csv(logs: Sequence[DiversityLog]) -> str:
+    """Return all curves, a line for each value."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "run", "step", "measure", "of", "value"])
+    counts: dict[str, int] = {}
+    for log in logs:
+        number = counts[log.label] = counts.get(log.label, -1) + 1
+        for measure, curves in log.curves.items():
+            for name, values in curves.items():
+                for step, value in zip(log.steps, values, strict=True):
+                    if math.isfinite(value):
+                        writer.writerow([log.label, number, int(step), measure, name, f"{value:.6g}"])
+    return text.getvalue()
+
+
+def diversity_as_markdown(logs: Sequence[DiversityLog]) -> str:
+    """Return means over the last half of each run, in which matching has settled, averaged over runs of a label."""
+    lines = ["| runs | of | " + " | ".join(MEASURES.values()) + " |", "|---|---|" + "---:|" * len(MEASURES)]
+    for label in dict.fromkeys(log.label for log in logs):
+        own = [log for log in logs if log.label == label]
+        names = dict.fromkeys(name for log in own for curves in log.curves.values() for name in curves)
+        for name in names:
+            cells = []
+            for measure in MEASURES:
+                values = [
+                    float(np.nanmean(late))
+                    for log in own
+                    if name in log.curves[measure]
+                    and np.isfinite(late := log.curves[measure][name][log.steps >= log.steps[-1] / 2]).any()
+                ]
+                cells.append(f"{np.mean(values):.3f}" if values else "-")
+            lines.append(f"| {label} | {name.replace('|', ' and ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(value: JSON) -> float:
+    """Return the mean over layers, or the value itself; NaN where it is undefined."""
+    known = [float(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, int | float)]
+    return float(np.mean(known)) if known else math.nan

@@ -1,0 +1,114 @@
+"""Everything that ``loradetr analyze-loss`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lora_detr.atomic_files import prepare_directory, write_file
+from lora_detr.errors import ConfigError
+from lora_detr.experiments.diversity import (
+    MEASURES,
+    DiversityLog,
+    diversity_as_csv,
+    diversity_as_markdown,
+    read_diversity,
+)
+from lora_detr.experiments.loss_curves import (
+    Band,
+    band,
+    convergence,
+    convergence_as_markdown,
+    curves_as_csv,
+    grouped,
+    over_seeds,
+)
+from lora_detr.experiments.loss_logs import LossLog, Values, find_runs, read_log
+from lora_detr.losses.report import KINDS, Kind
+
+WORDS: dict[Kind, str] = {"class": "classification", "l1": "L1 of boxes", "giou": "GIoU of boxes"}
+
+
+def analyse(
+    runs: Sequence[str],
+    *,
+    layer: int | None,
+    smooth: float,
+    loss: float | None,
+    precision: float | None,
+    folder: Path,
+) -> list[str]:
+    """Write ``losses.png``, ``.svg`` and ``.csv`` and ``summary.md``, and the same of branches that were looked at.
+
+    Args:
+        runs: ``[LABEL=]PATH`` texts (see ``find_runs``).
+        layer: decoder layer that is looked at, -1 for the last; None sums all.
+        smooth: epochs that are averaged over.
+        loss: level to reach; by default where the first label ends.
+        precision: AP to reach, likewise.
+        folder: for all of it.
+
+    Returns:
+        Lines that sum it up and say what was written.
+
+    Raises:
+        ConfigError: a path holds no log, or no such layer.
+        OutputError: something cannot be read or written.
+    """
+    from lora_detr.experiments.loss_picture import draw_bands  # matplotlib takes a while to import
+
+    places = find_runs(runs)
+    logs = [read_log(place) for place in places]
+    layers = {log.layers for log in logs}
+    if layer is not None and layer >= min(layers):
+        raise ConfigError(f"--layer {layer}: the runs have {min(layers)} decoder layers", f"0 to {min(layers) - 1}")
+    where = "all layers" if layer is None else "the last layer" if layer == -1 else f"layer {layer}"
+    total = _summed(layer, KINDS)
+    panels = [(f"One-to-one loss, {where}, weighted", _bands(logs, total, smooth))]
+    panels += [(f"{WORDS[kind]}, {where}", _bands(logs, _summed(layer, [kind]), smooth)) for kind in KINDS]
+    note = f"mean over {smooth:g} epochs; bands from the lowest to the highest seed" if smooth else "not smoothed"
+    found, loss_level, precision_level = convergence(logs, total, smooth, loss, precision)
+    summary = convergence_as_markdown(found, loss_level, precision_level, "loss")
+    files = {f"losses{suffix}": data for suffix, data in draw_bands(panels, "Primary path", note).items()}
+    files |= {"losses.csv": curves_as_csv(logs).encode()}
+    lines = [summary.rstrip()]
+    diverse = [log for place in places if (log := read_diversity(place.path, place.label)) is not None]
+    if diverse:
+        files |= {f"diversity{suffix}": data for suffix, data in _draw_diversity(diverse).items()}
+        files |= {"diversity.csv": diversity_as_csv(diverse).encode()}
+        table = diversity_as_markdown(diverse)
+        summary += f"\nBranches, means over the second half of each run:\n\n{table}"
+        lines += ["", table.rstrip()]
+    files |= {"summary.md": summary.encode()}
+    prepare_directory(folder)
+    for name, data in files.items():
+        write_file(folder / name, data)
+    return [*lines, "", f"wrote {', '.join(files)} into {folder}"]
+
+
+def _summed(layer: int | None, kinds: Sequence[Kind]) -> Callable[[LossLog], Values]:
+    """Return what sums the losses of a log over layers and kinds."""
+
+    def value(log: LossLog) -> Values:
+        return log.total(None if layer is None else [layer % log.layers], kinds)
+
+    return value
+
+
+def _bands(logs: Sequence[LossLog], value: Callable[[LossLog], Values], smooth: float) -> list[Band]:
+    return [band(label, members, value, smooth) for label, members in grouped(logs).items()]
+
+
+def _draw_diversity(logs: Sequence[DiversityLog]) -> dict[str, bytes]:
+    """Draw a panel a measure; the steps of a run are its axis."""
+    from lora_detr.experiments.loss_picture import draw_bands
+
+    panels = []
+    for measure, words in MEASURES.items():
+        curves: dict[str, list[tuple[Values, Values]]] = {}
+        for log in logs:
+            for name, values in log.curves[measure].items():
+                curves.setdefault(f"{log.label}: {name.replace('|', ' and ')}", []).append((log.steps, values))
+        if curves:
+            panels.append((words, [over_seeds(label, members) for label, members in curves.items()]))
+    return draw_bands(panels, "Branches", "one batch a point, mean over decoder layers", "optimiser step")

@@ -1,0 +1,87 @@
+"""The picture of a study: measured AP of every row and seed beside the published, and AP against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.experiments.results import RowResult, not_comparable
+from lora_detr.experiments.study import Study
+from lora_detr.training.diagrams import BLUE, COLOURS, GREY, ORANGE, encoded, in_style
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
+    """Return a PNG: rows from top to bottom with one dot a seed, and the mean curve of every row with its range."""
+    table = study.info.table
+    published = any(METRICS[0] in result.row.published for result in results)
+    curved = any(len(run.curve.steps) > 1 for result in results for run in result.runs)
+    with in_style():
+        figure = Figure(figsize=(4.6 + 2.6 * published + 5.0 * curved, 1.6 + 0.34 * len(results)), layout="constrained")
+        panels = figure.subplots(
+            1, 1 + published + curved, squeeze=False, width_ratios=[1.6, *[0.9] * published, *[2.0] * curved]
+        )[0]
+        _draw_measured(panels[0], results)
+        if published:
+            _draw_published(panels[1], results)
+        if curved:
+            _draw_curves(panels[-1], results)
+        reasons = not_comparable(study)
+        note = (
+            f"not comparable with the published figures: {'; '.join(reasons)}"
+            if reasons and published
+            else "; ".join(reasons)
+        )
+        figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, weight="bold")
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=GREY)
+        return encoded(figure)
+
+
+def _rows(axes: Axes, results: Sequence[RowResult], named: bool) -> None:
+    places = range(len(results))
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_yticks(places, [result.row.label for result in results] if named else [""] * len(results))
+    axes.grid(True, axis="y")
+    axes.grid(True, axis="x", alpha=0.5)
+
+
+def _draw_measured(axes: Axes, results: Sequence[RowResult]) -> None:
+    axes.set_title("Measured AP (percent)")
+    _rows(axes, results, named=True)
+    for place, result in enumerate(results):
+        values = result.values(METRICS[0])
+        axes.plot(values, [place] * len(values), "o", color=BLUE, ms=4, alpha=0.6, mew=0)
+        if values:
+            mean = float(np.mean(values))
+            axes.plot([mean, mean], [place - 0.3, place + 0.3], color=BLUE, lw=2)
+            axes.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", fontsize=7, color=BLUE)
+
+
+def _draw_published(axes: Axes, results: Sequence[RowResult]) -> None:
+    axes.set_title("Published")
+    _rows(axes, results, named=False)
+    for place, result in enumerate(results):
+        value = result.row.published.get(METRICS[0])
+        if value is not None:
+            axes.plot([value], [place], "D", color=ORANGE, ms=5)
+            axes.annotate(f"{value:.1f}", (value, place - 0.2), ha="center", va="bottom", fontsize=7, color=ORANGE)
+
+
+def _draw_curves(axes: Axes, results: Sequence[RowResult]) -> None:
+    axes.set_title("AP against steps: mean and range over seeds")
+    axes.set_xlabel("optimiser step")
+    for index, result in enumerate(results):
+        curves = [run.curve for run in result.runs]
+        if not curves:
+            continue
+        shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+        values = np.array([[dict(zip(c.steps, c.precision, strict=True))[step] for step in shared] for c in curves])
+        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+        axes.plot(shared, values.mean(0), color=colour, ls=dashes, lw=1.6, label=result.row.label)
+        axes.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
+    axes.legend(fontsize=7, loc="lower right")

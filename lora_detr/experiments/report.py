@@ -1,0 +1,161 @@
+"""The report of a study: Markdown, CSV and a picture, published and measured side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_detr.atomic_files import write_file
+from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.experiments.results import RowResult, not_comparable, spread
+from lora_detr.experiments.study import Study
+
+PRECISIONS = METRICS[:6]
+UNKNOWN = "-"
+
+
+def write_report(study: Study, results: Sequence[RowResult]) -> list[Path]:
+    """Write ``report.md``, ``report.csv`` and, if a run is done, ``report.png`` into the folder of a study.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    written = [study.folder / "report.md", study.folder / "report.csv"]
+    pictured = any(result.runs for result in results)
+    write_file(written[0], markdown(study, results, "report.png" if pictured else None).encode())
+    write_file(written[1], table_of_runs(study, results).encode())
+    if pictured:
+        from lora_detr.experiments.picture import draw_study  # matplotlib takes a while to import
+
+        written.append(study.folder / "report.png")
+        write_file(written[2], draw_study(study, results))
+    return written
+
+
+def markdown(study: Study, results: Sequence[RowResult], picture: str | None = None) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        study: what was run.
+        results: of its rows, in order.
+        picture: file beside it that is shown.
+    """
+    lines = [f"# {study.info.table.title}", "", *_preface(study), ""]
+    lines += _table(*accuracy_table(study, results))
+    lines += ["", *_missing(results)]
+    lines += [] if picture is None else [f"![{study.info.table.title}]({picture})", ""]
+    return "\n".join([*lines, *_runs(study, results), *_commands(study)]) + "\n"
+
+
+def accuracy_table(study: Study, results: Sequence[RowResult]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells: what each row published and measured, and what it costs."""
+    table = study.info.table
+    figures = [*PRECISIONS, *(f"{METRICS[0]}, {answer.name}" for answer in table.answers[1:])]
+    published = [figure for figure in figures if any(figure in row.published for row in table.rows)]
+    head = ["row", *(f"*published* {figure}" for figure in published)]
+    head += [f"{figure} measured" for figure in figures if any(result.values(figure) for result in results)]
+    measured = [figure for figure in figures if any(result.values(figure) for result in results)]
+    head += ["seeds", "*published* parameters", "parameters", "step time"]
+    base = results[0].seconds if results else math.nan
+    cells = []
+    for result in results:
+        said = result.row.published
+        cells.append(
+            [
+                result.row.label,
+                *(_number(said.get(figure), 1) for figure in published),
+                *(mean_and_spread(result.values(figure)) for figure in measured),
+                str(len(result.runs)),
+                _number(said.get("parameters"), 1, " M"),
+                _number(result.parameters, 2, " M"),
+                _number(result.seconds / base, 2),
+            ]
+        )
+    return head, cells
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return mean and sample standard deviation of figures, as the report has them."""
+    mean, deviation = spread(values)
+    return _number(mean, 1) + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
+
+
+def table_of_runs(study: Study, results: Sequence[RowResult]) -> str:
+    """Return the report as CSV: a line for each run, done or not."""
+    answers = [f"{METRICS[0]}, {answer.name}" for answer in study.info.table.answers[1:]]
+    figures = [*METRICS, *answers]
+    head = ["row", "label", "seed", "done", "parameters_millions", "seconds_a_step", *figures]
+    head += [f"published {figure}" for figure in (*figures, "parameters", "minutes")]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, head, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        common: dict[str, object] = {"row": result.row.name, "label": result.row.label}
+        common |= {"parameters_millions": f"{result.parameters:.6f}"}
+        common |= {f"published {figure}": value for figure, value in result.row.published.items()}
+        for run in result.runs:
+            measured = {figure: f"{value:.4f}" for figure, value in run.values.items()}
+            writer.writerow({**common, "seed": run.seed, "done": 1, "seconds_a_step": f"{run.seconds:.4f}", **measured})
+        for seed in result.missing:
+            writer.writerow({**common, "seed": seed, "done": 0})
+    return text.getvalue()
+
+
+def _preface(study: Study) -> list[str]:
+    table = study.info.table
+    reasons = not_comparable(study)
+    published = any(row.published for row in table.rows)
+    lines = (
+        [f"Published figures: LoRA-DETR (AAAI 2026), COCO val2017; {table.source}."] if published else [table.source]
+    )
+    if reasons and published:
+        lines += ["", f"**Not comparable with the published figures:** {'; '.join(reasons)}."]
+    elif reasons:
+        lines += ["", f"**Scaled down:** {'; '.join(reasons)}."]
+    seeds = ", ".join(map(str, study.seeds))
+    measured = (
+        f"Measured by `{study.command()}`; AP in percent after the last step, mean ± standard deviation over seeds"
+    )
+    time = "Step time is relative to the first row; runs beside each other disturb it."
+    return [*lines, "", f"{measured} {seeds}. {time}"]
+
+
+def _missing(results: Sequence[RowResult]) -> list[str]:
+    missing = [f"{result.row.label} (seed {seed})" for result in results for seed in result.missing]
+    return [f"**Not done:** {', '.join(missing)}.", ""] if missing else []
+
+
+def _runs(study: Study, results: Sequence[RowResult]) -> list[str]:
+    """Return AP of every run, so that no run is hidden in a mean."""
+    head = ["AP of every run", *(f"seed {seed}" for seed in study.seeds)]
+    cells = []
+    for result in results:
+        by_seed = {run.seed: run.values.get(METRICS[0]) for run in result.runs}
+        cells.append([result.row.label, *(_number(by_seed.get(seed), 2) for seed in study.seeds)])
+    return [*_table(head, cells), ""]
+
+
+def _commands(study: Study) -> list[str]:
+    settings = shlex.join(study.settings.arguments())
+    lines = ["Each run alone:", "", "```"]
+    lines += [
+        f"loradetr train {shlex.join(row.at(study.settings.scale).arguments())} {settings} --seed SEED"
+        for row in study.rows
+    ]
+    return [*lines, "```"]
+
+
+def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|".join(["---", *("---:" for _ in head[1:])])
+    return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells)]
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"

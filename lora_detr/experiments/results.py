@@ -1,0 +1,188 @@
+"""What the runs of a study gave, read off their folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.experiments.ablation import Scale, TableRow
+from lora_detr.experiments.runner import is_done
+from lora_detr.experiments.study import Run, Study
+from lora_detr.json_value import JSON
+from lora_detr.training.request import resolve
+from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
+
+COCO_CLASSES = 91
+COCO_IMAGES = {"train": 118_287, "val": 5_000}
+"""Of train2017 and val2017, which the paper's figures are measured on."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """AP of the primary path over a run.
+
+    Attributes:
+        steps: of the evaluations, rising.
+        precision: AP in percent at each.
+    """
+
+    steps: tuple[int, ...]
+    precision: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run gave.
+
+    Attributes:
+        seed: of the run.
+        values: figure -> value of the last evaluation: COCO's numbers in percent; ``AP, ANSWER`` of other answers.
+        curve: over the run.
+        seconds: median of a step, NaN where none is known.
+    """
+
+    seed: int
+    values: dict[str, float]
+    curve: Curve
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What the runs of a row gave.
+
+    Attributes:
+        row: of the table.
+        parameters: that are trained, in millions, with as many classes as the data has.
+        runs: those that are done, by seed.
+        missing: seeds that are not done.
+    """
+
+    row: TableRow
+    parameters: float
+    runs: tuple[RunResult, ...]
+    missing: tuple[int, ...]
+
+    def values(self, figure: str) -> list[float]:
+        """Return a figure of every run that has it."""
+        return [run.values[figure] for run in self.runs if figure in run.values]
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds of a step over the runs; NaN where none is known."""
+        known = [run.seconds for run in self.runs if math.isfinite(run.seconds)]
+        return statistics.median(known) if known else math.nan
+
+
+def read_results(study: Study) -> list[RowResult]:
+    """Return what every row gave, those without a finished run included.
+
+    Raises:
+        ConfigError: a row's options are no longer valid.
+        OutputError: a file cannot be read.
+    """
+    classes = _classes(study)
+    found: dict[str, list[Run]] = {}
+    for run in study.runs:
+        found.setdefault(run.row.name, []).append(run)
+    results = []
+    for row in study.rows:
+        runs = found[row.name]
+        done = [run for run in runs if is_done(run)]
+        results.append(
+            RowResult(
+                row,
+                parameters(row, study.settings.scale, classes),
+                tuple(_result(run, study) for run in done),
+                tuple(run.seed for run in runs if run not in done),
+            )
+        )
+    return results
+
+
+def parameters(row: TableRow, scale: Scale, classes: int = COCO_CLASSES) -> float:
+    """Return how many parameters a row trains, branches and query groups included, in millions; no data is read.
+
+    Args:
+        row: of a table.
+        scale: whether its preset is the paper's or the small one.
+        classes: K.
+
+    Raises:
+        ConfigError: its options are wrong.
+    """
+    config = resolve(row.at(scale).request(Path("no-data"))).loaded.config
+    with torch.device("meta"):
+        model = config.build_model(classes, load_weights=False)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / 1e6
+
+
+def not_comparable(study: Study) -> list[str]:
+    """Return why measured figures must not be compared with published ones; empty where nothing says so."""
+    reasons = study.settings.scaled_down()
+    for run in study.runs:
+        report = _json(run.folder / DATA_REPORT)
+        for split, expected in COCO_IMAGES.items():
+            part = report.get(split)
+            count = part.get("images") if isinstance(part, dict) else None
+            if count is not None and count != expected:
+                reasons.append(f"{count} images for {split} where COCO 2017 has {expected:,}")
+        if report:
+            break
+    return reasons
+
+
+def _result(run: Run, study: Study) -> RunResult:
+    directory = RunDirectory(run.folder)
+    with directory.results.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("step")]
+    last = rows[-1]
+    values = {name: 100 * float(last[name]) for name in METRICS if float(last[name]) >= 0}
+    for path, answer in zip(study.answers(run), study.info.table.answers[1:], strict=True):
+        said = _json(path).get(METRICS[0])
+        if isinstance(said, int | float) and said >= 0:
+            values[f"{METRICS[0]}, {answer.name}"] = 100 * float(said)
+    curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * float(row[METRICS[0]]) for row in rows))
+    return RunResult(run.seed, values, curve, _seconds(directory.metrics))
+
+
+def _seconds(metrics: Path) -> float:
+    times: list[float] = []
+    if metrics.is_file():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if isinstance(record.get("seconds"), int | float):
+                times.append(float(record["seconds"]))
+    return statistics.median(times) if times else math.nan
+
+
+def _classes(study: Study) -> int:
+    """Return K of the data that the runs were trained on; that of COCO while there is none."""
+    for run in study.runs:
+        train = _json(run.folder / DATA_REPORT).get("train")
+        if isinstance(train, dict) and isinstance(train.get("categories"), int):
+            count = train["categories"]
+            assert isinstance(count, int)
+            return count
+    return COCO_CLASSES
+
+
+def _json(path: Path) -> dict[str, JSON]:
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation; NaN where there are too few values."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan

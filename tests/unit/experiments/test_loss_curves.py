@@ -1,0 +1,114 @@
+"""Curves over seeds, and when they reach a level."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_detr.errors import ConfigError
+from lora_detr.experiments.loss_analysis import analyse
+from lora_detr.experiments.loss_curves import (
+    band,
+    convergence,
+    convergence_as_markdown,
+    curves_as_csv,
+    over_seeds,
+    reached_text,
+    smoothed,
+)
+from lora_detr.experiments.loss_logs import LossLog, Values
+from lora_detr.losses.report import KINDS
+from tests.unit.experiments.test_loss_logs import write_ours
+
+
+def log_of(label: str, values: list[float], precision: list[float] | None = None) -> LossLog:
+    """Return a run of one layer whose three terms are a third of the given totals, a point an epoch."""
+    epochs = np.arange(1.0, len(values) + 1)
+    seen = np.array(precision or [])
+    return LossLog(label, epochs, {(0, kind): np.array(values) / 3 for kind in KINDS}, epochs[: seen.size], seen)
+
+
+def total(log: LossLog) -> Values:
+    return log.total()
+
+
+def test_smoothing_keeps_a_line_and_leaves_out_what_is_not_known() -> None:
+    epochs = np.arange(0.0, 10.0, 0.5)
+    np.testing.assert_allclose(smoothed(epochs, 3 - epochs, 2.0), 3 - epochs)
+    values = np.ones(20)
+    values[5] = math.nan
+    np.testing.assert_allclose(smoothed(epochs, values, 2.0), 1.0)
+    np.testing.assert_allclose(smoothed(epochs, values, 0.0), values)
+    middle = smoothed(np.arange(5.0), np.array([0.0, 0.0, 5.0, 0.0, 0.0]), 2.0)
+    np.testing.assert_allclose(middle, [0, 5 / 3, 5 / 3, 5 / 3, 0])
+
+
+def test_a_band_covers_what_all_seeds_reach() -> None:
+    found = band("a", [log_of("a", [4, 3, 2, 1]), log_of("a", [6, 5, 4])], total, 0.0)
+    np.testing.assert_allclose(found.epochs[[0, -1]], [1, 3])
+    np.testing.assert_allclose(found.seeds[:, 0], [4, 6])
+    np.testing.assert_allclose(found.mean[[0, -1]], [5, 3])
+
+
+def test_a_curve_that_is_never_known_stays_so() -> None:
+    places = np.arange(3.0)
+    found = over_seeds("a", [(places, np.full(3, math.nan))])
+    assert np.isnan(found.seeds).all()
+
+
+def test_levels_are_the_first_labels_end_unless_given() -> None:
+    logs = [
+        log_of("base", [8, 6, 5, 4], [0.1, 0.2, 0.3, 0.4]),
+        log_of("fast", [8, 4, 3, 2], [0.2, 0.4, 0.5, 0.5]),
+        log_of("fast", [8, 7, 6, 5], [0.0, 0.1, 0.2, 0.3]),
+    ]
+    (base, fast), loss, precision = convergence(logs, total, 0.0)
+    assert (loss, precision) == (4.0, 0.4)
+    assert (base.loss_epochs, base.precision_epochs) == ((4.0,), (4.0,))
+    assert (fast.loss_epochs, fast.precision_epochs) == ((2.0, None), (2.0, None))
+    assert (fast.seeds, fast.final_loss, fast.final_precision) == (2, 3.5, (0.5, 0.3))
+    text = convergence_as_markdown([base, fast], loss, precision, "loss")
+    assert "| fast | 2 | 3.5 | 2.0 (1 of 2 runs) | 0.400 | 2.0 (1 of 2 runs) |" in text
+    (_, other), loss, _ = convergence(logs, total, 0.0, loss_level=7.5, precision_level=0.9)
+    assert (loss, other.loss_epochs, other.precision_epochs) == (7.5, (2.0, 2.0), (None, None))
+
+
+def test_without_an_evaluation_there_is_no_column_of_ap() -> None:
+    found, loss, precision = convergence([log_of("base", [2, 1])], total, 0.0)
+    assert math.isnan(precision)
+    assert "AP" not in convergence_as_markdown(found, loss, precision, "loss")
+    assert reached_text([None, None]) == "not reached"
+
+
+def test_the_csv_has_every_point_of_every_run() -> None:
+    rows = list(csv.DictReader(io.StringIO(curves_as_csv([log_of("a", [3, 6]), log_of("a", [9, math.nan])]))))
+    assert [(row["label"], row["run"], row["epoch"], row["total"]) for row in rows] == [
+        ("a", "0", "1.0000", "3"),
+        ("a", "0", "2.0000", "6"),
+        ("a", "1", "1.0000", "9"),
+        ("a", "1", "2.0000", ""),
+    ]
+    assert rows[0]["layer0_giou"] == "1"
+
+
+def test_everything_is_written_and_drawn_alike_each_time(tmp_path: Path) -> None:
+    runs = [f"mine={write_ours(tmp_path / name)}" for name in ("a", "b")]
+    wanted = {"layer": None, "smooth": 1.0, "loss": None, "precision": None}
+    for name in ("first", "second"):
+        lines = analyse(runs, folder=tmp_path / name, **wanted)  # type: ignore[arg-type]
+        assert "| mine | 2 |" in lines[0]
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["losses.csv", "losses.png", "losses.svg", "summary.md"]
+    for name in files:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_a_layer_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    run = str(write_ours(tmp_path / "a"))
+    with pytest.raises(ConfigError, match="--layer 2: the runs have 2 decoder layers"):
+        analyse([run], layer=2, smooth=0.0, loss=None, precision=None, folder=tmp_path / "out")

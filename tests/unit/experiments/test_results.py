@@ -1,0 +1,114 @@
+"""What is read off finished runs, and how the report puts it beside the published figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_detr.experiments.report import markdown, mean_and_spread, table_of_runs, write_report
+from lora_detr.experiments.results import not_comparable, read_results
+from lora_detr.experiments.study import Study
+from tests.unit.experiments.studies import study_in, write_run
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Three of four runs are done; one of them answered with its branch."""
+    found = study_in(tmp_path, steps=30)
+    found.record()
+    for run, last in zip(found.runs[:3], (0.30, 0.42, 0.34), strict=True):
+        write_run(run, {10: 0.1, 30: last}, seconds=1.0 if run.row.name == "base" else 1.2)
+    answer = found.folder / "answers" / "three-seed0-1.json"
+    answer.parent.mkdir()
+    answer.write_text(json.dumps({"AP": 0.44}), encoding="utf-8")
+    return found
+
+
+def test_results_are_those_of_the_last_evaluation_in_percent(study: Study) -> None:
+    base, three = read_results(study)
+    assert base.values("AP") == pytest.approx([30.0, 34.0])
+    assert base.values("APs") == []  # nothing to measure
+    assert three.values("AP, branch with NMS") == pytest.approx([44.0])
+    assert (base.missing, three.missing) == ((), (1,))
+    assert base.seconds == pytest.approx(1.0)  # the median: the first step is slow
+    assert base.runs[0].curve.steps == (10, 30)
+    assert base.runs[0].curve.precision == pytest.approx((10.0, 30.0))
+    assert 4.9 < base.parameters < three.parameters < 5.4
+
+
+def test_scaled_down_runs_are_never_called_comparable(study: Study) -> None:
+    assert not_comparable(study) == [
+        "small presets (--scale tiny)",
+        "30 steps instead of the presets' epochs",
+        "20 images for train where COCO 2017 has 118,287",
+        "10 images for val where COCO 2017 has 5,000",
+    ]
+    text = markdown(study, read_results(study))
+    assert "**Not comparable with the published figures:** small presets" in text
+
+
+def test_runs_of_the_whole_of_coco_by_the_presets_are_comparable(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    study = study_in(tmp_path)
+    paper = replace(study, settings=replace(study.settings, scale="paper"))
+    write_run(paper.runs[0], {10: 0.4}, images=(118_287, 5_000))
+    assert not_comparable(paper) == []
+
+
+def test_the_report_has_both_figures_and_every_run(study: Study) -> None:
+    text = markdown(study, read_results(study))
+    header, _, base, three = [line for line in text.splitlines() if line.startswith("|")][:4]
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    cells = [
+        dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in (base, three)
+    ]
+    assert cells[0]["*published* AP"] == "40.0"
+    assert cells[0]["AP measured"] == "32.0 ± 2.8"
+    assert cells[1]["AP measured"] == "42.0"
+    assert cells[1]["*published* AP, branch with NMS"] == "43.0"
+    assert cells[1]["AP, branch with NMS measured"] == "44.0"
+    assert (cells[0]["step time"], cells[1]["step time"]) == ("1.00", "1.20")
+    assert (cells[0]["seeds"], cells[1]["seeds"]) == ("2", "1")
+    assert "**Not done:** three branches (seed 1)." in text
+    assert "| three branches | 42.00 | - |" in text
+    assert "loradetr train --preset deformable-tiny-lora3 --aux 3 --data" in text
+
+
+def test_the_table_of_runs_has_a_line_for_each(study: Study) -> None:
+    rows = list(csv.DictReader(io.StringIO(table_of_runs(study, read_results(study)))))
+    assert [(row["row"], row["seed"], row["done"]) for row in rows] == [
+        ("base", "0", "1"),
+        ("base", "1", "1"),
+        ("three", "0", "1"),
+        ("three", "1", "0"),
+    ]
+    assert float(rows[0]["AP"]) == pytest.approx(30.0)
+    assert rows[0]["published AP"] == "40.0"
+    assert rows[3]["AP"] == ""
+
+
+def test_the_report_is_written_with_a_picture(study: Study) -> None:
+    written = write_report(study, read_results(study))
+    assert [path.name for path in written] == ["report.md", "report.csv", "report.png"]
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+    assert "(report.png)" in written[0].read_text(encoding="utf-8")
+
+
+def test_a_study_without_a_finished_run_is_reported_too(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    study.record()
+    written = write_report(study, read_results(study))
+    assert [path.name for path in written] == ["report.md", "report.csv"]
+    assert "**Not done:** base (seed 0), base (seed 1)" in written[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([], "-"), ([12.34], "12.3"), ([10.0, 20.0], "15.0 ± 7.1"), ([1.0, 2.0, 3.0], "2.0 ± 1.0")]
+)
+def test_spread_is_the_sample_standard_deviation(values: list[float], text: str) -> None:
+    assert mean_and_spread(values) == text

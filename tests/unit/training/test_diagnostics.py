@@ -1,0 +1,118 @@
+"""What branches differ in, by hand on a small matching, and on a run that it must not change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_detr.losses.report import LossKey, LossReport
+from lora_detr.structures import Assignment, PaddedTargets
+from lora_detr.training.diagnostics import diagnose
+from tests import small_runs
+
+# Pairs (query, target) of two images with two targets and one, by path; one decoder layer, five queries.
+PAIRS = {
+    "primary": [[(0, 0), (1, 1)], [(2, 0)]],
+    "branch0": [[(0, 0), (1, 0), (3, 1)], [(2, 0), (4, 0)]],
+    "branch1": [[(0, 0)], []],
+}
+
+
+def assignment(paths: list[str]) -> Assignment:
+    mask, query = (
+        torch.zeros(len(paths), 2, 2, 3, dtype=torch.bool),
+        torch.zeros(len(paths), 2, 2, 3, dtype=torch.int64),
+    )
+    for group, path in enumerate(paths):
+        for image, pairs in enumerate(PAIRS[path]):
+            for place, (one, target) in enumerate(pairs):
+                mask[group, image, target, place], query[group, image, target, place] = True, one
+    return Assignment(query, torch.zeros(mask.shape), mask)
+
+
+def sources() -> list[Any]:
+    made = []
+    for paths in (["primary"], ["branch0", "branch1"]):
+        prediction = SimpleNamespace(logits=torch.zeros(len(paths), 2, 5, 3))
+        made.append(SimpleNamespace(assignment=assignment(paths), prediction=prediction))
+    return made
+
+
+def targets() -> PaddedTargets:
+    mask = torch.tensor([[True, True], [True, False]])
+    return PaddedTargets(torch.zeros(2, 2, 4), torch.zeros(2, 2, dtype=torch.int64), mask, (2, 1))
+
+
+def report(weighted: Tensor) -> LossReport:
+    keys = tuple(LossKey(name, 0, "class") for name in PAIRS)
+    return LossReport(weighted.sum(), keys, weighted.detach(), (1.0,) * 3, weighted)
+
+
+def test_matching_and_gradients_are_measured_as_by_hand() -> None:
+    ffn = SimpleNamespace(linear1=nn.Linear(2, 1), linear2=nn.Linear(1, 2))
+    first = ffn.linear1.weight.flatten()
+    losses = torch.stack((first[0] * 3, first[0] * 3 + first[1] * 4, first[1] * 0))
+    found = diagnose(sources(), report(losses), targets(), [ffn], ["branch0", "branch1"])  # type: ignore[list-item]
+    assert found["targets"] == 3
+    assert found["positives"] == {
+        "primary": [1.0],
+        "branch0": [pytest.approx(5 / 3)],
+        "branch1": [pytest.approx(1 / 3)],
+    }
+    assert found["uncovered"] == {"primary": [0.0], "branch0": [0.0], "branch1": [pytest.approx(2 / 3)]}
+    assert found["jaccard"] == {
+        "primary|branch0": [pytest.approx((2 / 3 + 1 / 2) / 2)],
+        "primary|branch1": [pytest.approx((1 / 2 + 0) / 2)],
+        "branch0|branch1": [pytest.approx((1 / 3 + 0) / 2)],
+    }
+    assert found["cosine"] == {"branch0": [pytest.approx(0.6)], "branch1": [None]}
+    assert found["cosine_all"] == {"branch0": pytest.approx(0.6), "branch1": None}
+    assert found["norm_ratio"] == {"branch0": pytest.approx(5 / 3), "branch1": 0.0}
+    losses.sum().backward()  # is still possible, and has nothing of the above
+    assert ffn.linear1.weight.grad.tolist() == [[6.0, 4.0]]
+    assert ffn.linear2.weight.grad is None
+
+
+def test_without_branches_only_the_primary_is_described() -> None:
+    ffn = SimpleNamespace(linear1=nn.Linear(2, 1), linear2=nn.Linear(1, 2))
+    losses = ffn.linear1.weight.sum() * torch.ones(3)
+    found = diagnose(sources()[:1], report(losses), targets(), [ffn], [])  # type: ignore[list-item]
+    assert (found["positives"], found["jaccard"], found["cosine"]) == ({"primary": [1.0]}, {}, {})
+
+
+def test_a_batch_without_objects_has_nothing_to_measure() -> None:
+    empty = SimpleNamespace(
+        assignment=Assignment(
+            *(torch.zeros(1, 2, 1, 1, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool))
+        ),
+        prediction=SimpleNamespace(logits=torch.zeros(1, 2, 5, 3)),
+    )
+    none = PaddedTargets(torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1).bool(), (0, 0))
+    ffn = SimpleNamespace(linear1=nn.Linear(2, 1), linear2=nn.Linear(1, 2))
+    losses = ffn.linear1.weight.sum() * torch.zeros(3)
+    found = diagnose([empty, empty], report(losses), none, [ffn], ["branch0"])  # type: ignore[list-item]
+    assert (found["targets"], found["positives"]) == (0, {"primary": [None], "branch0": [None]})
+    assert found["jaccard"] == {"primary|branch0": [None]}
+    assert found["cosine_all"] == {"branch0": None}
+
+
+def test_looking_at_branches_changes_no_bit_of_a_run(tmp_path: Path, shapes_tiny: Path) -> None:
+    common = ("train.max_steps=4", "train.accumulate=2")
+    small_runs.train(shapes_tiny, tmp_path / "plain", *common)
+    small_runs.train(shapes_tiny, tmp_path / "watched", *common, "train.diagnostics=2")
+    plain, watched = (
+        [line["loss_hex"] for line in small_runs.read_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("plain", "watched")
+    )
+    assert plain == watched
+    assert not (tmp_path / "plain" / "diagnostics.jsonl").exists()
+    lines = small_runs.read_lines(tmp_path / "watched" / "diagnostics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4]
+    assert set(lines[0]["cosine_all"]) == {"branch0", "branch1", "branch2"}
+    assert all(-1 <= value <= 1 for value in lines[1]["cosine_all"].values())
+    assert len(lines[0]["positives"]["branch0"]) == 2
