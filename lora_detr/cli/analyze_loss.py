@@ -10,32 +10,24 @@ import typer
 from lora_detr.cli.console import console
 from lora_detr.errors import ConfigError
 
-WHAT, LEVELS = "What is drawn", "Levels that are to be reached"
-
 
 def analyze_loss(
     runs: Annotated[list[str], typer.Argument(help="Run, ablation folder or log.txt.", metavar="[LABEL=]RUN...")],
-    layer: Annotated[
-        str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N", rich_help_panel=WHAT)
-    ] = "all",
-    smooth: Annotated[
-        float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0, rich_help_panel=WHAT)
-    ] = 1.0,
-    reach_loss: Annotated[
-        float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS", rich_help_panel=LEVELS)
-    ] = None,
+    layer: Annotated[str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N")] = "all",
+    smooth: Annotated[float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0)] = 1.0,
+    reach_loss: Annotated[float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS")] = None,
     reach_ap: Annotated[
         float | None,
-        typer.Option(help="AP, 0 to 1 (likewise).", metavar="AP", min=0, max=1, rich_help_panel=LEVELS),
+        typer.Option(help="AP, 0 to 1 (likewise).", metavar="AP", min=0, max=1),
     ] = None,
-    output_dir: Annotated[
-        Path, typer.Option(help="For pictures, CSV and summary.", metavar="DIR", rich_help_panel=WHAT)
-    ] = Path("loss_analysis"),
+    output_dir: Annotated[Path, typer.Option(help="For pictures, CSV and summary.", metavar="DIR")] = Path(
+        "loss_analysis"
+    ),
 ) -> None:
     """Draw one-to-one losses by epoch, and say how fast they fall.
 
     Runs of one label are seeds: their mean is drawn, in a band from the lowest to the highest.
-    Example: loradetr analyze-loss control=runs/a control=runs/b "3 branches=runs/c"
+    Example: loradetr analyze-loss control=runs/a control=runs/b lora3=runs/c
     """
     from lora_detr.experiments.loss_analysis import analyse
 

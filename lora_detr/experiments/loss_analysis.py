@@ -66,9 +66,10 @@ def analyse(
     total = _summed(layer, KINDS)
     panels = [(f"One-to-one loss, {where}, weighted", _bands(logs, total, smooth))]
     panels += [(f"{WORDS[kind]}, {where}", _bands(logs, _summed(layer, [kind]), smooth)) for kind in KINDS]
-    note = f"mean over {smooth:g} epochs; bands from the lowest to the highest seed" if smooth else "not smoothed"
+    note = f"window of {smooth:g} epochs; bands from the lowest to the highest seed" if smooth else "not smoothed"
+    differing = _differing(logs)
     found, loss_level, precision_level = convergence(logs, total, smooth, loss, precision)
-    summary = convergence_as_markdown(found, loss_level, precision_level, "loss")
+    summary = convergence_as_markdown(found, loss_level, precision_level, "loss") + differing
     files = {f"losses{suffix}": data for suffix, data in draw_bands(panels, "Primary path", note).items()}
     files |= {"losses.csv": curves_as_csv(logs).encode()}
     lines = [summary.rstrip()]
@@ -84,6 +85,15 @@ def analyse(
     for name, data in files.items():
         write_file(folder / name, data)
     return [*lines, "", f"wrote {', '.join(files)} into {folder}"]
+
+
+def _differing(logs: Sequence[LossLog]) -> str:
+    """Return a warning where totals must not be compared, since classification losses are not the same."""
+    kinds = {log.label: log.classification for log in logs if log.classification}
+    if len(set(kinds.values())) < 2:
+        return ""
+    listed = "; ".join(f"{label}: {kind}" for label, kind in kinds.items())
+    return f"\nClassification losses differ ({listed}): compare the box losses, not the totals.\n"
 
 
 def _summed(layer: int | None, kinds: Sequence[Kind]) -> Callable[[LossLog], Values]:

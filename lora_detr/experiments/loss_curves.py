@@ -68,16 +68,12 @@ def grouped(logs: Sequence[LossLog]) -> dict[str, list[LossLog]]:
 
 
 def smoothed(epochs: Values, values: Values, width: float) -> Values:
-    """Return the mean over the points at most ``width / 2`` epochs away; NaN is left out.
-
-    At both ends the window is cut on both sides alike, so that a falling curve is not bent.
-    """
+    """Return the mean over the points at most ``width / 2`` epochs away, fewer at both ends; NaN is left out."""
     known = np.isfinite(values)
     sums = np.concatenate(([0.0], np.cumsum(np.where(known, values, 0.0))))
     counts = np.concatenate(([0], np.cumsum(known)))
-    reach = np.minimum(width / 2, np.minimum(epochs - epochs[0], epochs[-1] - epochs))
-    first = np.searchsorted(epochs, epochs - reach - 1e-9, "left")
-    last = np.searchsorted(epochs, epochs + reach + 1e-9, "right")
+    first = np.searchsorted(epochs, epochs - width / 2 - 1e-9, "left")
+    last = np.searchsorted(epochs, epochs + width / 2 + 1e-9, "right")
     number = counts[last] - counts[first]
     return np.where(number > 0, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)
 

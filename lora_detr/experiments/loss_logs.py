@@ -39,6 +39,7 @@ class LossLog:
         terms: layer and kind -> losses [n]; NaN where a line does not have it.
         evaluated: [v], epochs of the evaluations.
         precision: [v], AP in [0, 1].
+        classification: kind and weight of the classification loss, in words; empty where the log does not say.
     """
 
     label: str
@@ -46,6 +47,7 @@ class LossLog:
     terms: Mapping[Term, Values]
     evaluated: Values
     precision: Values
+    classification: str = ""
 
     @property
     def layers(self) -> int:
@@ -122,7 +124,8 @@ def read_run(folder: Path, label: str) -> LossLog:
     """
     directory = RunDirectory(folder)
     records = [record for record in _records(directory.metrics) if isinstance(record.get("terms"), dict)]
-    weights = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary.weights
+    primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
+    weights = primary.weights
     factor: dict[str, float] = {"class": weights.classification, "l1": weights.l1, "giou": weights.giou}
     rows: list[dict[Term, float]] = []
     for record in records:
@@ -147,6 +150,7 @@ def read_run(folder: Path, label: str) -> LossLog:
         _terms(rows, directory.metrics),
         np.array([_number(step) for step, _ in evaluations]) / scale,
         np.array([_first(values) for _, values in evaluations]),
+        f"{primary.classification} x{weights.classification:g}",
     )
 
 

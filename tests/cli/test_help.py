@@ -83,7 +83,8 @@ def test_every_option_is_listed_with_its_help(name: str, helps: dict[str, Ended]
 def test_every_command_shows_an_example_that_its_own_parser_accepts(name: str, helps: dict[str, Ended]) -> None:
     example = re.search(rf"Example: loradetr {name}\b(.*)", helps[name].out)
     assert example, name
-    assert command_of(name).make_context(name, example[1].split()).params
+    command = command_of(name)
+    assert command.make_context(name, example[1].split()).params or not command.params
 
 
 @pytest.mark.parametrize("name", COMMANDS)

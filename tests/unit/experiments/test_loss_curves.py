@@ -39,13 +39,15 @@ def total(log: LossLog) -> Values:
 
 def test_smoothing_keeps_a_line_and_leaves_out_what_is_not_known() -> None:
     epochs = np.arange(0.0, 10.0, 0.5)
-    np.testing.assert_allclose(smoothed(epochs, 3 - epochs, 2.0), 3 - epochs)
+    np.testing.assert_allclose(smoothed(epochs, 3 - epochs, 2.0)[2:-2], (3 - epochs)[2:-2])
     values = np.ones(20)
     values[5] = math.nan
     np.testing.assert_allclose(smoothed(epochs, values, 2.0), 1.0)
     np.testing.assert_allclose(smoothed(epochs, values, 0.0), values)
     middle = smoothed(np.arange(5.0), np.array([0.0, 0.0, 5.0, 0.0, 0.0]), 2.0)
     np.testing.assert_allclose(middle, [0, 5 / 3, 5 / 3, 5 / 3, 0])
+    ends = smoothed(np.arange(4.0), np.array([4.0, 2.0, 2.0, 6.0]), 2.0)
+    np.testing.assert_allclose(ends, [3, 8 / 3, 10 / 3, 4])
 
 
 def test_a_band_covers_what_all_seeds_reach() -> None:
@@ -112,3 +114,12 @@ def test_a_layer_that_there_is_not_is_refused(tmp_path: Path) -> None:
     run = str(write_ours(tmp_path / "a"))
     with pytest.raises(ConfigError, match="--layer 2: the runs have 2 decoder layers"):
         analyse([run], layer=2, smooth=0.0, loss=None, precision=None, folder=tmp_path / "out")
+
+
+def test_totals_of_unlike_losses_are_not_compared_silently(tmp_path: Path) -> None:
+    first, second = (write_ours(tmp_path / name) for name in ("a", "b"))
+    settings = (second / "config.yaml").read_text(encoding="utf-8")
+    assert "    classification: quality" in settings
+    (second / "config.yaml").write_text(settings.replace("classification: quality", "classification: focal", 1))
+    lines = analyse([str(first), str(second)], layer=-1, smooth=0.0, loss=None, precision=None, folder=tmp_path / "out")
+    assert "Classification losses differ (a: quality x1; b: focal x1)" in lines[0]
