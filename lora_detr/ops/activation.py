@@ -17,10 +17,11 @@ def relu_dropout(hidden: Tensor, probability: float, training: bool, overwrite: 
         hidden: the tensor.
         probability: with which a value is set to zero, in [0, 1); the others are divided by 1 - probability.
         training: whether anything is set to zero at all.
-        overwrite: whether ``hidden`` is not read by anyone else, so that the result may take its place.
+        overwrite: whether ``hidden`` is not read by anyone else, so that without gradients the result takes its place.
     """
     if not training or probability == 0:
-        return F.relu(hidden, inplace=overwrite)
+        # What a linear layer gives is a view, and a gradient through one that was written to copies all of it.
+        return F.relu(hidden, inplace=overwrite and not torch.is_grad_enabled())
     out: Tensor = _ReluDropout.apply(hidden, probability)
     return out
 

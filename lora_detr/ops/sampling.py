@@ -24,17 +24,53 @@ def grid_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: T
     batch, _, heads, depth = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [levels, B*heads, P, Q, 2]
-    shares = weights.permute(3, 4, 0, 2, 1).reshape(len(shapes), points, batch * heads, 1, queries)
-    total = value.new_zeros(())
+    shares = weights.permute(3, 0, 2, 4, 1).reshape(len(shapes), batch * heads, 1, points, queries)
+    sampled = []
     for level, level_value in enumerate(value.split([height * width for height, width in shapes], dim=1)):
         height, width = shapes[level]
         maps = level_value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
-        sampled = F.grid_sample(
-            maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
-        )  # [B*heads, d, P, Q]
-        for feature, share in zip(sampled.unbind(2), shares[level].unbind(0), strict=True):
-            total = torch.addcmul(total, feature, share)  # [B*heads, d, Q]
-    return total.view(batch, heads * depth, queries).transpose(1, 2)
+        sampled.append(
+            F.grid_sample(
+                maps, grids[level], mode="bilinear", padding_mode="zeros", align_corners=False
+            )  # [B*heads, d, P, Q]
+        )
+    # Inference has no need of the function, which exporters would keep as a call.
+    follows = torch.is_grad_enabled() and any(part.requires_grad for part in (shares, *sampled))
+    summed = _WeighedSum.apply(shares, *sampled) if follows else _weighed_sum(shares, sampled)  # [B*heads, d, Q]
+    return summed.view(batch, heads * depth, queries).transpose(1, 2)
+
+
+def _weighed_sum(shares: Tensor, sampled: Sequence[Tensor]) -> Tensor:
+    """Return the sum over levels and points of shares [levels, N, 1, P, Q] times features [N, d, P, Q]: [N, d, Q]."""
+    total = sampled[0].new_zeros(sampled[0][:, :, 0].shape)
+    for features, level_shares in zip(sampled, shares.unbind(0), strict=True):
+        for feature, share in zip(features.unbind(2), level_shares.unbind(2), strict=True):
+            total.addcmul_(feature, share)
+    return total
+
+
+class _WeighedSum(torch.autograd.Function):
+    """The same with a backward pass that goes point by point too, and fills one gradient a level.
+
+    PyTorch's own makes a gradient for each point and then copies all of them into one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, *sampled: Tensor) -> Tensor:
+        ctx.save_for_backward(shares, *sampled)
+        return _weighed_sum(shares, sampled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        shares, *sampled = ctx.saved_tensors
+        gradient = gradient.contiguous()  # whose layout all that follows takes over
+        of_shares = torch.empty_like(shares)
+        of_sampled = [gradient.unsqueeze(2) * level_shares for level_shares in shares.unbind(0)]
+        for level, features in enumerate(sampled):
+            for point, feature in enumerate(features.unbind(2)):
+                of_shares[level, :, :, point] = (gradient * feature).sum(1, keepdim=True)
+        return of_shares, *of_sampled
 
 
 def bag_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:

@@ -42,6 +42,6 @@ class FeedForward(nn.Module):
         return hidden, self.finish(inputs, self.linear2(self.activate(hidden)))
 
     def output(self, inputs: Tensor) -> Tensor:
-        """Return the block's output [..., D] alone; what follows W1 takes its place in memory where it can."""
+        """Return the block's output [..., D] alone; in inference what follows W1 takes its place in memory."""
         activated = relu_dropout(self.linear1(inputs), self.inner_dropout, self.training, overwrite=True)
         return self.finish(inputs, self.linear2(activated))

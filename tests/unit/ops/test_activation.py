@@ -44,7 +44,9 @@ def test_without_dropout_it_is_relu_and_overwrites_only_when_told_to(probability
     expected, before = relu(hidden), hidden.clone()
     assert torch.equal(relu_dropout(hidden, probability, training), expected)
     assert torch.equal(hidden, before)
-    out = relu_dropout(hidden, probability, training, overwrite=True)
+    assert relu_dropout(hidden, probability, training, overwrite=True).data_ptr() != hidden.data_ptr()
+    with torch.no_grad():
+        out = relu_dropout(hidden, probability, training, overwrite=True)
     assert torch.equal(out, expected)
     assert out.data_ptr() == hidden.data_ptr()
 
