@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from lora_detr.experiments.loss_logs import Values
 from lora_detr.json_value import JSON
+from lora_detr.training.log_reading import json_lines
 from lora_detr.training.run_directory import RunDirectory
 
 MEASURES = {
@@ -43,15 +43,7 @@ class DiversityLog:
 
 def read_diversity(folder: Path, label: str) -> DiversityLog | None:
     """Return what a run wrote about its branches; None where it wrote nothing."""
-    path = RunDirectory(folder).diagnostics
-    if not path.is_file():
-        return None
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # a line that is being written
-            continue
+    records = list(json_lines(RunDirectory(folder).diagnostics))
     if not records:
         return None
     steps = np.array([float(record["step"]) for record in records])

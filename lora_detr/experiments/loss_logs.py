@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from lora_detr.config.load import load_config
 from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.errors import ConfigError, OutputError
+from lora_detr.errors import ConfigError
 from lora_detr.experiments.study import RECORD, read_study
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import KINDS, Kind
+from lora_detr.training.log_reading import json_lines, number
 from lora_detr.training.metrics import DETR_NAMES
 from lora_detr.training.run_directory import RunDirectory
 
@@ -123,7 +123,7 @@ def read_run(folder: Path, label: str) -> LossLog:
         OutputError: a file cannot be read.
     """
     directory = RunDirectory(folder)
-    records = [record for record in _records(directory.metrics) if isinstance(record.get("terms"), dict)]
+    records = [record for record in json_lines(directory.metrics) if isinstance(record.get("terms"), dict)]
     primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
     weights = primary.weights
     factor: dict[str, float] = {"class": weights.classification, "l1": weights.l1, "giou": weights.giou}
@@ -136,19 +136,19 @@ def read_run(folder: Path, label: str) -> LossLog:
             match = _OURS.fullmatch(name)
             for kind in KINDS:
                 if match is not None and match[2] == kind:
-                    row[int(match[1]), kind] = factor[kind] * _number(value)
+                    row[int(match[1]), kind] = factor[kind] * number(value)
         rows.append(row)
-    epochs = list(_records(directory.log))
+    epochs = list(json_lines(directory.log))
     evaluations = [(epoch["step"], epoch["test_coco_eval_bbox"]) for epoch in epochs if "test_coco_eval_bbox" in epoch]
     # The first epoch that is over tells how many steps there are in one; a run may be shorter.
-    whole = [_number(record["step"]) for record in records if record.get("epoch") == 0]
+    whole = [number(record["step"]) for record in records if record.get("epoch") == 0]
     steps = max(whole, default=math.nan)
     scale = _epoch_length(epochs, steps)
     return LossLog(
         label,
-        np.array([_number(record["step"]) for record in records]) / scale,
+        np.array([number(record["step"]) for record in records]) / scale,
         _terms(rows, directory.metrics),
-        np.array([_number(step) for step, _ in evaluations]) / scale,
+        np.array([number(step) for step, _ in evaluations]) / scale,
         np.array([_first(values) for _, values in evaluations]),
         f"{primary.classification} x{weights.classification:g}",
     )
@@ -164,7 +164,7 @@ def read_epoch_log(path: Path, label: str) -> LossLog:
         OutputError: the file cannot be read.
     """
     rows: list[dict[Term, float]] = []
-    records = [record for record in _records(path) if "epoch" in record]
+    records = [record for record in json_lines(path) if "epoch" in record]
     for record in records:
         numbers = {int(key.rsplit("_", 1)[1]) for key in record if re.fullmatch(r"train_loss_ce_\d+", key)}
         last = max(numbers, default=-1) + 1
@@ -172,16 +172,16 @@ def read_epoch_log(path: Path, label: str) -> LossLog:
         for kind, name in DETR_NAMES.items():
             for layer in range(last + 1):
                 key = f"train_{name}" if layer == last else f"train_{name}_{layer}"
-                row[layer, _kind(kind)] = _number(record.get(key))
+                row[layer, _kind(kind)] = number(record.get(key))
         rows.append(row)
     evaluations = [
         (record["epoch"], record["test_coco_eval_bbox"]) for record in records if "test_coco_eval_bbox" in record
     ]
     return LossLog(
         label,
-        np.array([_number(record["epoch"]) for record in records]) + 1,
+        np.array([number(record["epoch"]) for record in records]) + 1,
         _terms(rows, path),
-        np.array([_number(epoch) for epoch, _ in evaluations]) + 1,
+        np.array([number(epoch) for epoch, _ in evaluations]) + 1,
         np.array([_first(values) for _, values in evaluations]),
     )
 
@@ -191,7 +191,7 @@ def _kind(name: str) -> Kind:
 
 
 def _epoch_length(epochs: Sequence[Mapping[str, JSON]], logged: float) -> float:
-    first = [_number(record.get("step")) for record in epochs if record.get("epoch") == 0]
+    first = [number(record.get("step")) for record in epochs if record.get("epoch") == 0]
     return first[0] if first and first[0] > 0 else logged
 
 
@@ -204,28 +204,7 @@ def _terms(rows: Sequence[Mapping[Term, float]], path: Path) -> dict[Term, Value
     return {key: np.array([row.get(key, math.nan) for row in rows]) for key in every}
 
 
-def _records(path: Path) -> Iterator[dict[str, JSON]]:
-    """Yield the JSON objects of a file, a line each; a line that is cut off or makes no sense is passed over."""
-    if not path.is_file():
-        return
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
 def _first(values: JSON) -> float:
     """Return AP of COCO's twelve numbers; NaN where there is none."""
-    value = _number(values[0]) if isinstance(values, list) and values else math.nan
+    value = number(values[0]) if isinstance(values, list) and values else math.nan
     return value if value >= 0 else math.nan
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan

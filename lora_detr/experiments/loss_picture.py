@@ -11,9 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_detr.experiments.loss_curves import Band
-from lora_detr.training.diagrams import COLOURS, GREY, encoded, in_style
-
-DASHES = ("-", "--", ":", "-.")
+from lora_detr.training.diagrams import GREY, curve_style, encoded, in_style
 
 
 def draw_bands(
@@ -49,7 +47,7 @@ def _draw(axes: Axes, headline: str, bands: Sequence[Band], along: str) -> None:
     axes.set_xlabel(along)
     late: list[float] = []
     for index, band in enumerate(bands):
-        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+        colour, dashes = curve_style(index)
         name = band.label if len(band.seeds) == 1 else f"{band.label} ({len(band.seeds)} seeds)"
         axes.plot(band.epochs, band.mean, color=colour, ls=dashes, lw=1.6, label=name.replace("$", r"\$"))
         if len(band.seeds) > 1:

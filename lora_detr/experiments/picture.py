@@ -11,9 +11,7 @@ from matplotlib.figure import Figure
 from lora_detr.evaluation.coco_eval import METRICS
 from lora_detr.experiments.results import RowResult, not_comparable
 from lora_detr.experiments.study import Study
-from lora_detr.training.diagrams import BLUE, COLOURS, GREY, ORANGE, encoded, in_style
-
-DASHES = ("-", "--", ":", "-.")
+from lora_detr.training.diagrams import BLUE, GREY, ORANGE, curve_style, encoded, in_style
 
 
 def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
@@ -81,7 +79,7 @@ def _draw_curves(axes: Axes, results: Sequence[RowResult]) -> None:
             continue
         shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
         values = np.array([[dict(zip(c.steps, c.precision, strict=True))[step] for step in shared] for c in curves])
-        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+        colour, dashes = curve_style(index)
         axes.plot(shared, values.mean(0), color=colour, ls=dashes, lw=1.6, label=result.row.label)
         axes.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
     axes.legend(fontsize=7, loc="lower right")

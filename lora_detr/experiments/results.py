@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,15 @@ from lora_detr.experiments.ablation import Scale, TableRow
 from lora_detr.experiments.runner import is_done
 from lora_detr.experiments.study import Run, Study
 from lora_detr.json_value import JSON
+from lora_detr.training.log_reading import json_lines, json_object, number
 from lora_detr.training.request import resolve
 from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
 
 COCO_CLASSES = 91
 COCO_IMAGES = {"train": 118_287, "val": 5_000}
 """Of train2017 and val2017, which the paper's figures are measured on."""
+COCO_BATCH = 16
+"""Images of a step there: two on each of eight GPUs."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,25 @@ def not_comparable(study: Study) -> list[str]:
             count = part.get("images") if isinstance(part, dict) else None
             if count is not None and count != expected:
                 reasons.append(f"{count} images for {split} where COCO 2017 has {expected:,}")
+        batch = _images_a_step(run, report)
+        if study.settings.steps is None and batch not in (None, COCO_BATCH):
+            reasons.append(f"{batch} images a step where the paper has {COCO_BATCH}")
         if report:
             break
     return reasons
+
+
+def _images_a_step(run: Run, report: Mapping[str, JSON]) -> int | None:
+    """Return the global batch, of a run that has ended an epoch: an epoch goes once through all images."""
+    train = report.get("train")
+    images = train.get("images") if isinstance(train, dict) else None
+    results = RunDirectory(run.folder).results
+    if not isinstance(images, int) or not results.is_file():
+        return None
+    with results.open(encoding="utf-8", newline="") as file:
+        last = list(csv.DictReader(file))[-1:]
+    steps = [number(row.get("step")) / number(row.get("epoch")) for row in last]
+    return round(images / steps[0]) if steps and math.isfinite(steps[0]) else None
 
 
 def _result(run: Run, study: Study) -> RunResult:
@@ -155,12 +173,7 @@ def _result(run: Run, study: Study) -> RunResult:
 
 
 def _seconds(metrics: Path) -> float:
-    times: list[float] = []
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if isinstance(record.get("seconds"), int | float):
-                times.append(float(record["seconds"]))
+    times = [seconds for record in json_lines(metrics) if math.isfinite(seconds := number(record.get("seconds")))]
     return statistics.median(times) if times else math.nan
 
 
@@ -176,10 +189,7 @@ def _classes(study: Study) -> int:
 
 
 def _json(path: Path) -> dict[str, JSON]:
-    if not path.is_file():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    return json_object(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -19,6 +19,13 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 GREY, PALE = "#666666", "#d4d4d4"
 
+
+def curve_style(index: int) -> tuple[str, str]:
+    """Return colour and dashes of the curve of that number, all different for the first few dozen."""
+    dashes = ("-", "--", ":", "-.")
+    return COLOURS[index % len(COLOURS)], dashes[index // len(COLOURS) % len(dashes)]
+
+
 STYLE = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,

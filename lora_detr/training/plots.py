@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lora_detr.atomic_files import write_file
-from lora_detr.errors import OutputError
 from lora_detr.losses.report import KINDS
 from lora_detr.training.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
+from lora_detr.training.log_reading import complete_lines, json_lines, json_object, number
 from lora_detr.training.run_directory import RunDirectory
 
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
@@ -106,13 +105,13 @@ def read_curves(directory: RunDirectory) -> RunCurves | None:
     rates: list[dict[str, float]] = []
     layers: list[dict[str, dict[str, float]]] = []
     for record in _records(directory.metrics):
-        rows.append({key: _number(value) for key, value in record.items()})
-        rates.append({group: _number(rate) for group, rate in record.get("lr", {}).items()})
+        rows.append({key: number(value) for key, value in record.items()})
+        rates.append({group: number(rate) for group, rate in record.get("lr", {}).items()})
         layers.append(_last_layers(record.get("terms", {})))
     if not rows:
         return None
     results = list(_results(directory.results))
-    report = _parse("".join(_lines(directory.path / "data_report.json")))
+    report = json_object("".join(complete_lines(directory.path / "data_report.json")))
     return RunCurves(
         name=directory.path.resolve().name,
         steps=_column(rows, "step"),
@@ -121,8 +120,8 @@ def read_curves(directory: RunDirectory) -> RunCurves | None:
         seconds=_column(rows, "seconds"),
         rates=_columns(rates),
         primary={kind: _column([found.get("primary", {}) for found in layers], kind) for kind in KINDS},
-        sources=_columns([{key: _number(sum(kinds.values())) for key, kinds in found.items()} for found in layers]),
-        epoch_ends=np.array([_number(record["step"]) for record in _records(directory.log)]),
+        sources=_columns([{key: number(sum(kinds.values())) for key, kinds in found.items()} for found in layers]),
+        epoch_ends=np.array([number(record["step"]) for record in _records(directory.log)]),
         evaluated=_column(results, "step"),
         precision={name: _column(results, name) for name in ("AP", "AP50", "AP75")},
         has_validation=not report or "val" in report,
@@ -315,48 +314,22 @@ def _last_layers(terms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         source, _, rest = key.partition("/layer")
         layer, _, kind = rest.partition("/")
         if layer.isdecimal():
-            layers.setdefault(source, {}).setdefault(int(layer), {})[kind] = _number(value)
+            layers.setdefault(source, {}).setdefault(int(layer), {})[kind] = number(value)
     return {source: found[max(found)] for source, found in layers.items()}
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON lines that have a step, and whose terms and rates are objects if they are there."""
-    for line in _lines(path):
-        record = _parse(line)
+    for record in json_lines(path):
         objects = all(isinstance(record.get(key, {}), dict) for key in ("terms", "lr"))
-        if objects and math.isfinite(_number(record.get("step"))):
+        if objects and math.isfinite(number(record.get("step"))):
             yield record
 
 
 def _results(path: Path) -> Iterator[dict[str, float]]:
     """Yield the rows of ``results.csv`` that have a step; -1, COCO's word for nothing to measure, becomes NaN."""
     with contextlib.suppress(csv.Error):
-        for row in csv.DictReader(_lines(path)):
-            numbers = {str(name): _number(text) for name, text in row.items()}
+        for row in csv.DictReader(complete_lines(path)):
+            numbers = {str(name): number(text) for name, text in row.items()}
             if numbers.get("step", -1) >= 0:
                 yield {name: value if value >= 0 else math.nan for name, value in numbers.items()}
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines that have an end; nothing where there is no file."""
-    try:
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
-            yield from (line for line in file if line.endswith("\n"))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}", "no picture is drawn of this run") from error
-
-
-def _parse(text: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(content := json.loads(text), dict):
-            return content
-    return {}
-
-
-def _number(value: Any) -> float:
-    """Return a number, or one that a text holds; NaN for anything else, also if its sums and squares would overflow."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return number if abs(number) < 1e100 else math.nan

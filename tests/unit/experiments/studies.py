@@ -48,10 +48,10 @@ def write_run(
     run.folder.mkdir(parents=True)
     (run.folder / "exit.json").write_text(json.dumps({"code": code}), encoding="utf-8")
     with (run.folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["step", *METRICS])
+        writer = csv.DictWriter(file, ["epoch", "step", *METRICS])
         writer.writeheader()
         for step, value in precisions.items():
-            writer.writerow({"step": step, **dict.fromkeys(METRICS, value), "APs": -1})
+            writer.writerow({"epoch": 1, "step": step, **dict.fromkeys(METRICS, value), "APs": -1})
     lines = [
         json.dumps({"step": step, "epoch": 0, "seconds": seconds * factor}) for step, factor in ((1, 9), (2, 1), (3, 1))
     ]

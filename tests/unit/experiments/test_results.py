@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,17 @@ def test_scaled_down_runs_are_never_called_comparable(study: Study) -> None:
 
 
 def test_runs_of_the_whole_of_coco_by_the_presets_are_comparable(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     study = study_in(tmp_path)
     paper = replace(study, settings=replace(study.settings, scale="paper"))
-    write_run(paper.runs[0], {10: 0.4}, images=(118_287, 5_000))
+    write_run(paper.runs[0], {7_393: 0.4}, images=(118_287, 5_000))
     assert not_comparable(paper) == []
+
+
+def test_another_batch_is_not_comparable(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    paper = replace(study, settings=replace(study.settings, scale="paper"))
+    write_run(paper.runs[0], {59_144: 0.4}, images=(118_287, 5_000))
+    assert not_comparable(paper) == ["2 images a step where the paper has 16"]
 
 
 def test_the_report_has_both_figures_and_every_run(study: Study) -> None:
