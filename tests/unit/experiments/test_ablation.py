@@ -118,7 +118,7 @@ def test_a_file_is_a_table(tmp_path: Path) -> None:
             "rows:\n  - {name: a, label: A, options: {baseline: deformable}}\n",
             "the first answer is the primary path's",
         ),
-        ("title: Mine\nrows:\n  - {name: a, label: A, options: {basline: deformable}}\n", "basline"),
+        ("title: Mine\nrows:\n  - {name: a, label: A, options: {bassline: deformable}}\n", "bassline"),
     ],
 )
 def test_a_faulty_table_is_refused_with_its_file(text: str, said: str, tmp_path: Path) -> None:
