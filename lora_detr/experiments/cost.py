@@ -23,6 +23,7 @@ from lora_detr.config.run import RunConfig
 from lora_detr.experiments.ablation import Scale, TableInfo, TableRow, find_table
 from lora_detr.experiments.interleaved import interleaved
 from lora_detr.experiments.made_up import Inputs, MadeUpTraining, without_weights
+from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.experiments.results import COCO_CLASSES, parameters
 from lora_detr.training.request import resolve
@@ -202,9 +203,7 @@ def cost_as_markdown(study: CostStudy, costs: Sequence[RowCost], command: str, f
         f"{first.seconds:.2f} s{memory} a step on {facts['gpu'] or 'a CPU'}, {facts['threads']} threads, attention by "
         f"{facts['attention']}.",
         "",
-        f"| {' | '.join(head)} |",
-        f"|---|{'---:|' * (len(head) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in cells),
+        *markdown_table(head, cells),
     ]
     return "\n".join(lines) + "\n"
 

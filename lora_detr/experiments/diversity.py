@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_detr.experiments.loss_logs import Values
+from lora_detr.experiments.markdown import markdown_table
 from lora_detr.json_value import JSON
 from lora_detr.training.log_reading import json_lines
 from lora_detr.training.run_directory import RunDirectory
@@ -74,7 +75,7 @@ def diversity_as_csv(logs: Sequence[DiversityLog]) -> str:
 
 def diversity_as_markdown(logs: Sequence[DiversityLog]) -> str:
     """Return means over the last half of each run, in which matching has settled, averaged over runs of a label."""
-    lines = ["| runs | of | " + " | ".join(MEASURES.values()) + " |", "|---|---|" + "---:|" * len(MEASURES)]
+    rows = []
     for label in dict.fromkeys(log.label for log in logs):
         own = [log for log in logs if log.label == label]
         names = dict.fromkeys(name for log in own for curves in log.curves.values() for name in curves)
@@ -88,8 +89,8 @@ def diversity_as_markdown(logs: Sequence[DiversityLog]) -> str:
                     and np.isfinite(late := log.curves[measure][name][log.steps >= log.steps[-1] / 2]).any()
                 ]
                 cells.append(f"{np.mean(values):.3f}" if values else "-")
-            lines.append(f"| {label} | {name.replace('|', ' and ')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([label, name.replace("|", " and "), *cells])
+    return "\n".join(markdown_table(["runs", "of", *MEASURES.values()], rows, words=2)) + "\n"
 
 
 def _mean(value: JSON) -> float:

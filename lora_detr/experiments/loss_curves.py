@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_detr.experiments.loss_logs import LossLog, Values
+from lora_detr.experiments.markdown import markdown_table
 from lora_detr.losses.report import KINDS
 
 POINTS = 400
@@ -173,19 +174,17 @@ def convergence_as_markdown(found: Sequence[Convergence], loss: float, precision
         precision: level of AP in [0, 1], NaN where no run was evaluated.
         what: the loss in words.
     """
-    head = f"| runs | seeds | final {what} | epochs to {loss:.4g} |"
-    rule = "|---|---:|---:|---:|"
+    head = ["runs", "seeds", f"final {what}", f"epochs to {loss:.4g}"]
     evaluated = math.isfinite(precision)
-    if evaluated:
-        head, rule = f"{head} final AP | epochs to AP {precision:.3f} |", f"{rule}---:|---:|"
-    lines = [head, rule]
+    head += ["final AP", f"epochs to AP {precision:.3f}"] if evaluated else []
+    rows = []
     for one in found:
         cells = [one.label, str(one.seeds), f"{one.final_loss:.4g}", reached_text(one.loss_epochs)]
         if evaluated:
             final = f"{np.mean(one.final_precision):.3f}" if one.final_precision else "-"
             cells += [final, reached_text(one.precision_epochs)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join(markdown_table(head, rows)) + "\n"
 
 
 def reached_text(epochs: Sequence[float | None]) -> str:

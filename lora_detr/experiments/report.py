@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora_detr.atomic_files import write_file
 from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.results import RowResult, not_comparable, spread
 from lora_detr.experiments.study import Study
 
@@ -48,7 +49,7 @@ def markdown(study: Study, results: Sequence[RowResult], picture: str | None = N
         picture: file beside it that is shown.
     """
     lines = [f"# {study.info.table.title}", "", *_preface(study), ""]
-    lines += _table(*accuracy_table(study, results))
+    lines += markdown_table(*accuracy_table(study, results))
     lines += ["", *_missing(results)]
     lines += [] if picture is None else [f"![{study.info.table.title}]({picture})", ""]
     return "\n".join([*lines, *_runs(study, results), *_commands(study)]) + "\n"
@@ -139,7 +140,7 @@ def _runs(study: Study, results: Sequence[RowResult]) -> list[str]:
     for result in results:
         by_seed = {run.seed: run.values.get(METRICS[0]) for run in result.runs}
         cells.append([result.row.label, *(_number(by_seed.get(seed), 2) for seed in study.seeds)])
-    return [*_table(head, cells), ""]
+    return [*markdown_table(head, cells), ""]
 
 
 def _commands(study: Study) -> list[str]:
@@ -150,11 +151,6 @@ def _commands(study: Study) -> list[str]:
         for row in study.rows
     ]
     return [*lines, "```"]
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    rule = "|".join(["---", *("---:" for _ in head[1:])])
-    return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str:
