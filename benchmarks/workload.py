@@ -32,8 +32,8 @@ FILLING |= {"zero_", "fill_"}
 PICKING = {"embedding": 1, "gather": 1, "grid_sampler_2d": 4, "index": 1, "index_select": 1}
 # Multiply-adds of a sampled value: four pixels. Back: to the four, and from them to each of two coordinates.
 SAMPLING, SAMPLING_BACK = 4, 4 + 2 * 4
-COUNTED = ("aten", "workload")
-"""Namespaces of operations; in others are notes for profilers."""
+COUNTED = "aten"
+"""Namespace of operations; in others are notes for profilers."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,29 @@ class Workload:
 
 
 class WorkCounter(TorchDispatchMode):
-    """Notes what each operation needs that reaches the dispatcher, in the backward pass too."""
+    """Notes what each operation needs that reaches the dispatcher, in the backward pass too.
+
+    Attributes:
+        running: the one that is counting, if one is.
+    """
+
+    running: WorkCounter | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._found: list[Work] = []
+
+    def __enter__(self) -> Any:
+        WorkCounter.running = self
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        WorkCounter.running = None
+        super().__exit__(*raised)
+
+    def note(self, work: Work) -> None:
+        """Add an operation that does not reach the dispatcher."""
+        self._found.append(work)
 
     @property
     def workload(self) -> Workload:
@@ -89,9 +107,9 @@ class WorkCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        if func.namespace in COUNTED and not func.is_view and name not in FREE:
+        if func.namespace == COUNTED and not func.is_view and name not in FREE:
             flops = _flops(func, args, kwargs, result)
-            self._found.append(Work(flops, _moved(name, _tensors((args, kwargs)), _tensors(result))))
+            self.note(Work(flops, _moved(name, _tensors((args, kwargs)), _tensors(result))))
         return result
 
 
@@ -115,11 +133,6 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
         return 2 * SAMPLING * int(result.numel())
     if func is aten.grid_sampler_2d_backward.default:
         return 2 * SAMPLING_BACK * int(args[0].numel())
-    if func.namespace == "workload":
-        # A value more or less for the weight: it multiplies what was sampled, and gets a gradient of its own.
-        each, weighing = (SAMPLING, 1) if func is torch.ops.workload.sampling.default else (SAMPLING_BACK, 2)
-        *_, value, _, weights = args
-        return 2 * (each + weighing) * int(weights.numel()) * int(value.shape[-1])
     formula = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
@@ -142,34 +155,32 @@ def compiled_sampling(value: Tensor, shapes: Sequence[tuple[int, int]], location
 
     It reads what it is given and writes the result; nothing that was sampled is ever stored.
     """
-    result: Tensor = torch.ops.workload.sampling(value, locations, weights)
+    result: Tensor = _CompiledSampling.apply(value, locations, weights)
     return result
 
 
-torch.library.define("workload::sampling", "(Tensor value, Tensor locations, Tensor weights) -> Tensor")
-torch.library.define(
-    "workload::sampling_back",
-    "(Tensor gradient, Tensor value, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
-)
+class _CompiledSampling(torch.autograd.Function):
+    """Makes room for the results and notes what a kernel would need; making room is no operation."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        result = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+        # The weight multiplies what was sampled.
+        _note_sampling(SAMPLING + 1, (value, locations, weights), (result,))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        results = tuple(torch.empty_like(one) for one in ctx.saved_tensors)
+        # The weight gets a gradient of its own, too.
+        _note_sampling(SAMPLING_BACK + 2, (*ctx.saved_tensors, gradient), results)
+        return results
 
 
-@torch.library.register_fake("workload::sampling")
-def _sampled(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-@torch.library.register_fake("workload::sampling_back")
-def _gradients(gradient: Tensor, value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _give_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = torch.ops.workload.sampling_back(gradient, *ctx.saved_tensors)
-    return gradients
-
-
-torch.library.register_autograd("workload::sampling", _give_back, setup_context=_keep)
+def _note_sampling(each: int, given: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> None:
+    """Note so many multiply-adds for each sampled value; ``given`` begins with value, locations and weights."""
+    value, _, weights, *_ = given
+    if WorkCounter.running is not None:
+        flops = 2 * each * int(weights.numel()) * int(value.shape[-1])
+        WorkCounter.running.note(Work(flops, bytes_of(given) + bytes_of(results)))
