@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from typer.core import TyperGroup
 
+from lora_detr.cli.choices import one_of
 from lora_detr.cli.console import console
 from lora_detr.errors import ConfigError
 
@@ -108,24 +109,23 @@ def run(
 
     out = console()
     info = find_table(table)
-    chosen = tuple(info.table.at(_scale(scale), _names(rows)))
+    size = _scale(scale)
+    chosen = tuple(info.table.at(size, _names(rows)))
     if dry_run:
-        _show_parameters(out, info, _scale(scale), _names(rows))
+        _show_parameters(out, info, size, chosen)
         return
     folder = output_dir or ROOT / (info.name if scale == "paper" else f"{info.name}-{scale}")
     if info.table.measures == "cost":
         given = {"--data": data, "--max-steps": max_steps, "--eval-every": eval_every, "--set": set_, "--jobs": jobs}
         _refuse_beside_cost({**given, "--seeds": None if seeds == "0" else seeds, "--workers": workers})
-        _measure_cost(out, info, _scale(scale), chosen, device, rounds or ROUNDS, folder)
+        _measure_cost(out, info, size, chosen, device, rounds or ROUNDS, folder)
         return
     if rounds is not None:
         raise ConfigError(f"--rounds: table {info.name} is trained, not timed", "leave it out")
-    from lora_detr.experiments.report import write_report
-    from lora_detr.experiments.results import read_results
     from lora_detr.experiments.runner import Runner, refuse_failures
     from lora_detr.experiments.study import Settings, Study
 
-    settings = Settings(_scale(scale), _data(data, scale), max_steps, eval_every, tuple(set_ or ()))
+    settings = Settings(size, _data(data, scale), max_steps, eval_every, tuple(set_ or ()))
     study = Study(info, settings, chosen, _seeds(seeds), folder)
     study.record()
     for reason in settings.scaled_down():
@@ -133,10 +133,7 @@ def run(
     places, extra = _places(jobs, gpus, device, workers)
     out.print(f"{len(study.runs)} runs, {len(places)} at a time, in {folder}", soft_wrap=True)
     outcomes = Runner(study, places, extra, lambda text: out.print(text, soft_wrap=True)).run()
-    results = read_results(study)
-    _show_results(out, study, results)
-    for path in write_report(study, results):
-        out.print(f"wrote {path}", soft_wrap=True)
+    _report(out, study)
     refuse_failures(outcomes, study)
 
 
@@ -148,16 +145,11 @@ def report(
 
     Example: loradetr ablate report runs/ablations/table1-tiny
     """
-    from lora_detr.experiments.report import write_report
-    from lora_detr.experiments.results import read_results
     from lora_detr.experiments.study import read_study
 
     out = console()
     study = read_study(_folder(where))
-    results = read_results(study)
-    _show_results(out, study, results)
-    for path in write_report(study, results):
-        out.print(f"wrote {path}", soft_wrap=True)
+    _report(out, study)
 
 
 def _refuse_beside_cost(options: dict[str, object]) -> None:
@@ -185,13 +177,13 @@ def _measure_cost(
         out.print(f"wrote {path}", soft_wrap=True)
 
 
-def _show_parameters(out: Console, info: TableInfo, scale: Scale, names: list[str]) -> None:
+def _show_parameters(out: Console, info: TableInfo, scale: Scale, rows: tuple[TableRow, ...]) -> None:
     from lora_detr.experiments.results import COCO_CLASSES, parameters
 
     grid = Grid("row", "what", box=None)
     for head in ("trained parameters", "published"):
         grid.add_column(head, justify="right")
-    for row in info.table.at(scale, names):
+    for row in rows:
         said = row.published.get("parameters")
         counted = parameters(row, scale)
         grid.add_row(row.name, row.label, f"{counted:.2f} M", "-" if said is None else f"{said:.1f} M")
@@ -201,10 +193,15 @@ def _show_parameters(out: Console, info: TableInfo, scale: Scale, names: list[st
     out.print(f"with {COCO_CLASSES} classes as for COCO{small}")
 
 
-def _show_results(out: Console, study: Study, results: list[Any]) -> None:
-    from lora_detr.experiments.report import accuracy_table
+def _report(out: Console, study: Study) -> None:
+    """Show what is done of a study, and write its report."""
+    from lora_detr.experiments.report import accuracy_table, write_report
+    from lora_detr.experiments.results import read_results
 
+    results = read_results(study)
     _show_cells(out, study.info.table.title, *accuracy_table(study, results))
+    for path in write_report(study, results):
+        out.print(f"wrote {path}", soft_wrap=True)
 
 
 def _show_cells(out: Console, title: str, head: list[str], cells: list[list[str]]) -> None:
@@ -220,10 +217,7 @@ def _show_cells(out: Console, title: str, head: list[str], cells: list[list[str]
 def _scale(text: str) -> Scale:
     from lora_detr.experiments.ablation import SCALES
 
-    for known in SCALES:
-        if text == known:
-            return known
-    raise ConfigError(f"--scale {text}: expected {' or '.join(SCALES)}", "tiny takes presets that fit a CPU")
+    return one_of("--scale", text, SCALES, "tiny takes presets that fit a CPU")
 
 
 def _names(text: str | None) -> list[str]:

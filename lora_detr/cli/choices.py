@@ -23,7 +23,7 @@ def which_checkpoint(text: str) -> Literal["best", "last"]:
     Raises:
         ConfigError: it is neither of the two.
     """
-    return _one_of("--checkpoint", text, CHECKPOINTS, "best has the highest AP, last is the newest")
+    return one_of("--checkpoint", text, CHECKPOINTS, "best has the highest AP, last is the newest")
 
 
 def bad_data(text: str) -> Literal["error", "skip"]:
@@ -32,7 +32,7 @@ def bad_data(text: str) -> Literal["error", "skip"]:
     Raises:
         ConfigError: it is neither of the two.
     """
-    return _one_of("--on-bad-data", text, BAD_DATA, "skip leaves out bad boxes and images, and counts them")
+    return one_of("--on-bad-data", text, BAD_DATA, "skip leaves out bad boxes and images, and counts them")
 
 
 def how_to_verify(text: str) -> Literal["none", "decode", "hash"]:
@@ -42,10 +42,15 @@ def how_to_verify(text: str) -> Literal["none", "decode", "hash"]:
         ConfigError: it is none of the three.
     """
     remedy = "decode reads every image, hash compares with SHA256SUMS in the folder of the images"
-    return _one_of("--verify", text, VERIFY, remedy)
+    return one_of("--verify", text, VERIFY, remedy)
 
 
-def _one_of(option: str, text: str, known: tuple[T, ...], remedy: str) -> T:
+def one_of(option: str, text: str, known: tuple[T, ...], remedy: str) -> T:
+    """Return the value of an option that is one of a few.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
     for value in known:
         if text == value:
             return value
