@@ -237,17 +237,18 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _data(path: Path | None, scale: str) -> Path:
     """Return where the data is: as told, COCO where it usually is, or for small presets the generated set."""
     from lora_detr.data.layout import COCO_FOLDER
-    from lora_detr.data.synthetic import cached
+    from lora_detr.data.synthetic import located
 
     if path is None:
         if COCO_FOLDER.is_dir():
             path = COCO_FOLDER
         elif scale == "tiny":
-            path = cached("shapes")
+            path = Path("shapes")
         else:
             raise ConfigError(
                 f"no --data and no {COCO_FOLDER}", "give --data DIR; --dry-run needs none, --scale tiny draws its own"
             )
+    path = located(path)
     if not path.exists():
         raise ConfigError(f"--data {path}: nothing is there", "give a COCO folder, or a YAML file of paths")
     return path.resolve()

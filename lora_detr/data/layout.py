@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from lora_detr.data.synthetic import SPECS, located
 from lora_detr.errors import ConfigError, DataError, nearest
 
 COCO_FOLDER = Path("data/coco")
@@ -40,19 +41,21 @@ def find_splits(data: Path) -> DataPaths:
     Args:
         data: a folder with ``annotations/instances_{train2017|train}.json`` and images in ``train2017/`` or
             ``train/`` (likewise val), or a YAML file with the keys ``train_annotations``, ``train_images`` and
-            optionally ``val_annotations``, ``val_images``, relative to the YAML file.
+            optionally ``val_annotations``, ``val_images``, relative to the YAML file; or the name of a generated set.
 
     Raises:
         ConfigError: ``data`` does not exist, or the YAML file is malformed.
         DataError: the training split, or a path named in the YAML file, is not there.
     """
+    data = located(data)
     if data.is_dir():
         return _from_folder(data)
     if data.is_file():
         return _from_yaml(data)
     raise ConfigError(
         f"--data {data}: expected a COCO folder or a YAML file, found nothing there",
-        "check the path; a COCO folder has annotations/instances_train.json and train/",
+        "check the path; a COCO folder has annotations/instances_train.json and train/; "
+        f"generated sets are {', '.join(SPECS)}",
     )
 
 

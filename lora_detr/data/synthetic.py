@@ -1,4 +1,4 @@
-"""The generated data sets ``shapes`` and ``shapes-easy``, as ordinary COCO folders.
+"""The generated data sets ``shapes``, ``shapes-sparse`` and ``shapes-easy``, as ordinary COCO folders.
 
 For trying, testing and comparing without a download. A set follows from its specification and a seed alone: the same
 pixels and annotations on every machine. (Bytes of the PNG files too, as far as the zlib behind Pillow is the same.)
@@ -84,14 +84,17 @@ SHAPES_EASY = ShapesSpec(
 )
 """Four classes, at most five large objects, almost plain backgrounds: a small model learns it on a CPU in minutes."""
 
-SPECS = {spec.name: spec for spec in (SHAPES, SHAPES_EASY)}
+SHAPES_SPARSE = ShapesSpec("shapes-sparse", tuple(LABELLED), train_images=1000, val_images=200, size=256, max_objects=5)
+"""As ``shapes`` with at most five objects an image, so that matching one to one leaves most queries unsupervised."""
+
+SPECS = {spec.name: spec for spec in (SHAPES, SHAPES_SPARSE, SHAPES_EASY)}
 
 
 def cached(spec_name: str, cache_dir: Path | None = None) -> Path:
     """Return the folder of a generated set, making it on first use.
 
     Args:
-        spec_name: "shapes" or "shapes-easy".
+        spec_name: a key of ``SPECS``.
         cache_dir: where generated sets are kept; default ``lora_detr`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
@@ -105,7 +108,25 @@ def cached(spec_name: str, cache_dir: Path | None = None) -> Path:
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_detr"
     spec = SPECS[spec_name]
-    return generate(spec, cache_dir / f"{spec_name}-{spec.train_images}-v{VERSION}")
+    return generate(spec, cache_dir / _folder(spec))
+
+
+def located(data: Path) -> Path:
+    """Return the folder or file that ``--data`` means: a path, or else the name of a generated set, made on first use.
+
+    Raises:
+        OutputError: the generated set cannot be written.
+    """
+    return cached(str(data)) if str(data) in SPECS and not data.exists() else data
+
+
+def spoken(data: Path) -> str:
+    """Return what is typed behind ``--data`` for a folder: the name of a generated set, or that of the folder."""
+    return next((name for name, spec in SPECS.items() if _folder(spec) == data.name), data.name)
+
+
+def _folder(spec: ShapesSpec) -> str:
+    return f"{spec.name}-{spec.train_images}-v{VERSION}"
 
 
 def generate(

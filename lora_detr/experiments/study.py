@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
+from lora_detr.data.synthetic import spoken
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
@@ -129,7 +130,7 @@ class Study:
             "--scale",
             settings.scale,
             "--data",
-            settings.data.name,
+            spoken(settings.data),
         ]
         given += ["--seeds", ",".join(map(str, self.seeds))]
         given += [] if settings.steps is None else ["--max-steps", str(settings.steps)]

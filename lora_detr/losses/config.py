@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_detr.config.base import Strict
 from lora_detr.losses.normaliser import Normaliser, Rule
@@ -64,6 +64,28 @@ class BranchLossConfig(Strict):
     """A query paired with several targets: all pairs count (official code), or only the best."""
     denoising_factor: float = Field(0.5, ge=0)
     """Further factor on the weights where the detector has denoising queries."""
+    factor: float = Field(1.0, ge=0)
+    """Further factor on the weights; below 1 the primary path has a larger share of the gradient."""
+    rise: float = Field(0.0, ge=0, le=1)
+    """Share of the run, from its start, over which the weights rise linearly from 0."""
+    fall: float = Field(0.0, ge=0, le=1)
+    """Share of the run, to its end, over which the weights fall linearly to 0."""
+
+    @model_validator(mode="after")
+    def _rises_before_it_falls(self) -> BranchLossConfig:
+        if self.rise + self.fall > 1:
+            raise ValueError(f"rise ({self.rise}) and fall ({self.fall}) are shares of one run: at most 1 together")
+        return self
+
+    def share(self, progress: float) -> float:
+        """Return what the weights are multiplied by at a point of the run, beside ``factor``, in [0, 1].
+
+        Args:
+            progress: share of the run that is behind, in [0, 1].
+        """
+        rising = min(1.0, progress / self.rise) if self.rise else 1.0
+        falling = min(1.0, (1 - progress) / self.fall) if self.fall else 1.0
+        return rising * falling
 
 
 class EncoderLossConfig(Strict):

@@ -100,7 +100,9 @@ class Criterion(nn.Module):
         self.branch_matching = BranchMatching(branch_matchers, num_layers, config.branch)
         self.dac_matching = BranchMatching([config.dac.matcher.build()], num_layers)
         self.branch_keys = source_keys([(name, layer) for name in branch_names for layer in range(num_layers)])
-        self.branch_scale = (config.branch.denoising_factor if has_denoising else 1.0) / max(len(branch_names), 1)
+        branch = config.branch
+        self.branch_scale = branch.factor * (branch.denoising_factor if has_denoising else 1.0)
+        self.branch_scale /= max(len(branch_names), 1)
 
     def forward(
         self,
@@ -109,9 +111,10 @@ class Criterion(nn.Module):
         targets: PaddedTargets,
         normaliser: Normaliser,
         priority: Tensor | None = None,
+        branch_share: float = 1.0,
     ) -> LossReport:
         """Compute all losses: ``match``, then ``losses``."""
-        return self.losses(self.match(output, branches, targets, normaliser, priority), targets)
+        return self.losses(self.match(output, branches, targets, normaliser, priority, branch_share), targets)
 
     def match(
         self,
@@ -120,6 +123,7 @@ class Criterion(nn.Module):
         targets: PaddedTargets,
         normaliser: Normaliser,
         priority: Tensor | None = None,
+        branch_share: float = 1.0,
     ) -> list[Source]:
         """Match everything that is supervised.
 
@@ -129,6 +133,7 @@ class Criterion(nn.Module):
             targets: of the batch.
             normaliser: what losses are divided by (``CriterionConfig.normalise``).
             priority: float [N * L, B, Q] in place of the random draw that caps one-to-many candidates.
+            branch_share: factor on the weights of the branches at this point of the run (``BranchLossConfig.share``).
 
         Returns:
             The primary path first, then the branches, if there are any, the encoder, and query groups.
@@ -174,7 +179,7 @@ class Criterion(nn.Module):
                     one_to_one=self.branch_matching.uses_queries_once,
                     weights=config.branch.weights,
                     normaliser=normaliser.of(),
-                    scale=self.branch_scale,
+                    scale=self.branch_scale * branch_share,
                 )
             )
         if proposals is not None:

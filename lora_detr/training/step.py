@@ -20,6 +20,7 @@ from lora_detr.losses.report import LossReport, LossTerm, named_terms
 from lora_detr.losses.source import Source
 from lora_detr.ops.host import to_host
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
+from lora_detr.training.clipping import build_clipping
 from lora_detr.training.distributed import World
 from lora_detr.training.nonfinite import MatchFault, NonFiniteLossError, NonFiniteStep, OnRank, Seen
 from lora_detr.training.seeding import torch_state, torch_state_to_json
@@ -99,16 +100,26 @@ class Stepper:
         self.model, self.criterion, self.optimizer, self.world = model, criterion, optimizer, world
         self.signals = signals or StopSignals()
         self.config = config
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.clipping = build_clipping(
+            [p for group in optimizer.param_groups for p in group["params"]],
+            config.train.optimizer,
+            config.branch_names,
+            world,
+        )
         self.skipped_in_a_row = 0
         self.skipped = 0
         self.observer: Observer | None = None
 
-    def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
+    def __call__(self, batches: Sequence[Batch], step: int, branch_share: float = 1.0) -> StepResult:
         """Train on the micro-batches of one step.
 
         The number of targets is summed over micro-batches and ranks first, so that the gradient does not depend on
         how the global batch is divided (denoising queries excepted: their number does).
+
+        Args:
+            batches: of this process.
+            step: how many are done.
+            branch_share: factor on the weights of the branches (``BranchLossConfig.share``).
 
         Raises:
             NumericalError: a loss is not finite (before anything is updated, on all processes in the same step), or too
@@ -121,14 +132,14 @@ class Stepper:
         targets = self.world.total(count)
         normaliser = self.config.loss.normalise(targets, self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
-        computed = [self._forward_backward(batch, normaliser) for batch in batches]
+        computed = [self._forward_backward(batch, normaliser, branch_share) for batch in batches]
         reports = [found for found in computed if isinstance(found, LossReport)]
         # A batch whose matching failed has no loss, which makes that of the step as little finite as NaN does.
         loss = sum((report.total for report in reports), torch.zeros((), device=self.world.device))
         if len(reports) < len(computed):
             loss = loss * math.nan
         values = sum((report.values for report in reports[1:]), reports[0].values) if reports else loss.new_zeros(0)
-        norm = self._clip()
+        norm = self.clipping.finish()
         finite = torch.stack((loss, norm)).isfinite()
         # One copy for the log and the checks; the flags are those of all ranks, so that all agree.
         flags = self.world.sum(torch.cat(((~finite).float(), self.signals.flags(self.world.device))))
@@ -147,28 +158,25 @@ class Stepper:
         terms = named_terms(reports[0].keys, numbers, reports[0].weights)
         return StepResult(loss_value, terms, norm_value, bool(bad_norm), seconds, named([requeue, interrupt]))
 
-    def _forward_backward(self, batch: Batch, normaliser: Normaliser) -> LossReport | MatchFault:
+    def _forward_backward(self, batch: Batch, normaliser: Normaliser, branch_share: float) -> LossReport | MatchFault:
         """Add the gradient of a batch, and return its detached losses.
 
         A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
         """
-        output, branches = forward(self.model, batch, self.config.train.precision)
-        report: LossReport
-        try:
-            targets = PaddedTargets.from_targets(batch.targets)
-            sources = self.criterion.match(output, branches, targets, normaliser)
-            report = self.criterion.losses(sources, targets)
-        except NonFiniteMatchError as error:
-            (_sum_of_predictions(output, branches) * math.nan).backward()
-            return MatchFault(error.where, batch.targets[error.image].image_id)
-        if self.observer is not None:
-            self.observer(sources, report, targets)
-        report.total.backward()
+        with self.clipping.pass_of(self.model):
+            output, branches = forward(self.model, batch, self.config.train.precision)
+            report: LossReport
+            try:
+                targets = PaddedTargets.from_targets(batch.targets)
+                sources = self.criterion.match(output, branches, targets, normaliser, branch_share=branch_share)
+                report = self.criterion.losses(sources, targets)
+            except NonFiniteMatchError as error:
+                (_sum_of_predictions(output, branches) * math.nan).backward()
+                return MatchFault(error.where, batch.targets[error.image].image_id)
+            if self.observer is not None:
+                self.observer(sources, report, targets)
+            self.clipping.backward(report)
         return report.detached()
-
-    def _clip(self) -> Tensor:
-        limit = self.config.train.optimizer.clip_norm
-        return nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
 
     def _skip(self, step: int, norm: float) -> None:
         self.skipped += 1

@@ -185,7 +185,7 @@ class Trainer:
             set_rates(self.optimizer, self.base_rates, factor(self.plan.done(self.step)))
             self._look_at_branches()
             try:
-                result = self.stepper(batches, self.step)
+                result = self.stepper(batches, self.step, self._branch_share())
             except NonFiniteLossError as error:
                 self._report_non_finite(error)
                 raise
@@ -203,6 +203,9 @@ class Trainer:
             every = self.config.train.save_every
             if every is not None and self.step % every == 0 and not self._is_epoch_over:
                 self._save(None)
+
+    def _branch_share(self) -> float:
+        return self.config.loss.branch.share(self.plan.done(self.step) / self.plan.length)
 
     def _look_at_branches(self) -> None:
         """Have the first batch of the coming step diagnosed, if it is the turn of one."""
