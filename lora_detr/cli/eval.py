@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -33,7 +33,7 @@ def evaluate(
         str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=WHAT)
     ] = "best",
     branch: Annotated[
-        str, typer.Option(help="Part that answers.", metavar="primary|N", rich_help_panel=WHAT)
+        str, typer.Option(help="Part that answers.", metavar="primary|N|all", rich_help_panel=WHAT)
     ] = "primary",
     no_ema: Annotated[
         bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.", rich_help_panel=WHAT)
@@ -74,18 +74,19 @@ def evaluate(
 
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
-    from lora_detr.training.evaluate import evaluate_model
+    from lora_detr.training.evaluate import evaluate_parts
     from lora_detr.training.launch import launch_if_wanted
 
     if launch_if_wanted(device, gpus, nproc):
         return
     out = console()
     show_log(console(stderr=True))
-    metrics = evaluate_model(
+    part = _part(branch)
+    found = evaluate_parts(
         model,
         data=data,
         which=which_checkpoint(checkpoint),
-        branch=_branch_index(branch),
+        part=part,
         nms_iou=nms,
         ema=not no_ema,
         on_bad_data=None if on_bad_data is None else bad_data(on_bad_data),
@@ -98,9 +99,13 @@ def evaluate(
     )
     if as_json:
         if own_rank() == 0:
-            sys.stdout.write(json.dumps(metrics.to_json()) + "\n")
+            parts = {name: metrics.to_json() for name, metrics in found.items()}
+            sys.stdout.write(json.dumps(parts if part == "all" else next(iter(parts.values()))) + "\n")
         return
-    show_metrics(out, metrics)
+    if part == "all":
+        out.print(_parts_table(found))
+        return
+    show_metrics(out, next(iter(found.values())))
 
 
 def show_metrics(out: Console, metrics: CocoMetrics) -> None:
@@ -113,14 +118,26 @@ def show_metrics(out: Console, metrics: CocoMetrics) -> None:
         out.print("-: nothing to measure, no object of that kind or size")
 
 
-def _branch_index(text: str) -> int | None:
+def _part(text: str) -> int | Literal["all"] | None:
     if text == "primary":
         return None
+    if text == "all":
+        return "all"
     if text.isdigit():
         return int(text)
     raise ConfigError(
-        f"--branch {text}: expected primary or the number of a branch, 0 first", "primary is what strip keeps"
+        f"--branch {text}: expected primary, all or the number of a branch, 0 first", "primary is what strip keeps"
     )
+
+
+def _parts_table(found: dict[str, CocoMetrics]) -> Table:
+    names = list(next(iter(found.values())).values)[:6]
+    table = Table("part", box=None)
+    for name in names:
+        table.add_column(name, justify="right")
+    for part, metrics in found.items():
+        table.add_row(part, *(figure(metrics.values[name]) for name in names))
+    return table
 
 
 def _class_table(metrics: CocoMetrics) -> Table:

@@ -150,7 +150,9 @@ class Table(Strict):
     answers: tuple[Answer, ...] = (Answer(name="primary"),)
     """What is evaluated at the end of each run; the first one is the primary path."""
     rows: tuple[TableRow, ...] = Field(min_length=1)
-    """In the order of the report; the first one is what others are compared with."""
+    """In the order of the report."""
+    reference: str | None = None
+    """Row that the others are compared with, seed by seed; by default the first one."""
 
     @model_validator(mode="after")
     def _names(self) -> Table:
@@ -158,6 +160,8 @@ class Table(Strict):
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise ValueError(f"rows of the same name: {', '.join(double)}")
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference {self.reference} is no row{nearest(self.reference, names)}")
         if self.answers[0].branch is not None or self.answers[0].nms is not None:
             raise ValueError("the first answer is the primary path's, without suppression")
         known = {*METRICS, *COST, *(f"{METRICS[0]}, {answer.name}" for answer in self.answers[1:])}

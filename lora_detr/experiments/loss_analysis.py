@@ -66,6 +66,12 @@ def analyse(
     total = _summed(layer, KINDS)
     panels = [(f"One-to-one loss, {where}, weighted", _bands(logs, total, smooth))]
     panels += [(f"{WORDS[kind]}, {where}", _bands(logs, _summed(layer, [kind]), smooth)) for kind in KINDS]
+    if all(log.evaluated.size for log in logs):
+        evaluations = [
+            over_seeds(label, [(log.evaluated, log.precision) for log in members])
+            for label, members in grouped(logs).items()
+        ]
+        panels.append(("AP on the validation split", evaluations))
     note = f"window of {smooth:g} epochs; bands from the lowest to the highest seed" if smooth else "not smoothed"
     differing = _differing(logs)
     found, loss_level, precision_level = convergence(logs, total, smooth, loss, precision)

@@ -50,6 +50,8 @@ class Convergence:
         loss_epochs: of each run, until its smoothed loss reaches the level; None if it never does.
         final_precision: AP in [0, 1] of each run's last evaluation; empty without one.
         precision_epochs: of each run, until an evaluation reaches the level; None if none does.
+        ahead: epochs of the evaluations at which the mean AP is above that of the first label.
+        compared: number of evaluations that all runs of both labels have.
     """
 
     label: str
@@ -58,6 +60,8 @@ class Convergence:
     loss_epochs: tuple[float | None, ...]
     final_precision: tuple[float, ...]
     precision_epochs: tuple[float | None, ...]
+    ahead: tuple[float, ...]
+    compared: int
 
 
 def grouped(logs: Sequence[LossLog]) -> dict[str, list[LossLog]]:
@@ -136,12 +140,28 @@ def convergence(
     for label, members in groups.items():
         reached = [_first_epoch(log.epochs, curve <= loss) for log, curve in zip(members, curves[label], strict=True)]
         seen = [_first_epoch(log.evaluated, log.precision >= precision) for log in members]
+        own, first = _mean_precision(members), _mean_precision(groups[base])
+        shared = sorted(own.keys() & first.keys())
         found.append(
             Convergence(
-                label, len(members), float(np.mean(ends[label])), tuple(reached), tuple(final[label]), tuple(seen)
+                label,
+                len(members),
+                float(np.mean(ends[label])),
+                tuple(reached),
+                tuple(final[label]),
+                tuple(seen),
+                tuple(epoch for epoch in shared if own[epoch] > first[epoch]),
+                len(shared),
             )
         )
     return found, loss, precision
+
+
+def _mean_precision(logs: Sequence[LossLog]) -> dict[float, float]:
+    """Return the mean AP of runs at each epoch at which all of them were evaluated."""
+    curves = [dict(zip(log.evaluated.tolist(), log.precision.tolist(), strict=True)) for log in logs]
+    shared = set.intersection(*(set(curve) for curve in curves))
+    return {epoch: float(np.mean([curve[epoch] for curve in curves])) for epoch in sorted(shared)}
 
 
 def curves_as_csv(logs: Sequence[LossLog]) -> str:
@@ -176,15 +196,24 @@ def convergence_as_markdown(found: Sequence[Convergence], loss: float, precision
     """
     head = ["runs", "seeds", f"final {what}", f"epochs to {loss:.4g}"]
     evaluated = math.isfinite(precision)
-    head += ["final AP", f"epochs to AP {precision:.3f}"] if evaluated else []
+    head += ["final AP", f"epochs to AP {precision:.3f}", f"AP above {found[0].label} at epochs"] if evaluated else []
     rows = []
     for one in found:
         cells = [one.label, str(one.seeds), f"{one.final_loss:.4g}", reached_text(one.loss_epochs)]
         if evaluated:
             final = f"{np.mean(one.final_precision):.3f}" if one.final_precision else "-"
-            cells += [final, reached_text(one.precision_epochs)]
+            cells += [final, reached_text(one.precision_epochs), "-" if one is found[0] else ahead_text(one)]
         rows.append(cells)
     return "\n".join(markdown_table(head, rows)) + "\n"
+
+
+def ahead_text(one: Convergence) -> str:
+    """Return where the mean AP is above that of the first label; where it crosses can be read off it."""
+    if not one.compared:
+        return "-"
+    if len(one.ahead) in (0, one.compared):
+        return "none" if not one.ahead else f"all {one.compared}"
+    return ", ".join(f"{epoch:g}" for epoch in one.ahead) + f" of {one.compared}"
 
 
 def reached_text(epochs: Sequence[float | None]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lora_detr.atomic_files import write_file
 from lora_detr.evaluation.coco_eval import METRICS
 from lora_detr.experiments.markdown import markdown_table
-from lora_detr.experiments.results import RowResult, not_comparable, spread
+from lora_detr.experiments.results import RowResult, difference, not_comparable, reference_of, spread
 from lora_detr.experiments.study import Study
 
 PRECISIONS = METRICS[:6]
@@ -63,6 +63,9 @@ def accuracy_table(study: Study, results: Sequence[RowResult]) -> tuple[list[str
     head = ["row", *(f"*published* {figure}" for figure in published)]
     head += [f"{figure} measured" for figure in figures if any(result.values(figure) for result in results)]
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
+    reference = reference_of(study, results)
+    compared = reference is not None and len(results) > 1 and bool(reference.runs)
+    head += [f"AP against {reference.row.name}"] if reference is not None and compared else []
     head += ["seeds", "*published* parameters", "parameters", "step time"]
     base = results[0].seconds if results else math.nan
     cells = []
@@ -73,6 +76,7 @@ def accuracy_table(study: Study, results: Sequence[RowResult]) -> tuple[list[str
                 result.row.label,
                 *(_number(said.get(figure), 1) for figure in published),
                 *(mean_and_spread(result.values(figure)) for figure in measured),
+                *([_against(result, reference)] if reference is not None and compared else []),
                 str(len(result.runs)),
                 _number(said.get("parameters"), 1, " M"),
                 _number(result.parameters, 2, " M"),
@@ -80,6 +84,16 @@ def accuracy_table(study: Study, results: Sequence[RowResult]) -> tuple[list[str
             ]
         )
     return head, cells
+
+
+def _against(result: RowResult, reference: RowResult) -> str:
+    """Return by how much a row is ahead, with the 95 % interval of it."""
+    if result.row.name == reference.row.name:
+        return UNKNOWN
+    found = difference(result, reference, METRICS[0])
+    if not found.each:
+        return UNKNOWN
+    return f"{found.mean:+.1f}" + ("" if math.isnan(found.margin) else f" ± {found.margin:.1f}")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -125,7 +139,11 @@ def _preface(study: Study) -> list[str]:
         f"Measured by `{study.command()}`; AP in percent after the last step, mean ± standard deviation over seeds"
     )
     time = "Step time is relative to the first row; runs beside each other disturb it."
-    return [*lines, "", f"{measured} {seeds}. {time}"]
+    against = (
+        '"AP against" is the mean of the differences between runs of the same seed, with half its 95 % interval; '
+        "where the interval holds 0, the runs do not tell which is better."
+    )
+    return [*lines, "", f"{measured} {seeds}. {against} {time}"]
 
 
 def _missing(results: Sequence[RowResult]) -> list[str]:

@@ -192,6 +192,40 @@ def _json(path: Path) -> dict[str, JSON]:
     return json_object(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+@dataclass(frozen=True)
+class Difference:
+    """By how much a row is ahead of another, over the seeds that both have.
+
+    Attributes:
+        each: by seed, rising; the same seed means the same images in the same order and the same initial detector.
+        mean: of them; NaN where there are none.
+        margin: half the width of the 95 % interval of the mean (Student's t, so it assumes that differences spread
+            normally); NaN with fewer than two seeds.
+    """
+
+    each: tuple[float, ...]
+    mean: float
+    margin: float
+
+
+def difference(row: RowResult, reference: RowResult, figure: str) -> Difference:
+    """Compare two rows seed by seed."""
+    from scipy.stats import t  # takes a while to import
+
+    base = {run.seed: run.values[figure] for run in reference.runs if figure in run.values}
+    pairs = ((run.values[figure], base[run.seed]) for run in row.runs if figure in run.values and run.seed in base)
+    each = tuple(own - other for own, other in pairs)
+    mean, deviation = spread(each)
+    count = len(each)
+    return Difference(each, mean, float(t.ppf(0.975, count - 1)) * deviation / count**0.5 if count > 1 else math.nan)
+
+
+def reference_of(study: Study, results: Sequence[RowResult]) -> RowResult | None:
+    """Return the row that the others are compared with, if it is in the study."""
+    name = study.info.table.reference or study.info.table.rows[0].name
+    return next((result for result in results if result.row.name == name), None)
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and sample standard deviation; NaN where there are too few values."""
     mean = statistics.fmean(values) if values else math.nan

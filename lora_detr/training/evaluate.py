@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.config.run import DataConfig
@@ -29,13 +29,22 @@ from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 WORKERS = 1
 
 
-def evaluate_model(
+PRIMARY = "primary"
+
+
+def evaluate_model(model: Path, *, branch: int | None = None, **given: Any) -> CocoMetrics:
+    """Evaluate the primary path or one branch; ``given`` and what is raised are those of ``evaluate_parts``."""
+    (metrics,) = evaluate_parts(model, part=branch, **given).values()
+    return metrics
+
+
+def evaluate_parts(
     model: Path,
     *,
     say: Callable[[str], None],
     data: Path | None = None,
     which: Literal["best", "last"] = "best",
-    branch: int | None = None,
+    part: int | Literal["all"] | None = None,
     nms_iou: float | None = None,
     ema: bool = True,
     on_bad_data: Literal["error", "skip"] | None = None,
@@ -44,7 +53,7 @@ def evaluate_model(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
-) -> CocoMetrics:
+) -> dict[str, CocoMetrics]:
     """Evaluate and, for a run, write ``eval/`` in its folder; of several processes the first one writes.
 
     Args:
@@ -52,7 +61,7 @@ def evaluate_model(
         say: told a line about what is evaluated.
         data: COCO folder or YAML; None for the run's own, or for ``data/coco`` where an official file has none.
         which: checkpoint of a run directory.
-        branch: evaluate this branch of the last layer instead of the primary path.
+        part: evaluate this branch of the last layer instead of the primary path; ``all`` for both and all branches.
         nms_iou: suppress duplicates above this overlap; what is one, the settings of the model say.
         ema: take the averaged weights where the checkpoint has them.
         on_bad_data: what to do with malformed boxes and unreadable images; None for the run's choice, else ``error``.
@@ -62,30 +71,35 @@ def evaluate_model(
         workers: processes that read images.
         device: where to compute.
 
+    Returns:
+        ``primary`` or the name of a branch -> what it gave.
+
     Raises:
         LoraDetrError: whatever the user can cause.
     """
     if predictions is not None:
+        if part == "all":
+            raise ConfigError("--predictions: one file cannot hold what all parts find", "give one --branch")
         _check_place(predictions)
     world = World.from_environment(device)
     stripped = open_stripped(model)
     if stripped is not None:
-        if branch is not None:
-            raise ConfigError(f"--branch {branch}: {model} has no branches", "give the run directory it comes from")
+        if part is not None:
+            raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
         detector, config = stripped
         detector.to(world.device)
         run = None
         policy = _policy(DataConfig(), on_bad_data, allow_outside)
         split = _val_split(data, config, policy)
         default_size = 1
-        predict = plain_predictor(detector)
+        predictors = {PRIMARY: plain_predictor(detector)}
     else:
         if data is None and is_official(model):
             data = _coco_folder(model)
             say(f"no --data: using {data}")
         run = open_run(model, which, ema=ema, data=data)
         run.model.to(world.device)
-        predict = _predictor(run, branch)
+        predictors = _predictors(run, part)
         config = run.deployment
         policy = _policy(run.config.data, on_bad_data, allow_outside)
         split = _val_split(data, config, policy) if data is not None else _own_split(run, policy)
@@ -94,35 +108,39 @@ def evaluate_model(
     averaged = ", averaged weights" if run is not None and run.averaged else ""
     say(f"{source}{averaged}: {len(split)} images of {split.annotations_path.name}")
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
-    plain = branch is None and nms_iou is None and data is None and on_bad_data is None
+    plain = nms_iou is None and data is None and on_bad_data is None and PRIMARY in predictors
     folder = run.run / "eval" if run is not None and plain and _is_own(run) else None
     if folder is not None:
         prepare_directory(folder)  # before the evaluation, not after it
     size = batch_size or default_size
     readers = WORKERS if workers is None else workers
-    evaluator = detect_all(
-        predict,
-        split,
-        config,
-        world,
-        batch_size=size,
-        workers=readers,
-        nms_iou=nms_iou,
-        on_bad_data=policy.on_bad_data,
-    )
-    metrics = None
-    if world.is_main:
-        for line in left_out_lines(evaluator):
-            say(line)
-        metrics = evaluator.compute()
-        if folder is not None:
-            write_results(folder, metrics, evaluator, source)
-        if predictions is not None:
-            evaluator.write_predictions(predictions)
-    metrics = world.gather(metrics)[0]  # all wait for the first one here: processes that end well end together
-    assert metrics is not None
+    found: dict[str, CocoMetrics] = {}
+    for name, predict in predictors.items():
+        evaluator = detect_all(
+            predict,
+            split,
+            config,
+            world,
+            batch_size=size,
+            workers=readers,
+            nms_iou=nms_iou,
+            on_bad_data=policy.on_bad_data,
+        )
+        metrics = None
+        if world.is_main:
+            for line in left_out_lines(evaluator) if not found else ():
+                say(line)
+            metrics = evaluator.compute()
+            if folder is not None and name == PRIMARY:
+                write_results(folder, metrics, evaluator, source)
+            if predictions is not None:
+                evaluator.write_predictions(predictions)
+        # All wait for the first one here: processes that end well end together.
+        metrics = world.gather(metrics)[0]
+        assert metrics is not None
+        found[name] = metrics
     world.close()
-    return metrics
+    return found
 
 
 def detect_all(
@@ -217,18 +235,24 @@ def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction
     return predict
 
 
-def _predictor(run: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:
-    """Return the primary path's or a branch's answer; nothing of a branch is computed unless it is asked for."""
+def _predictors(run: OpenedRun, part: int | Literal["all"] | None) -> dict[str, Callable[[Images], Prediction]]:
+    """Return the answer of each part that is asked for; nothing of a branch is computed unless it is."""
     count = len(run.model.branches)
-    if branch is not None and branch >= count:
+    if isinstance(part, int) and part >= count:
         raise ConfigError(
-            f"--branch {branch}: the model has {count} branches, counted from 0",
+            f"--branch {part}: the model has {count} branches, counted from 0",
             "leave --branch out to evaluate the primary path",
         )
+    primary = {PRIMARY: plain_predictor(run.model.detector)}
+    if part is None:
+        return primary
+    names = run.config.branch_names
+    if part == "all":
+        return primary | {name: _branch_predictor(run, index) for index, name in enumerate(names)}
+    return {names[part]: _branch_predictor(run, part)}
 
-    if branch is None:
-        return plain_predictor(run.model.detector)
 
+def _branch_predictor(run: OpenedRun, branch: int) -> Callable[[Images], Prediction]:
     def predict(images: Images) -> Prediction:
         last = run.model(images)[1].layers[-1]
         return Prediction(last.logits[branch], last.boxes[branch])

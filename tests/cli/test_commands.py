@@ -258,6 +258,17 @@ class TestMistakesWithModels:
         assert_is_a_fault(loradetr(command, small_run, "--checkpoint", "first"), 2, "expected best or last")
 
 
+def test_eval_of_all_parts(loradetr: Command, small_run: Path) -> None:
+    table = loradetr("eval", small_run, "--branch", "all", "--workers", 0, "--nms", 0.7).out
+    rows = [line.split()[0] for line in table.splitlines() if line.strip().startswith(("primary", "branch"))]
+    assert rows == ["primary", "branch0", "branch1", "branch2"]
+    said = json.loads(loradetr("eval", small_run, "--branch", "all", "--workers", 0, "--nms", 0.7, "--json").out)
+    assert list(said) == rows
+    assert said["branch1"] == json.loads(
+        loradetr("eval", small_run, "--branch", 1, "--workers", 0, "--nms", 0.7, "--json").out
+    )
+
+
 def test_a_stripped_file_is_not_stripped_again(pipeline: tuple[Path, list[Ended]], loradetr: Command) -> None:
     stripped = pipeline[0] / "run" / "stripped.safetensors"
     assert_is_a_fault(loradetr("strip", stripped), 4, "stripped file already")

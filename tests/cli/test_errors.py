@@ -194,7 +194,7 @@ TABLE = {
         mistake("TRAIN_ON cells.yaml", "unknown key 'train_labels'; did you mean", given=ODD_KEY),
         mistake("TRAIN_ON cells.yaml", "cells.yaml: missing key 'train_images'", given=HALF),
         mistake("TRAIN_ON file", "expected a mapping with the keys", given=A_FILE),
-        mistake("eval {run} --branch first", "--branch first: expected primary or the number of a branch"),
+        mistake("eval {run} --branch first", "--branch first: expected primary, all or the number of a branch"),
         mistake("eval {run} --on-bad-data ignore", "--on-bad-data ignore: expected error or skip"),
         mistake("eval {run} --device gpu", "--device gpu: unknown", "auto, cpu, cuda"),
         mistake("eval {run} --data absent", "--data absent: expected a COCO folder or a YAML file"),

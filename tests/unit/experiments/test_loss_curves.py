@@ -13,6 +13,7 @@ import pytest
 from lora_detr.errors import ConfigError
 from lora_detr.experiments.loss_analysis import analyse
 from lora_detr.experiments.loss_curves import (
+    ahead_text,
     band,
     convergence,
     convergence_as_markdown,
@@ -75,9 +76,26 @@ def test_levels_are_the_first_labels_end_unless_given() -> None:
     assert (fast.loss_epochs, fast.precision_epochs) == ((2.0, None), (2.0, None))
     assert (fast.seeds, fast.final_loss, fast.final_precision) == (2, 3.5, (0.5, 0.3))
     text = convergence_as_markdown([base, fast], loss, precision, "loss")
-    assert "| fast | 2 | 3.5 | 2.0 (1 of 2 runs) | 0.400 | 2.0 (1 of 2 runs) |" in text
+    assert "| fast | 2 | 3.5 | 2.0 (1 of 2 runs) | 0.400 | 2.0 (1 of 2 runs) | 2, 3 of 4 |" in text
+    assert text.rstrip().splitlines()[2].endswith("| 4.0 | - |")
     (_, other), loss, _ = convergence(logs, total, 0.0, loss_level=7.5, precision_level=0.9)
     assert (loss, other.loss_epochs, other.precision_epochs) == (7.5, (2.0, 2.0), (None, None))
+
+
+@pytest.mark.parametrize(
+    ("precision", "text"),
+    [([0.2, 0.3, 0.4], "all 3"), ([0.1, 0.2, 0.3], "none"), ([0.0, 0.3], "2 of 2"), ([0.2, 0.1, 0.4], "1, 3 of 3")],
+)
+def test_where_the_curves_of_ap_cross(precision: list[float], text: str) -> None:
+    """At every evaluation that both have; equality is not ahead."""
+    logs = [log_of("base", [3, 2, 1], [0.1, 0.2, 0.3]), log_of("own", [3, 2, 1], precision)]
+    (_, own), _, _ = convergence(logs, total, 0.0)
+    assert ahead_text(own) == text
+
+
+def test_runs_that_were_never_evaluated_together_are_not_compared() -> None:
+    (_, own), _, _ = convergence([log_of("base", [3, 2], [0.1]), log_of("own", [3, 2])], total, 0.0)
+    assert (own.ahead, own.compared, ahead_text(own)) == ((), 0, "-")
 
 
 def test_without_an_evaluation_there_is_no_column_of_ap() -> None:

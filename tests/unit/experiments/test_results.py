@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_detr.experiments.report import markdown, mean_and_spread, table_of_runs, write_report
-from lora_detr.experiments.results import not_comparable, read_results
+from lora_detr.experiments.results import difference, not_comparable, read_results, reference_of
 from lora_detr.experiments.study import Study
 from tests.unit.experiments.studies import study_in, write_run
 
@@ -83,6 +84,33 @@ def test_the_report_has_both_figures_and_every_run(study: Study) -> None:
     assert "**Not done:** three branches (seed 1)." in text
     assert "| three branches | 42.00 | - |" in text
     assert "loradetr train --preset deformable-tiny-lora3 --aux 3 --data" in text
+
+
+def test_rows_are_compared_seed_by_seed(study: Study) -> None:
+    """By hand: differences 12 and 6 have mean 9 and deviation 3 sqrt 2; t is 12.706 with one degree of freedom."""
+    write_run(study.runs[3], {30: 0.40})
+    base, three = read_results(study)
+    found = difference(three, base, "AP")
+    assert found.each == pytest.approx((12.0, 6.0))
+    assert found.mean == pytest.approx(9.0)
+    assert found.margin == pytest.approx(12.706 * 3, rel=1e-4)
+    text = markdown(study, [base, three])
+    assert "AP against base" in text
+    assert "| +9.0 ± 38.1 |" in text
+
+
+def test_a_seed_that_one_row_lacks_is_left_out_of_the_comparison(study: Study) -> None:
+    base, three = read_results(study)
+    found = difference(three, base, "AP")
+    assert found.each == pytest.approx((12.0,))
+    assert math.isnan(found.margin)
+    assert "| +12.0 |" in markdown(study, [base, three])
+
+
+def test_nothing_is_compared_with_a_row_that_is_not_there(study: Study) -> None:
+    _, three = read_results(study)
+    assert reference_of(study, [three]) is None
+    assert "AP against base" not in markdown(study, [three])
 
 
 def test_the_table_of_runs_has_a_line_for_each(study: Study) -> None:

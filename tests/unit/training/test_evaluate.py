@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.evaluation.deployed import write_deployed
-from lora_detr.training.evaluate import evaluate_model
+from lora_detr.training.evaluate import evaluate_model, evaluate_parts
 from lora_detr.training.opened import open_run
 from tests import small_runs
 
@@ -220,6 +220,25 @@ def test_an_unknown_branch_is_refused(branch: int, learned_run: Path, stripped: 
         with pytest.raises(ConfigError, match=f"--branch {branch}") as caught:
             evaluate(model, branch=branch, data=learned_data)
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("nms", [None, 0.7])
+def test_all_parts_at_once_give_what_each_gives_alone(nms: float | None, learned_run: Path, own: Path) -> None:
+    options: dict[str, Any] = {"which": "last", "workers": 0, "device": "cpu", "nms_iou": nms, "say": lambda text: None}
+    together = evaluate_parts(own, part="all", **options)
+    assert list(together) == ["primary", "branch0", "branch1", "branch2"]
+    for branch, (name, metrics) in zip((None, 0, 1, 2), together.items(), strict=True):
+        assert metrics.to_json() == evaluate_model(learned_run, branch=branch, **options).to_json(), name
+    assert len({str(metrics.to_json()) for metrics in together.values()}) > 1
+    # Only what the run itself measures belongs into its folder.
+    held = json.loads((own / "eval" / "metrics.json").read_text())
+    assert held["AP"] == evaluate(learned_run).values["AP"]
+
+
+def test_what_all_parts_find_does_not_go_into_one_file(learned_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--predictions") as caught:
+        evaluate_parts(learned_run, part="all", predictions=tmp_path / "all.json", say=lambda text: None)
+    assert caught.value.exit_code == 2
 
 
 def test_a_stripped_file_needs_the_data_to_be_named(stripped: Path) -> None:
