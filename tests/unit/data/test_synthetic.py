@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lora_detr.data import synthetic
-from lora_detr.data.synthetic import SHAPES, SHAPES_EASY, ShapesSpec, cached, generate
+from lora_detr.data.layout import find_splits
+from lora_detr.data.synthetic import SHAPES, SHAPES_EASY, SHAPES_SPARSE, ShapesSpec, cached, generate, located, spoken
 from lora_detr.data.synthetic_scene import Dice, Scene
 from lora_detr.data.synthetic_shapes import LABELLED, REACH
 from lora_detr.errors import ConfigError, DataError, OutputError
@@ -183,6 +185,33 @@ def test_two_at_once_give_one_folder(tmp_path: Path) -> None:
         thread.join()
     assert results == [tmp_path / "set"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of that name is stronger; whatever is neither stays what was given."""
+    monkeypatch.setitem(synthetic.SPECS, "shapes-sparse", replace(SHAPES_SPARSE, train_images=1, val_images=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    name = Path("shapes-sparse")
+    folder = located(name)
+    assert (folder, spoken(folder)) == (cached("shapes-sparse"), "shapes-sparse")
+    assert find_splits(name).val_images == folder / "val"
+    assert located(Path("absent")) == Path("absent")
+    assert spoken(tmp_path / "cells") == "cells"
+    with pytest.raises(ConfigError, match="found nothing there") as caught:
+        find_splits(Path("absent"))
+    assert "shapes-sparse" in caught.value.remedy
+    name.mkdir()
+    assert located(name) == name
+
+
+def test_sparse_images_have_at_most_five_objects(tmp_path: Path) -> None:
+    folder = generate(
+        replace(SHAPES_SPARSE, size=96, min_scale=0.1), tmp_path / "sparse", train_images=40, val_images=1
+    )
+    counts = Counter(row["image_id"] for row in read(folder, "train")["annotations"])
+    assert max(counts.values()) == 5
+    assert len(set(counts.values())) > 3
 
 
 def test_cached_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
