@@ -199,7 +199,7 @@ def _report(out: Console, study: Study) -> None:
     from lora_detr.experiments.results import read_results
 
     results = read_results(study)
-    _show_cells(out, study.info.table.title, *accuracy_table(study, results))
+    _show_cells(out, study.info.table.title, *accuracy_table(study, results, brief=True))
     for path in write_report(study, results):
         out.print(f"wrote {path}", soft_wrap=True)
 

@@ -55,30 +55,39 @@ def markdown(study: Study, results: Sequence[RowResult], picture: str | None = N
     return "\n".join([*lines, *_runs(study, results), *_commands(study)]) + "\n"
 
 
-def accuracy_table(study: Study, results: Sequence[RowResult]) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells: what each row published and measured, and what it costs."""
+def accuracy_table(
+    study: Study, results: Sequence[RowResult], brief: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells: what each row published and measured, and what it costs.
+
+    Args:
+        study: what was run.
+        results: of its rows, in order.
+        brief: as fits a terminal: rows by their short names, AP and AP50 alone of COCO's numbers.
+    """
     table = study.info.table
-    figures = [*PRECISIONS, *(f"{METRICS[0]}, {answer.name}" for answer in table.answers[1:])]
+    answers = [f"{METRICS[0]}, {answer.name}" for answer in table.answers[1:]]
+    figures = [*(METRICS[:2] if brief else PRECISIONS), *answers]
     published = [figure for figure in figures if any(figure in row.published for row in table.rows)]
-    head = ["row", *(f"*published* {figure}" for figure in published)]
-    head += [f"{figure} measured" for figure in figures if any(result.values(figure) for result in results)]
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
+    counted = any("parameters" in row.published for row in table.rows)
     reference = reference_of(study, results)
     compared = reference is not None and len(results) > 1 and bool(reference.runs)
+    head = ["row", *(f"*published* {figure}" for figure in published), *(f"{figure} measured" for figure in measured)]
     head += [f"AP against {reference.row.name}"] if reference is not None and compared else []
-    head += ["seeds", "*published* parameters", "parameters", "step time"]
+    head += ["seeds", *(["*published* parameters"] if counted else []), "parameters", "step time"]
     base = results[0].seconds if results else math.nan
     cells = []
     for result in results:
         said = result.row.published
         cells.append(
             [
-                result.row.label,
+                result.row.name if brief else result.row.label,
                 *(_number(said.get(figure), 1) for figure in published),
                 *(mean_and_spread(result.values(figure)) for figure in measured),
                 *([_against(result, reference)] if reference is not None and compared else []),
                 str(len(result.runs)),
-                _number(said.get("parameters"), 1, " M"),
+                *([_number(said.get("parameters"), 1, " M")] if counted else []),
                 _number(result.parameters, 2, " M"),
                 _number(result.seconds / base, 2),
             ]
@@ -147,8 +156,12 @@ def _preface(study: Study) -> list[str]:
 
 
 def _missing(results: Sequence[RowResult]) -> list[str]:
-    missing = [f"{result.row.label} (seed {seed})" for result in results for seed in result.missing]
-    return [f"**Not done:** {', '.join(missing)}.", ""] if missing else []
+    missing = [
+        f"{result.row.label} (seed{'s' * (len(result.missing) > 1)} {', '.join(map(str, result.missing))})"
+        for result in results
+        if result.missing
+    ]
+    return [f"**Not done:** {'; '.join(missing)}.", ""] if missing else []
 
 
 def _runs(study: Study, results: Sequence[RowResult]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.experiments.report import markdown, mean_and_spread, table_of_runs, write_report
+from lora_detr.experiments.report import accuracy_table, markdown, mean_and_spread, table_of_runs, write_report
 from lora_detr.experiments.results import difference, not_comparable, read_results, reference_of
 from lora_detr.experiments.study import Study
 from tests.unit.experiments.studies import study_in, write_run
@@ -113,6 +113,14 @@ def test_nothing_is_compared_with_a_row_that_is_not_there(study: Study) -> None:
     assert "AP against base" not in markdown(study, [three])
 
 
+def test_a_terminal_gets_short_names_and_few_columns(study: Study) -> None:
+    head, cells = accuracy_table(study, read_results(study), brief=True)
+    assert [row[0] for row in cells] == ["base", "three"]
+    assert "AP50 measured" in head
+    assert "AP75 measured" not in head
+    assert "*published* AP, branch with NMS" in head
+
+
 def test_the_table_of_runs_has_a_line_for_each(study: Study) -> None:
     rows = list(csv.DictReader(io.StringIO(table_of_runs(study, read_results(study)))))
     assert [(row["row"], row["seed"], row["done"]) for row in rows] == [
@@ -138,7 +146,7 @@ def test_a_study_without_a_finished_run_is_reported_too(tmp_path: Path) -> None:
     study.record()
     written = write_report(study, read_results(study))
     assert [path.name for path in written] == ["report.md", "report.csv"]
-    assert "**Not done:** base (seed 0), base (seed 1)" in written[0].read_text(encoding="utf-8")
+    assert "**Not done:** base (seeds 0, 1)" in written[0].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
