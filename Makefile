@@ -10,15 +10,17 @@ COMPARED := $(VENV)/.compared
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SEEDS ?= 0,1,2
 BENCHMARKS := criterion attention steps huggingface loading evaluation startup bounds
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test soak bench lint clean
+.PHONY: help demo install test soak evidence bench lint clean
 
 help:
 	@echo "make demo   install into $(VENV) when needed, then run 'loradetr demo': minutes on a CPU (DEMO_ARGS=... is passed on)"
 	@echo "make test   install into $(VENV) when needed, then run the tests (PYTEST_ARGS=... is passed on)"
 	@echo "make soak   faults in large numbers, to be stopped and continued at any time (PART=... TRIALS=... JOBS=...)"
+	@echo "make evidence  hours of training for docs/evidence.md, to be stopped and continued (DATA=path/to/bccd SEEDS=0,1,2)"
 	@echo "make bench  measure speed on this machine, many minutes; writes bench/*.json (BENCHMARKS='loading startup' runs these)"
 	@echo "make lint   ruff, mypy and codespell"
 	@echo "make clean  remove $(VENV), caches and built files"
@@ -49,6 +51,20 @@ test: $(TOOLS)
 soak: $(TOOLS)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.soak $(PART) \
 		$(if $(TRIALS),--trials $(TRIALS)) $(if $(JOBS),--jobs $(JOBS))
+
+# The studies of docs/evidence.md: hours. What is done is not run again.
+ABLATE = $(BIN)/loradetr ablate run
+STUDY = --scale tiny --seeds $(SEEDS) --eval-every 1 --jobs $(WORKERS)
+DIAGNOSED = --set train.diagnostics=40
+SPARSE = --data shapes-sparse --set model.num_queries=300
+evidence: $(TOOLS)
+	@test -d "$(DATA)" || { echo "error: give the folder of the blood-cell photos: make evidence DATA=path/to/bccd" >&2; exit 2; }
+	$(ABLATE) arms $(STUDY) --data $(DATA) --max-steps 876 $(DIAGNOSED) --output-dir evidence/bccd-arms
+	$(ABLATE) early $(STUDY) --data $(DATA) --max-steps 438 --output-dir evidence/bccd-early
+	$(ABLATE) arms $(STUDY) $(SPARSE) --max-steps 1500 $(DIAGNOSED) --rows baseline,control,lora1,lora3,identical,ffn3 \
+		--output-dir evidence/sparse-arms
+	$(ABLATE) early $(STUDY) $(SPARSE) --max-steps 500 --output-dir evidence/sparse-early
+	$(ABLATE) arms $(STUDY) --data $(DATA) --max-steps 1752 --rows baseline,control,lora3 --output-dir evidence/bccd-long
 
 # A script that fails does not keep the others from running.
 $(COMPARED): $(TOOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from lora_detr.evaluation.coco_eval import METRICS
 from lora_detr.experiments.results import RowResult, not_comparable
 from lora_detr.experiments.study import Study
 from lora_detr.training.diagrams import BLUE, GREY, ORANGE, curve_style, encoded, in_style
+
+CHARACTERS_AN_INCH = 16
+"""Of the note, so that its lines end inside the picture."""
 
 
 def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
@@ -36,7 +40,8 @@ def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
             else "; ".join(reasons)
         )
         figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, weight="bold")
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=GREY)
+        lines = textwrap.wrap(note, int(CHARACTERS_AN_INCH * figure.get_figwidth()))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=GREY)
         return encoded(figure)
 
 
