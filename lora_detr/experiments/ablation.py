@@ -138,6 +138,20 @@ class TableRow(Strict):
         return self.options.model_copy(update=changed)
 
 
+class Comparable(Strict):
+    """What a run must have been trained and evaluated on for its figures to stand beside the published ones.
+
+    Besides, it must be of the paper's presets, with their epochs and without further settings.
+    """
+
+    train_images: int = 118_287
+    """Of COCO train2017."""
+    val_images: int = 5_000
+    """Of COCO val2017."""
+    images_a_step: int = 16
+    """On all GPUs together; the paper has two on each of eight."""
+
+
 class Table(Strict):
     """A table of runs."""
 
@@ -145,6 +159,8 @@ class Table(Strict):
     """Headline of the report."""
     source: str = ""
     """Where the published figures come from, and what they were measured on."""
+    comparable: Comparable = Comparable()
+    """What is needed to compare measured with published figures."""
     measures: Literal["accuracy", "cost"] = "accuracy"
     """Whether rows are trained and evaluated, or only their steps timed."""
     answers: tuple[Answer, ...] = (Answer(name="primary"),)

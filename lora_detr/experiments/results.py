@@ -21,10 +21,6 @@ from lora_detr.training.request import resolve
 from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
 
 COCO_CLASSES = 91
-COCO_IMAGES = {"train": 118_287, "val": 5_000}
-"""Of train2017 and val2017, which the paper's figures are measured on."""
-COCO_BATCH = 16
-"""Images of a step there: two on each of eight GPUs."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +126,17 @@ def parameters(row: TableRow, scale: Scale, classes: int = COCO_CLASSES) -> floa
 def not_comparable(study: Study) -> list[str]:
     """Return why measured figures must not be compared with published ones; empty where nothing says so."""
     reasons = study.settings.scaled_down()
+    needed = study.info.table.comparable
     for run in study.runs:
         report = _json(run.folder / DATA_REPORT)
-        for split, expected in COCO_IMAGES.items():
+        for split, expected in (("train", needed.train_images), ("val", needed.val_images)):
             part = report.get(split)
             count = part.get("images") if isinstance(part, dict) else None
             if count is not None and count != expected:
                 reasons.append(f"{count} images for {split} where COCO 2017 has {expected:,}")
         batch = _images_a_step(run, report)
-        if study.settings.steps is None and batch not in (None, COCO_BATCH):
-            reasons.append(f"{batch} images a step where the paper has {COCO_BATCH}")
+        if study.settings.steps is None and batch not in (None, needed.images_a_step):
+            reasons.append(f"{batch} images a step where the paper has {needed.images_a_step}")
         if report:
             break
     return reasons

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_detr.experiments.ablation import Comparable
 from lora_detr.experiments.report import accuracy_table, markdown, mean_and_spread, table_of_runs, write_report
 from lora_detr.experiments.results import difference, not_comparable, read_results, reference_of
 from lora_detr.experiments.study import Study
@@ -58,6 +59,15 @@ def test_runs_of_the_whole_of_coco_by_the_presets_are_comparable(tmp_path: Path)
     paper = replace(study, settings=replace(study.settings, scale="paper"))
     write_run(paper.runs[0], {7_393: 0.4}, images=(118_287, 5_000))
     assert not_comparable(paper) == []
+
+
+def test_a_table_says_what_its_figures_need(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    needs = Comparable(train_images=20, val_images=10, images_a_step=2)
+    table = study.info.table.model_copy(update={"comparable": needs})
+    own = replace(study, info=replace(study.info, table=table), settings=replace(study.settings, scale="paper"))
+    write_run(own.runs[0], {10: 0.4})
+    assert not_comparable(own) == []
 
 
 def test_another_batch_is_not_comparable(tmp_path: Path) -> None:
