@@ -175,7 +175,7 @@ def _runs(study: Study, results: Sequence[RowResult]) -> list[str]:
 
 
 def _commands(study: Study) -> list[str]:
-    settings = shlex.join(study.settings.arguments())
+    settings = shlex.join(study.settings.arguments(shown=True))
     lines = ["Each run alone:", "", "```"]
     lines += [
         f"loradetr train {shlex.join(row.at(study.settings.scale).arguments())} {settings} --seed SEED"

@@ -42,9 +42,9 @@ class Settings:
     evaluate_every: int | None = None
     overrides: tuple[str, ...] = ()
 
-    def arguments(self) -> list[str]:
-        """Return what they add to ``loradetr train``."""
-        given = ["--data", str(self.data)]
+    def arguments(self, shown: bool = False) -> list[str]:
+        """Return what they add to ``loradetr train``; ``shown`` to a reader, who has the data elsewhere."""
+        given = ["--data", spoken(self.data) if shown else str(self.data)]
         if self.steps is not None:
             given += ["--max-steps", str(self.steps), "--epochs", str(NEVER)]
         if self.evaluate_every is not None:
