@@ -28,6 +28,9 @@ class Clipping(Protocol):
     def finish(self) -> Tensor:
         """Bound the gradient of the step, in place, and return the norm that it had as a whole."""
 
+    def forget(self) -> None:
+        """Drop what was added since the last step, gradients in parameters excepted."""
+
 
 class ClippedTogether:
     """Bound the norm of the whole gradient, as the authors do.
@@ -52,6 +55,9 @@ class ClippedTogether:
     def finish(self) -> Tensor:
         """Scale the gradient down to the limit if it is longer."""
         return nn.utils.clip_grad_norm_(self.parameters, self.limit)
+
+    def forget(self) -> None:
+        """Do nothing: all of it is in the parameters."""
 
 
 class ClippedApart:
@@ -95,7 +101,7 @@ class ClippedApart:
         """Average over processes, scale either gradient down to the limit if it is longer, and add them."""
         # A step without a loss, since matching failed, has no gradient; the others wait for it all the same.
         parts = self.parts or tuple([torch.zeros_like(parameter) for parameter in self.parameters] for _ in range(2))
-        self.parts = None
+        self.forget()
         if self.world.size > 1:
             parts = tuple(self._averaged(part) for part in parts)
         whole = nn.utils.get_total_norm([first + second for first, second in zip(*parts, strict=True)])
@@ -105,6 +111,10 @@ class ClippedApart:
         for parameter, first, second in zip(self.parameters, *parts, strict=True):
             parameter.grad = first + second
         return whole
+
+    def forget(self) -> None:
+        """Drop both gradients."""
+        self.parts = None
 
     def _averaged(self, part: Sequence[Tensor]) -> list[Tensor]:
         """Return the mean over processes, after one message."""

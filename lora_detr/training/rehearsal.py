@@ -104,7 +104,7 @@ def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
         if largest and _size(batch) != bound:
             batch = _padded(batch, bound)
             _pass(trainer, batch)
-        gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
+        gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     except NonFiniteMatchError:
         return None
     finally:
@@ -175,7 +175,8 @@ def _pass(trainer: Trainer, batch: Batch) -> float:
         batch = batch.to(device)
         output, branches = forward(trainer.model, batch, trainer.config.train.precision)
         report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
-        report.total.backward()
+        trainer.stepper.clipping.backward(report)
+        trainer.stepper.clipping.forget()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - start

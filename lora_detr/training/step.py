@@ -77,7 +77,9 @@ def forward(
 
 
 class Stepper:
-    """Owns what a step needs; keeps count of skipped updates. ``observer`` may be set and taken away between steps.
+    """Owns what a step needs; keeps count of skipped updates.
+
+    Between steps ``observer`` may be set and taken away, and ``branch_share`` (``BranchLossConfig.share``) changed.
 
     Args:
         model: what is trained, as wrapped for gradient averaging.
@@ -109,17 +111,13 @@ class Stepper:
         self.skipped_in_a_row = 0
         self.skipped = 0
         self.observer: Observer | None = None
+        self.branch_share = 1.0
 
-    def __call__(self, batches: Sequence[Batch], step: int, branch_share: float = 1.0) -> StepResult:
+    def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Train on the micro-batches of one step.
 
         The number of targets is summed over micro-batches and ranks first, so that the gradient does not depend on
         how the global batch is divided (denoising queries excepted: their number does).
-
-        Args:
-            batches: of this process.
-            step: how many are done.
-            branch_share: factor on the weights of the branches (``BranchLossConfig.share``).
 
         Raises:
             NumericalError: a loss is not finite (before anything is updated, on all processes in the same step), or too
@@ -132,7 +130,7 @@ class Stepper:
         targets = self.world.total(count)
         normaliser = self.config.loss.normalise(targets, self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
-        computed = [self._forward_backward(batch, normaliser, branch_share) for batch in batches]
+        computed = [self._forward_backward(batch, normaliser) for batch in batches]
         reports = [found for found in computed if isinstance(found, LossReport)]
         # A batch whose matching failed has no loss, which makes that of the step as little finite as NaN does.
         loss = sum((report.total for report in reports), torch.zeros((), device=self.world.device))
@@ -158,7 +156,7 @@ class Stepper:
         terms = named_terms(reports[0].keys, numbers, reports[0].weights)
         return StepResult(loss_value, terms, norm_value, bool(bad_norm), seconds, named([requeue, interrupt]))
 
-    def _forward_backward(self, batch: Batch, normaliser: Normaliser, branch_share: float) -> LossReport | MatchFault:
+    def _forward_backward(self, batch: Batch, normaliser: Normaliser) -> LossReport | MatchFault:
         """Add the gradient of a batch, and return its detached losses.
 
         A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
@@ -168,7 +166,7 @@ class Stepper:
             report: LossReport
             try:
                 targets = PaddedTargets.from_targets(batch.targets)
-                sources = self.criterion.match(output, branches, targets, normaliser, branch_share=branch_share)
+                sources = self.criterion.match(output, branches, targets, normaliser, branch_share=self.branch_share)
                 report = self.criterion.losses(sources, targets)
             except NonFiniteMatchError as error:
                 (_sum_of_predictions(output, branches) * math.nan).backward()

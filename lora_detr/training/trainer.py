@@ -182,10 +182,12 @@ class Trainer:
         self.loader.set_epoch(epoch, self.plan.place(self.step) * self.config.train.accumulate)
         factor = rate_factor(self.config.train.schedule, self.plan.steps_per_epoch, self.plan.length)
         for batches in self._groups():
-            set_rates(self.optimizer, self.base_rates, factor(self.plan.done(self.step)))
+            done = self.plan.done(self.step)
+            set_rates(self.optimizer, self.base_rates, factor(done))
+            self.stepper.branch_share = self.config.loss.branch.share(done / self.plan.length)
             self._look_at_branches()
             try:
-                result = self.stepper(batches, self.step, self._branch_share())
+                result = self.stepper(batches, self.step)
             except NonFiniteLossError as error:
                 self._report_non_finite(error)
                 raise
@@ -203,9 +205,6 @@ class Trainer:
             every = self.config.train.save_every
             if every is not None and self.step % every == 0 and not self._is_epoch_over:
                 self._save(None)
-
-    def _branch_share(self) -> float:
-        return self.config.loss.branch.share(self.plan.done(self.step) / self.plan.length)
 
     def _look_at_branches(self) -> None:
         """Have the first batch of the coming step diagnosed, if it is the turn of one."""

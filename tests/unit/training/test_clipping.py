@@ -12,7 +12,11 @@ from lora_detr.config.run import RunConfig
 from lora_detr.structures import Batch
 from lora_detr.training.data import Splits
 from lora_detr.training.nonfinite import NonFiniteLossError
+from lora_detr.training.rehearsal import rehearse
+from lora_detr.training.run_directory import RunDirectory
+from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
+from lora_detr.training.trainer import Trainer
 from tests import small_runs
 
 LIMIT = 0.1
@@ -84,6 +88,23 @@ def test_a_step_without_branches_is_bounded_as_ever(splits: Splits, batches: lis
         one(batches, 0)
     for (name, first), second in zip(gradients(ways[0]).items(), gradients(ways[1]).values(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_a_rehearsal_leaves_nothing_to_the_first_step(splits: Splits, batches: list[Batch], tmp_path: Path) -> None:
+    """It takes the passes of a step; the step's own gradient must not contain them."""
+    config = settings(APART)
+    found = []
+    for rehearsals in (0, 2):
+        seed_everything(config.train.seed)
+        model = config.build_model(splits.categories.num_classes, load_weights=False)
+        trainer = Trainer(config, splits, model, RunDirectory(tmp_path), small_runs.ALONE, small_runs.Lines())
+        trainer.model.train()
+        for _ in range(rehearsals):
+            assert rehearse(trainer) is not None
+        trainer.stepper(batches, 0)
+        found.append(gradients(trainer.stepper))
+    assert found[0]
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
 def test_a_matching_that_fails_ends_the_step_in_either_way(splits: Splits, batches: list[Batch]) -> None:
