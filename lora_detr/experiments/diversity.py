@@ -14,6 +14,7 @@ import numpy as np
 from lora_detr.experiments.loss_logs import Values
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.json_value import JSON
+from lora_detr.training.diagnostics import PRIMARY
 from lora_detr.training.log_reading import json_lines
 from lora_detr.training.run_directory import RunDirectory
 
@@ -25,6 +26,8 @@ MEASURES = {
     "norm_ratio": "length of gradients relative to the primary's",
 }
 """Name in the file -> in words. The mean over decoder layers is taken where there is a value for each."""
+
+BRANCHES = "branches"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,22 @@ def read_diversity(folder: Path, label: str) -> DiversityLog | None:
             name: np.array([_mean(record.get(measure, {}).get(name)) for record in records]) for name in names
         }
     return DiversityLog(label, steps, curves)
+
+
+def condensed(log: DiversityLog) -> DiversityLog:
+    """Return the means over branches, and over pairs of branches, so that several runs can be compared.
+
+    The primary path's own positives are left out: it has one for each target.
+    """
+    curves: dict[str, dict[str, Values]] = {}
+    for measure, own in log.curves.items():
+        groups: dict[str, list[Values]] = {}
+        for name, values in own.items():
+            if name != PRIMARY:
+                pair = f"{BRANCHES} and {PRIMARY}" if PRIMARY in name.split("|") else f"two {BRANCHES}"
+                groups.setdefault(pair if "|" in name else BRANCHES, []).append(values)
+        curves[measure] = {name: _known_mean(np.array(members)) for name, members in groups.items()}
+    return DiversityLog(log.label, log.steps, curves)
 
 
 def diversity_as_csv(logs: Sequence[DiversityLog]) -> str:
@@ -91,6 +110,13 @@ def diversity_as_markdown(logs: Sequence[DiversityLog]) -> str:
                 cells.append(f"{np.mean(values):.3f}" if values else "-")
             rows.append([label, name.replace("|", " and "), *cells])
     return "\n".join(markdown_table(["runs", "of", *MEASURES.values()], rows, words=2)) + "\n"
+
+
+def _known_mean(values: Values) -> Values:
+    """Return the mean over the first axis of what is not NaN; NaN where nothing is."""
+    known = np.isfinite(values).sum(0)
+    found: Values = np.where(known > 0, np.nansum(values, 0) / np.maximum(known, 1), np.nan)
+    return found
 
 
 def _mean(value: JSON) -> float:

@@ -10,6 +10,7 @@ from lora_detr.errors import ConfigError
 from lora_detr.experiments.diversity import (
     MEASURES,
     DiversityLog,
+    condensed,
     diversity_as_csv,
     diversity_as_markdown,
     read_diversity,
@@ -22,9 +23,13 @@ from lora_detr.experiments.loss_curves import (
     curves_as_csv,
     grouped,
     over_seeds,
+    smoothed,
 )
 from lora_detr.experiments.loss_logs import LossLog, Values, find_runs, read_log
 from lora_detr.losses.report import KINDS, Kind
+
+DIVERSITY_WINDOWS = 8
+"""Curves of branches are averaged over such a part of a run, since each point is one batch."""
 
 WORDS: dict[Kind, str] = {"class": "classification", "l1": "L1 of boxes", "giou": "GIoU of boxes"}
 
@@ -81,10 +86,13 @@ def analyse(
     lines = [summary.rstrip()]
     diverse = [log for place in places if (log := read_diversity(place.path, place.label)) is not None]
     if diverse:
-        files |= {f"diversity{suffix}": data for suffix, data in _draw_diversity(diverse).items()}
+        several = len({log.label for log in diverse}) > 1
+        brief = [condensed(log) for log in diverse] if several else diverse
+        files |= {f"diversity{suffix}": data for suffix, data in _draw_diversity(brief).items()}
         files |= {"diversity.csv": diversity_as_csv(diverse).encode()}
-        table = diversity_as_markdown(diverse)
+        table = diversity_as_markdown(brief)
         summary += f"\nBranches, means over the second half of each run:\n\n{table}"
+        summary += f"\nOne by one:\n\n{diversity_as_markdown(diverse)}" if several else ""
         lines += ["", table.rstrip()]
     files |= {"summary.md": summary.encode()}
     prepare_directory(folder)
@@ -116,15 +124,25 @@ def _bands(logs: Sequence[LossLog], value: Callable[[LossLog], Values], smooth: 
 
 
 def _draw_diversity(logs: Sequence[DiversityLog]) -> dict[str, bytes]:
-    """Draw a panel a measure; the steps of a run are its axis."""
+    """Draw a panel a measure, and one for each kind of pair; the steps of a run are its axis.
+
+    The branches of one label have a curve each; where labels are compared, each has the mean over its branches.
+    """
     from lora_detr.experiments.loss_picture import draw_bands
 
-    panels = []
-    for measure, words in MEASURES.items():
-        curves: dict[str, list[tuple[Values, Values]]] = {}
-        for log in logs:
-            for name, values in log.curves[measure].items():
-                curves.setdefault(f"{log.label}: {name.replace('|', ' and ')}", []).append((log.steps, values))
-        if curves:
-            panels.append((words, [over_seeds(label, members) for label, members in curves.items()]))
-    return draw_bands(panels, "Branches", "one batch a point, mean over decoder layers", "optimiser step")
+    several = len({log.label for log in logs}) > 1
+    names = {measure: {name for log in logs for name in log.curves[measure]} for measure in MEASURES}
+    panels: dict[str, dict[str, list[tuple[Values, Values]]]] = {}
+    for log in logs:
+        for measure, curves in log.curves.items():
+            for name, values in curves.items():
+                words = MEASURES[measure]
+                title = f"{words}, {name}" if several and len(names[measure]) > 1 else words
+                label = log.label if several else name.replace("|", " and ")
+                smooth = smoothed(log.steps, values, float(log.steps[-1]) / DIVERSITY_WINDOWS)
+                panels.setdefault(title, {}).setdefault(label, []).append((log.steps, smooth))
+    drawn = [
+        (title, [over_seeds(label, members) for label, members in curves.items()]) for title, curves in panels.items()
+    ]
+    note = f"one batch a point, mean over decoder layers, window of 1/{DIVERSITY_WINDOWS} of the run"
+    return draw_bands(drawn, "Branches", note, "optimiser step")

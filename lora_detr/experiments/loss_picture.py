@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lora_detr.experiments.loss_curves import Band
 from lora_detr.training.diagrams import GREY, curve_style, encoded, in_style
+
+LEGEND = 2.4
+"""Inches beside the panels."""
 
 
 def draw_bands(
     panels: Sequence[tuple[str, Sequence[Band]]], title: str, note: str, along: str = "epoch"
 ) -> dict[str, bytes]:
-    """Return the same figure as PNG and SVG, by suffix.
+    """Return the same figure as PNG and SVG, by suffix; a label looks the same in all panels.
 
     Args:
         panels: headline and curves of each.
@@ -29,12 +33,18 @@ def draw_bands(
     rows = -(-len(panels) // columns)
     # Without a salt of its own, ids in an SVG would differ from one drawing to the next.
     with in_style(), mpl.rc_context({"svg.hashsalt": title}):
-        figure = Figure(figsize=(5.4 * columns, 0.6 + 3.1 * rows), layout="constrained")
+        figure = Figure(figsize=(5.4 * columns + LEGEND, 0.6 + 3.1 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        labels = list(dict.fromkeys(band.label for _, bands in panels for band in bands))
+        styles = {label: curve_style(index) for index, label in enumerate(labels)}
+        handles: dict[str, Line2D] = {}
         for place, (headline, bands) in zip(axes, panels, strict=False):
-            _draw(place, headline, bands, along)
+            for name, curve in _draw(place, headline, bands, along, styles):
+                handles.setdefault(name, curve)
         for place in axes[len(panels) :]:
             place.set_visible(False)
+        names = [name.replace("$", r"\$") for name in handles]
+        figure.legend(list(handles.values()), names, loc="outside right upper", fontsize=7.5)
         figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=11, weight="bold")
         figure.supxlabel(note.replace("$", r"\$"), x=0.01, ha="left", fontsize=7.5, color=GREY)
         text = io.BytesIO()
@@ -42,20 +52,22 @@ def draw_bands(
         return {".png": encoded(figure), ".svg": text.getvalue()}
 
 
-def _draw(axes: Axes, headline: str, bands: Sequence[Band], along: str) -> None:
+def _draw(
+    axes: Axes, headline: str, bands: Sequence[Band], along: str, styles: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[str, Line2D]]:
+    """Draw a panel; give the name and the curve of each band."""
     axes.set_title(headline)
     axes.set_xlabel(along)
     late: list[float] = []
-    for index, band in enumerate(bands):
-        colour, dashes = curve_style(index)
-        name = band.label if len(band.seeds) == 1 else f"{band.label} ({len(band.seeds)} seeds)"
-        axes.plot(band.epochs, band.mean, color=colour, ls=dashes, lw=1.6, label=name.replace("$", r"\$"))
+    for band in bands:
+        colour, dashes = styles[band.label]
+        (curve,) = axes.plot(band.epochs, band.mean, color=colour, ls=dashes, lw=1.6)
         if len(band.seeds) > 1:
             axes.fill_between(band.epochs, band.seeds.min(0), band.seeds.max(0), color=colour, alpha=0.15, lw=0)
         late += [*band.seeds[:, band.epochs.size // 50 :].flatten()]
+        yield band.label if len(band.seeds) == 1 else f"{band.label} ({len(band.seeds)} seeds)", curve
     known = np.array(late)[np.isfinite(late)]
     if known.size:
         # The first steps are several times as high as all that follows.
         low, high = known.min(), np.percentile(known, 99.5)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low) + 1e-12)
-    axes.legend(fontsize=7.5)
