@@ -12,7 +12,7 @@ from lora_detr.errors import ConfigError
 
 
 def analyze_loss(
-    runs: Annotated[list[str], typer.Argument(help="Run, ablation folder or log.txt.", metavar="[LABEL=]RUN...")],
+    runs: Annotated[list[str], typer.Argument(help="Run, ablation, row of one, or log.txt.", metavar="[LABEL=]RUN...")],
     layer: Annotated[str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N")] = "all",
     smooth: Annotated[float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0)] = 1.0,
     reach_loss: Annotated[float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS")] = None,

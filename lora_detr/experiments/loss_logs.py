@@ -78,8 +78,8 @@ def find_runs(texts: Sequence[str]) -> list[Place]:
     """Return the runs that arguments name.
 
     Args:
-        texts: ``[LABEL=]PATH``: a run directory, the folder of an ablation, which stands for all its runs, or a
-            ``log.txt``. Without a label, that is the row of the ablation or the name of the folder.
+        texts: ``[LABEL=]PATH``: a run directory, the folder of an ablation or of a row in it, which stands for all its
+            runs, or a ``log.txt``. Without a label, that is the row of the ablation or the name of the folder.
 
     Raises:
         ConfigError: nothing is there, or no logs; names the path.
@@ -90,8 +90,13 @@ def find_runs(texts: Sequence[str]) -> list[Place]:
         path = Path(named)
         if not path.exists():
             raise ConfigError(f"{path}: nothing is there", "give a run directory, an ablation's folder or a log.txt")
-        if (path / RECORD).is_file():
-            runs = [run for run in read_study(path).runs if RunDirectory(run.folder).metrics.is_file()]
+        study = next((folder for folder in (path, path.parent) if (folder / RECORD).is_file()), None)
+        if study is not None:
+            runs = [
+                run
+                for run in read_study(study).runs
+                if RunDirectory(run.folder).metrics.is_file() and (study == path or run.folder.parent.name == path.name)
+            ]
             if not runs:
                 raise ConfigError(f"{path}: none of its runs has begun", "run the ablation first")
             found += [Place(label or run.row.label, run.folder) for run in runs]

@@ -79,6 +79,10 @@ def test_an_ablation_stands_for_all_its_runs_that_have_begun(tmp_path: Path) -> 
     for run in study.runs[:3]:
         write_ours(run.folder)
     assert [place.label for place in find_runs([str(study.folder)])] == ["base", "three branches", "base"]
+    row = study.folder / "base"
+    assert find_runs([str(row)]) == [Place("base", row / "seed0"), Place("base", row / "seed1")]
+    assert {place.label for place in find_runs([f"mine={row}"])} == {"mine"}
+    assert find_runs([str(row / "seed1")]) == [Place("seed1", row / "seed1")]
 
 
 def test_a_label_may_be_given_and_hold_an_equals_sign(tmp_path: Path) -> None:
