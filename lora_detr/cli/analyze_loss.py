@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_detr.cli.choices import one_of
 from lora_detr.cli.console import console
 from lora_detr.errors import ConfigError
 
@@ -14,6 +15,9 @@ from lora_detr.errors import ConfigError
 def analyze_loss(
     runs: Annotated[list[str], typer.Argument(help="Run, ablation, row of one, or log.txt.", metavar="[LABEL=]RUN...")],
     layer: Annotated[str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N")] = "all",
+    by: Annotated[
+        str, typer.Option(help="A point: a logged step, or the mean of an epoch.", metavar="step|epoch")
+    ] = "step",
     smooth: Annotated[float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0)] = 1.0,
     reach_loss: Annotated[float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS")] = None,
     reach_ap: Annotated[
@@ -30,10 +34,17 @@ def analyze_loss(
     Example: loradetr analyze-loss control=runs/a control=runs/b lora3=runs/c
     """
     from lora_detr.experiments.loss_analysis import analyse
+    from lora_detr.experiments.loss_logs import POINTS
 
     out = console()
     for text in analyse(
-        runs, layer=_layer(layer), smooth=smooth, loss=reach_loss, precision=reach_ap, folder=output_dir
+        runs,
+        layer=_layer(layer),
+        smooth=smooth,
+        loss=reach_loss,
+        precision=reach_ap,
+        folder=output_dir,
+        by=one_of("--by", by, POINTS, "an epoch's mean is of all its steps"),
     ):
         out.print(text, soft_wrap=True)
 

@@ -25,7 +25,7 @@ from lora_detr.experiments.loss_curves import (
     over_seeds,
     smoothed,
 )
-from lora_detr.experiments.loss_logs import LossLog, Values, find_runs, read_log
+from lora_detr.experiments.loss_logs import By, LossLog, Values, find_runs, read_log
 from lora_detr.losses.report import KINDS, Kind
 
 DIVERSITY_WINDOWS = 8
@@ -42,6 +42,7 @@ def analyse(
     loss: float | None,
     precision: float | None,
     folder: Path,
+    by: By = "step",
 ) -> list[str]:
     """Write ``losses.png``, ``.svg`` and ``.csv`` and ``summary.md``, and the same of branches that were looked at.
 
@@ -52,6 +53,7 @@ def analyse(
         loss: level to reach; by default where the first label ends.
         precision: AP to reach, likewise.
         folder: for all of it.
+        by: what a point of our runs is (see ``read_log``).
 
     Returns:
         Lines that sum it up and say what was written.
@@ -63,7 +65,7 @@ def analyse(
     from lora_detr.experiments.loss_picture import draw_bands  # matplotlib takes a while to import
 
     places = find_runs(runs)
-    logs = [read_log(place) for place in places]
+    logs = [read_log(place, by) for place in places]
     layers = {log.layers for log in logs}
     if layer is not None and layer >= min(layers):
         raise ConfigError(f"--layer {layer}: the runs have {min(layers)} decoder layers", f"0 to {min(layers) - 1}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,14 +111,25 @@ def find_runs(texts: Sequence[str]) -> list[Place]:
     return found
 
 
-def read_log(place: Place) -> LossLog:
+By = Literal["step", "epoch"]
+POINTS: tuple[By, ...] = ("step", "epoch")
+
+
+def read_log(place: Place, by: By = "step") -> LossLog:
     """Return the losses of a run.
+
+    Args:
+        place: where its logs are.
+        by: a point for every step that is logged, each of one batch; or the means over all steps of an epoch, which
+            are all that there is of a ``log.txt``.
 
     Raises:
         ConfigError: its logs hold no one-to-one loss; names the file.
         OutputError: a file cannot be read.
     """
-    return read_run(place.path, place.label) if place.path.is_dir() else read_epoch_log(place.path, place.label)
+    if not place.path.is_dir():
+        return read_epoch_log(place.path, place.label)
+    return read_run(place.path, place.label) if by == "step" else read_run_by_epoch(place.path, place.label)
 
 
 def read_run(folder: Path, label: str) -> LossLog:
@@ -129,9 +141,7 @@ def read_run(folder: Path, label: str) -> LossLog:
     """
     directory = RunDirectory(folder)
     records = [record for record in json_lines(directory.metrics) if isinstance(record.get("terms"), dict)]
-    primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
-    weights = primary.weights
-    factor: dict[str, float] = {"class": weights.classification, "l1": weights.l1, "giou": weights.giou}
+    factor, classification = _weighing(folder)
     rows: list[dict[Term, float]] = []
     for record in records:
         named = record["terms"]
@@ -155,8 +165,29 @@ def read_run(folder: Path, label: str) -> LossLog:
         _terms(rows, directory.metrics),
         np.array([number(step) for step, _ in evaluations]) / scale,
         np.array([_first(values) for _, values in evaluations]),
-        f"{primary.classification} x{weights.classification:g}",
+        classification,
     )
+
+
+def read_run_by_epoch(folder: Path, label: str) -> LossLog:
+    """Return the losses of a run of ours, means over all steps of each epoch.
+
+    Raises:
+        ConfigError: no epoch is over, or the settings cannot be read.
+        OutputError: a file cannot be read.
+    """
+    factor, classification = _weighing(folder)
+    log = read_epoch_log(RunDirectory(folder).log, label)
+    terms = {(layer, kind): factor[kind] * values for (layer, kind), values in log.terms.items()}
+    return replace(log, terms=terms, classification=classification)
+
+
+def _weighing(folder: Path) -> tuple[dict[str, float], str]:
+    """Return the weight of each kind of loss of the primary path, and its classification loss in words."""
+    primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
+    weights = primary.weights
+    factor = {"class": weights.classification, "l1": weights.l1, "giou": weights.giou}
+    return factor, f"{primary.classification} x{weights.classification:g}"
 
 
 def read_epoch_log(path: Path, label: str) -> LossLog:

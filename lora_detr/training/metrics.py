@@ -156,7 +156,8 @@ def step_record(
     }
 
 
-# Names under which the plot scripts of the DETR family look for the primary path's last layer.
+# Names under which the plot scripts of the DETR family look for the primary path's last layer; those of the layers
+# before it end in _0, _1 and so on.
 DETR_NAMES = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
 
 
@@ -175,8 +176,10 @@ def epoch_record(
     """
     record: dict[str, object] = {"epoch": epoch, "step": step, "train_lr": rate, "n_parameters": parameters}
     record["train_loss"] = means.get("loss", float("nan"))
-    for kind, name in DETR_NAMES.items():
-        record[f"train_{name}"] = means.get(f"primary/layer{last_layer}/{kind}", float("nan"))
+    for layer in range(last_layer + 1):
+        for kind, name in DETR_NAMES.items():
+            key = f"train_{name}" if layer == last_layer else f"train_{name}_{layer}"
+            record[key] = means.get(f"primary/layer{layer}/{kind}", float("nan"))
     record["train_padding"] = padded_share(means)
     if metrics is not None:
         record["test_coco_eval_bbox"] = list(metrics.values())

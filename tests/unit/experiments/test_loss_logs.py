@@ -11,7 +11,7 @@ import pytest
 
 from lora_detr.config.dump import dump_config
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.loss_logs import Place, find_runs, read_log
+from lora_detr.experiments.loss_logs import POINTS, Place, find_runs, read_log
 from tests import small_runs
 from tests.unit.experiments.studies import study_in
 
@@ -69,6 +69,15 @@ def test_an_official_log_is_read_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_allclose(log.terms[1, "giou"], [3.0, 2.0])
     np.testing.assert_allclose(log.total(), [21.0, 15.0])
     np.testing.assert_allclose(log.precision, [0.1, 0.2])
+
+
+def test_our_epochs_are_means_of_all_steps_weighted_alike(small_run: Path) -> None:
+    """The small run logs every step, so that the means of its steps are those of its epochs."""
+    by_step, by_epoch = (read_log(Place("mine", small_run), by) for by in POINTS)
+    assert (by_epoch.layers, by_epoch.classification) == (by_step.layers, by_step.classification)
+    np.testing.assert_allclose(by_epoch.epochs, [1, 2])
+    np.testing.assert_allclose(by_epoch.total(), by_step.total().reshape(2, -1).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(by_epoch.precision, by_step.precision)
 
 
 def test_an_ablation_stands_for_all_its_runs_that_have_begun(tmp_path: Path) -> None:
