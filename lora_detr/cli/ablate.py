@@ -16,6 +16,7 @@ from lora_detr.errors import ConfigError
 
 if TYPE_CHECKING:
     from lora_detr.experiments.ablation import Scale, TableInfo, TableRow
+    from lora_detr.experiments.results import RowResult
     from lora_detr.experiments.study import Study
 
 ROOT = Path("runs/ablations")
@@ -140,6 +141,9 @@ def run(
 @app.command("report")
 def report(
     where: Annotated[str, typer.Argument(help="Table, or the folder of its runs.", metavar="TABLE|DIR")],
+    against: Annotated[
+        str | None, typer.Option(help="Row to compare with (the table's); only shown.", metavar="ROW")
+    ] = None,
 ) -> None:
     """Report what is done of a table, finished or not.
 
@@ -149,7 +153,10 @@ def report(
 
     out = console()
     study = read_study(_folder(where))
-    _report(out, study)
+    if against is None:
+        _report(out, study)
+    else:
+        _show_results(out, study.compared_with(against))
 
 
 def _refuse_beside_cost(options: dict[str, object]) -> None:
@@ -195,13 +202,19 @@ def _show_parameters(out: Console, info: TableInfo, scale: Scale, rows: tuple[Ta
 
 def _report(out: Console, study: Study) -> None:
     """Show what is done of a study, and write its report."""
-    from lora_detr.experiments.report import accuracy_table, write_report
+    from lora_detr.experiments.report import write_report
+
+    for path in write_report(study, _show_results(out, study)):
+        out.print(f"wrote {path}", soft_wrap=True)
+
+
+def _show_results(out: Console, study: Study) -> list[RowResult]:
+    from lora_detr.experiments.report import accuracy_table
     from lora_detr.experiments.results import read_results
 
     results = read_results(study)
     _show_cells(out, study.info.table.title, *accuracy_table(study, results, brief=True))
-    for path in write_report(study, results):
-        out.print(f"wrote {path}", soft_wrap=True)
+    return results
 
 
 def _show_cells(out: Console, title: str, head: list[str], cells: list[list[str]]) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic import spoken
-from lora_detr.errors import ConfigError, OutputError
+from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
 
@@ -100,6 +100,18 @@ class Study:
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that a study that is stopped has whole seeds."""
         return [Run(row, seed, self.folder / row.name / f"seed{seed}") for seed in self.seeds for row in self.rows]
+
+    def compared_with(self, row: str) -> Study:
+        """Return the same study whose rows are compared with another one.
+
+        Raises:
+            ConfigError: it has no such row.
+        """
+        names = [own.name for own in self.rows]
+        if row not in names:
+            raise ConfigError(f"--against {row}: no such row{nearest(row, names)}", f"known: {', '.join(names)}")
+        table = self.info.table.model_copy(update={"reference": row})
+        return replace(self, info=replace(self.info, table=table))
 
     def train_command(self, run: Run) -> list[str]:
         """Return the arguments of ``loradetr`` that train a run, or go on with it."""

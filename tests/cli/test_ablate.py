@@ -75,6 +75,10 @@ def test_a_table_is_run_reported_and_analysed(loradetr: Command, table: Path, sh
     again = loradetr("ablate", "report", "out")
     assert again.code == 0
     assert Path("out/report.md").read_text(encoding="utf-8") == report
+    shown = loradetr("ablate", "report", "out", "--against", "three")
+    assert (shown.code, "against" in shown.out, "wrote" in shown.out) == (0, True, False)
+    assert Path("out/report.md").read_text(encoding="utf-8") == report
+    assert_told(loradetr("ablate", "report", "out", "--against", "two"), 2, ("--against two: no such row",))
 
     other = loradetr("ablate", table, *told, "--set", "train.batch_size=1")
     assert_told(other, 2, ("out: holds a study with other settings",))
@@ -82,7 +86,10 @@ def test_a_table_is_run_reported_and_analysed(loradetr: Command, table: Path, sh
     found = loradetr("analyze-loss", "out", "--output-dir", "losses")
     assert (found.code, found.err) == (0, "")
     assert "| three branches | 2 |" in found.out
-    assert "branch0 and branch1" in found.out
+    assert "| three branches | two branches |" in found.out
+    assert "branch0 and branch1" in Path("losses/summary.md").read_text(encoding="utf-8")
+    by_epoch = loradetr("analyze-loss", "out/one", "out/three", "--by", "epoch", "--output-dir", "epochs")
+    assert (by_epoch.code, by_epoch.err, "| three branches | 2 |" in by_epoch.out) == (0, "", True), by_epoch.err
     names = {path.name for path in Path("losses").iterdir()}
     assert names == {
         *(f"{what}{suffix}" for what in ("losses", "diversity") for suffix in (".png", ".svg", ".csv")),
@@ -117,6 +124,7 @@ def test_mistakes_are_told_in_a_line(arguments: tuple[str, ...], parts: tuple[st
         (("nowhere",), ("nowhere: nothing is there",)),
         (("x=nowhere",), ("nowhere: nothing is there",)),
         ((".",), ("neither metrics.jsonl nor log.txt is in it",)),
+        ((".", "--by", "batch"), ("--by batch: expected step or epoch",)),
         ((".", "--layer", "top"), ("--layer top: expected all, last or the number of a layer",)),
     ],
 )

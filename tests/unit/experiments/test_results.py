@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_detr.errors import ConfigError
 from lora_detr.experiments.ablation import Comparable
 from lora_detr.experiments.report import accuracy_table, markdown, mean_and_spread, table_of_runs, write_report
 from lora_detr.experiments.results import difference, not_comparable, read_results, reference_of
@@ -116,6 +117,15 @@ def test_a_seed_that_one_row_lacks_is_left_out_of_the_comparison(study: Study) -
     assert found.each == pytest.approx((12.0,))
     assert math.isnan(found.margin)
     assert "| +12.0 |" in markdown(study, [base, three])
+
+
+def test_another_row_may_be_the_one_that_others_are_compared_with(study: Study) -> None:
+    own = study.compared_with("three")
+    text = markdown(own, read_results(own))
+    assert "AP against three" in text
+    assert "| -12.0 |" in text
+    with pytest.raises(ConfigError, match="did you mean 'three'"):
+        study.compared_with("tree")
 
 
 def test_nothing_is_compared_with_a_row_that_is_not_there(study: Study) -> None:
