@@ -28,7 +28,6 @@ from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1
 
-
 PRIMARY = "primary"
 
 
