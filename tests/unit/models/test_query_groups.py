@@ -60,9 +60,6 @@ def test_hybrid_queries_are_the_tokens_behind_those_of_the_primary_path(table: b
     output = detector(images((96, 128), (128, 96)))
     (primary, _), (further, how) = seen.passes
     order = best_first(output.encoder)
-    assert output.encoder is not None
-    assert output.encoder.selected is not None
-    assert torch.equal(output.encoder.selected, order[:, :QUERIES])
     # A vectorised sigmoid may round the last bit otherwise where it is given fewer numbers.
     for queries, chosen in ((primary, order[:, :QUERIES]), (further, order[:, QUERIES : QUERIES + FURTHER])):
         torch.testing.assert_close(queries.reference, proposed(output.encoder, chosen).detach(), rtol=0, atol=1e-6)
