@@ -44,7 +44,7 @@ def demo(
     from lora_detr.training import run
     from lora_detr.training.comparison import write_comparison
     from lora_detr.training.data import read_splits
-    from lora_detr.training.evaluate import evaluate_model
+    from lora_detr.training.evaluate import PRIMARY, evaluate_parts
     from lora_detr.training.opened import open_run
     from lora_detr.training.plots import write_loss_picture
     from lora_detr.training.predictor import open_predictor
@@ -72,7 +72,7 @@ def demo(
     run.start(resolved, output, None, False, ConsoleDisplay(out))
 
     heading(3, "evaluate: the best checkpoint, branches unused")
-    metrics = evaluate_model(output, say=lambda text: out.print(text, soft_wrap=True))
+    metrics = evaluate_parts(output, say=lambda text: out.print(text, soft_wrap=True))[PRIMARY]
     show_metrics(out, metrics)
 
     heading(4, "strip: drop the branches, and prove that nothing changed")

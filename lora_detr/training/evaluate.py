@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.config.run import DataConfig
@@ -29,12 +29,7 @@ from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 WORKERS = 1
 
 PRIMARY = "primary"
-
-
-def evaluate_model(model: Path, *, branch: int | None = None, **given: Any) -> CocoMetrics:
-    """Evaluate the primary path or one branch; ``given`` and what is raised are those of ``evaluate_parts``."""
-    (metrics,) = evaluate_parts(model, part=branch, **given).values()
-    return metrics
+"""Name of the primary path among the parts."""
 
 
 def evaluate_parts(

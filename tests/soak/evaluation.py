@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_detr.data.synthetic import SHAPES, generate
 from lora_detr.json_value import JSON
-from lora_detr.training.evaluate import evaluate_model
+from lora_detr.training.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs
 from tests.commands import free_port
 from tests.soak import runs
@@ -62,7 +62,7 @@ def _evaluated(data: Path, size: int, workers: int, folder: Path) -> dict[str, s
     def evaluate(rank: int) -> None:
         numbers = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
         os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
-        metrics = evaluate_model(
+        metrics = evaluate_parts(
             _run(),
             say=lambda text: None,
             data=data,
@@ -70,7 +70,7 @@ def _evaluated(data: Path, size: int, workers: int, folder: Path) -> dict[str, s
             batch_size=BATCH,
             workers=workers,
             device="cpu",
-        )
+        )[PRIMARY]
         (folder / f"metrics-{rank}.json").write_text(json.dumps(metrics.to_json()), encoding="utf-8")
 
     _run()  # before forking, so that it is made once

@@ -13,7 +13,7 @@ from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.averaging import WeightAverage
-from lora_detr.training.evaluate import evaluate_model
+from lora_detr.training.evaluate import PRIMARY, evaluate_parts
 from lora_detr.training.opened import open_run
 from lora_detr.training.predictor import open_predictor
 from lora_detr.training.run_directory import RunDirectory
@@ -74,12 +74,12 @@ def test_a_checkpoint_holds_both_and_the_average_is_what_is_used(averaged_run: P
 def test_a_run_reports_the_average_and_eval_repeats_it(averaged_run: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     stored = json.loads((averaged_run / "eval" / "metrics.json").read_text())
-    again = evaluate_model(averaged_run, say=lines.append, which="last", workers=0)
+    again = evaluate_parts(averaged_run, say=lines.append, which="last", workers=0)[PRIMARY]
     assert {"checkpoint": "step-00000008", **again.to_json()} == stored
-    evaluate_model(averaged_run, say=lines.append, which="last", workers=0, predictions=tmp_path / "again.json")
+    evaluate_parts(averaged_run, say=lines.append, which="last", workers=0, predictions=tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == (averaged_run / "eval" / "predictions.json").read_text()
     assert lines == ["step-00000008, averaged weights: 6 images of instances_val.json"] * 2
-    evaluate_model(
+    evaluate_parts(
         averaged_run, say=lines.append, which="last", workers=0, ema=False, predictions=tmp_path / "raw.json"
     )
     assert lines[2].startswith("step-00000008: ")

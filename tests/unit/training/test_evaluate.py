@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.evaluation.deployed import write_deployed
-from lora_detr.training.evaluate import evaluate_model, evaluate_parts
+from lora_detr.training.evaluate import evaluate_parts
 from lora_detr.training.opened import open_run
 from tests import small_runs
 
@@ -23,7 +23,7 @@ def evaluate(model: Path, **options: Any) -> CocoMetrics:
     defaults: dict[str, Any] = {
         "data": None,
         "which": "last",
-        "branch": None,
+        "part": None,
         "nms_iou": None,
         "predictions": None,
         "batch_size": 2,
@@ -31,7 +31,8 @@ def evaluate(model: Path, **options: Any) -> CocoMetrics:
         "device": "cpu",
         "say": lambda text: None,
     }
-    return evaluate_model(model, **{**defaults, **options})
+    (metrics,) = evaluate_parts(model, **{**defaults, **options}).values()
+    return metrics
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_predictions_carry_original_category_ids(learned_run: Path, learned_data
 def test_other_ways_to_evaluate_leave_the_run_alone(own: Path, learned_data: Path) -> None:
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     plain = evaluate(own, data=learned_data)
-    branch = evaluate(own, branch=0)
+    branch = evaluate(own, part=0)
     suppressed = evaluate(own, nms_iou=0.3)
     assert branch.values["AP"] > 0
     assert branch.values != plain.values
@@ -110,7 +111,7 @@ def test_suppressing_duplicates_leaves_no_two_of_a_class_that_overlap(
     overlaps = []
     for nms_iou in (None, 0.2, 0.1):
         path = tmp_path / "predictions.json"
-        evaluate(learned_run, data=learned_data, branch=0, nms_iou=nms_iou, predictions=path)
+        evaluate(learned_run, data=learned_data, part=0, nms_iou=nms_iou, predictions=path)
         overlaps.append(largest_overlap(json.loads(path.read_text())))
     plain, loose, tight = overlaps
     assert plain > 0.2 + 1e-3 >= loose
@@ -218,7 +219,7 @@ def test_other_categories_are_refused(change: str, learned_run: Path, learned_da
 def test_an_unknown_branch_is_refused(branch: int, learned_run: Path, stripped: Path, learned_data: Path) -> None:
     for model in (learned_run, stripped):
         with pytest.raises(ConfigError, match=f"--branch {branch}") as caught:
-            evaluate(model, branch=branch, data=learned_data)
+            evaluate(model, part=branch, data=learned_data)
         assert caught.value.exit_code == 2
 
 
@@ -228,7 +229,8 @@ def test_all_parts_at_once_give_what_each_gives_alone(nms: float | None, learned
     together = evaluate_parts(own, part="all", **options)
     assert list(together) == ["primary", "branch0", "branch1", "branch2"]
     for branch, (name, metrics) in zip((None, 0, 1, 2), together.items(), strict=True):
-        assert metrics.to_json() == evaluate_model(learned_run, branch=branch, **options).to_json(), name
+        (alone,) = evaluate_parts(learned_run, part=branch, **options).values()
+        assert metrics.to_json() == alone.to_json(), name
     assert len({str(metrics.to_json()) for metrics in together.values()}) > 1
     # Only what the run itself measures belongs into its folder.
     held = json.loads((own / "eval" / "metrics.json").read_text())
@@ -306,7 +308,7 @@ def test_an_overfitted_run_is_evaluated_on_its_own_images(shapes_tiny: Path, tmp
     assert again.to_json() == finished.metrics.to_json()
 
 
-@pytest.mark.parametrize("option", [{"on_bad_data": "skip"}, {"nms_iou": 0.7}, {"branch": 0}], ids=str)
+@pytest.mark.parametrize("option", [{"on_bad_data": "skip"}, {"nms_iou": 0.7}, {"part": 0}], ids=str)
 def test_only_what_the_run_itself_would_measure_is_kept_in_its_folder(option: dict[str, Any], own: Path) -> None:
     (own / "eval" / "metrics.json").write_text("untouched")
     evaluate(own, **option)
