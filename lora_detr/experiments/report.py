@@ -72,9 +72,11 @@ def accuracy_table(
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
     counted = any("parameters" in row.published for row in table.rows)
     reference = reference_of(study, results)
-    compared = reference is not None and len(results) > 1 and bool(reference.runs)
+    compared = (
+        [] if reference is None or len(results) == 1 else [f for f in (METRICS[0], *answers) if reference.values(f)]
+    )
     head = ["row", *(f"*published* {figure}" for figure in published), *(f"{figure} measured" for figure in measured)]
-    head += [f"AP against {reference.row.name}"] if reference is not None and compared else []
+    head += [f"{figure} against {reference.row.name}" for figure in compared if reference is not None]
     head += ["seeds", *(["*published* parameters"] if counted else []), "parameters", "step time"]
     base = results[0].seconds if results else math.nan
     cells = []
@@ -85,7 +87,7 @@ def accuracy_table(
                 result.row.name if brief else result.row.label,
                 *(_number(said.get(figure), 1) for figure in published),
                 *(mean_and_spread(result.values(figure)) for figure in measured),
-                *([_against(result, reference)] if reference is not None and compared else []),
+                *(_against(result, reference, figure) for figure in compared if reference is not None),
                 str(len(result.runs)),
                 *([_number(said.get("parameters"), 1, " M")] if counted else []),
                 _number(result.parameters, 2, " M"),
@@ -95,11 +97,11 @@ def accuracy_table(
     return head, cells
 
 
-def _against(result: RowResult, reference: RowResult) -> str:
+def _against(result: RowResult, reference: RowResult, figure: str) -> str:
     """Return by how much a row is ahead, with the 95 % interval of it."""
     if result.row.name == reference.row.name:
         return UNKNOWN
-    found = difference(result, reference, METRICS[0])
+    found = difference(result, reference, figure)
     if not found.each:
         return UNKNOWN
     return f"{found.mean:+.1f}" + ("" if math.isnan(found.margin) else f" ± {found.margin:.1f}")

@@ -161,10 +161,10 @@ def _result(run: Run, study: Study) -> RunResult:
         rows = [row for row in csv.DictReader(file) if row.get("step")]
     last = rows[-1]
     values = {name: 100 * float(last[name]) for name in METRICS if float(last[name]) >= 0}
-    for path, answer in zip(study.answers(run), study.info.table.answers[1:], strict=True):
-        said = _json(path).get(METRICS[0])
+    for question in study.questions(run):
+        said = _json(question.file).get(METRICS[0])
         if isinstance(said, int | float) and said >= 0:
-            values[f"{METRICS[0]}, {answer.name}"] = 100 * float(said)
+            values[f"{METRICS[0]}, {question.answer.name}"] = 100 * float(said)
     curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * float(row[METRICS[0]]) for row in rows))
     return RunResult(run.seed, values, curve, _seconds(directory.metrics))
 

@@ -136,15 +136,15 @@ class Runner:
                 code = self._command([*self.study.train_command(run), *self.extra], place, log, log)
                 if code:
                     return Outcome(run, code, _tail(log))
-            for answer, arguments in self.study.answers(run).items():
-                if answer.is_file():
+            for question in self.study.questions(run):
+                if question.file.is_file():
                     continue
-                answer.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = answer.with_suffix(".part")
-                code = self._command(arguments, place, unfinished, log)
+                question.file.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = question.file.with_suffix(".part")
+                code = self._command(question.arguments, place, unfinished, log)
                 if code:
                     return Outcome(run, code, _tail(log))
-                write_file(answer, unfinished.read_bytes())
+                write_file(question.file, unfinished.read_bytes())
                 unfinished.unlink()
             return Outcome(run, 0)
         finally:

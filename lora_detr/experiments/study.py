@@ -18,6 +18,7 @@ from lora_detr.data.synthetic import spoken
 from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
+from lora_detr.training.request import resolve
 
 RECORD = "study.json"
 NEVER = 1_000_000
@@ -79,6 +80,21 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Question:
+    """An evaluation of a run besides that of its primary path.
+
+    Attributes:
+        answer: who answers, and how.
+        file: that the answer goes to.
+        arguments: of ``loradetr``.
+    """
+
+    answer: Answer
+    file: Path
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """A table, its settings, and where it is run.
 
@@ -119,13 +135,21 @@ class Study:
         own = ["--seed", str(run.seed), "--output-dir", str(run.folder), "--auto-resume"]
         return ["train", *chosen, *self.settings.arguments(), *own]
 
-    def answers(self, run: Run) -> dict[Path, list[str]]:
-        """Return the arguments of ``loradetr`` for each answer but the primary's, by the file that it goes to."""
-        return {
-            self.folder / "answers" / f"{run.name}-{index}.json": _evaluation(run.folder, answer)
-            for index, answer in enumerate(self.info.table.answers)
-            if index
-        }
+    def questions(self, run: Run) -> list[Question]:
+        """Return what is evaluated besides the primary path; nothing of branches that the row does not have."""
+        answers = self.info.table.answers
+        if len(answers) == 1:
+            return []
+        branches = len(resolve(run.row.at(self.settings.scale).request(self.settings.data)).loaded.config.branches)
+        return [
+            Question(
+                answer,
+                self.folder / "answers" / f"{run.name}-{index}.json",
+                tuple(_evaluation(run.folder, answer)),
+            )
+            for index, answer in enumerate(answers)
+            if index and (answer.branch is None or answer.branch < branches)
+        ]
 
     def log(self, run: Run) -> Path:
         """Return the file that holds what a training says."""

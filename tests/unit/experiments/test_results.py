@@ -128,6 +128,15 @@ def test_another_row_may_be_the_one_that_others_are_compared_with(study: Study) 
         study.compared_with("tree")
 
 
+def test_other_answers_are_compared_too_where_the_reference_has_them(study: Study) -> None:
+    own = study.compared_with("three")
+    head, cells = accuracy_table(own, read_results(own))
+    assert head.index("AP, branch with NMS against three") == head.index("AP against three") + 1
+    assert cells[0][head.index("AP, branch with NMS against three")] == "-"  # the other row has no branch
+    head, _ = accuracy_table(study, read_results(study))
+    assert "AP, branch with NMS against base" not in head
+
+
 def test_nothing_is_compared_with_a_row_that_is_not_there(study: Study) -> None:
     _, three = read_results(study)
     assert reference_of(study, [three]) is None

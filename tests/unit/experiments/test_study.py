@@ -28,9 +28,12 @@ def test_a_run_is_a_command_that_a_user_could_type(tmp_path: Path) -> None:
         *("--set", "evaluation.every=2", "--set", "train.batch_size=4"),
         *("--seed", "0", "--output-dir", str(run.folder), "--auto-resume"),
     ]
-    ((file, evaluation),) = study.answers(run).items()
-    assert file == study.folder / "answers" / "three-seed0-1.json"
-    assert evaluation == ["eval", str(run.folder), *("--checkpoint", "last", "--branch", "0", "--nms", "0.7", "--json")]
+    (question,) = study.questions(run)
+    assert question.answer.name == "branch with NMS"
+    assert question.file == study.folder / "answers" / "three-seed0-1.json"
+    asked = ("--checkpoint", "last", "--branch", "0", "--nms", "0.7", "--json")
+    assert question.arguments == ("eval", str(run.folder), *asked)
+    assert study.questions(study.runs[0]) == []  # it has no branch to ask
 
 
 def test_what_was_asked_for_can_be_read_again(tmp_path: Path) -> None:
