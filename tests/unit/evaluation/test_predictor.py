@@ -103,14 +103,19 @@ def test_predictions_are_those_that_eval_wrote(
         found = predictor.predict(path, score=LOW)
         rows = [row for row in written if row["image_id"] == image_id and row["score"] >= LOW]
         assert len(found) == len(rows) > 3
-        rows.sort(key=lambda row: -row["score"])
         height, width = found.size
         limit = np.array([width, height, width, height])
         corners = np.array([row["bbox"] for row in rows])
         corners[:, 2:] += corners[:, :2]
-        np.testing.assert_allclose(found.boxes_xyxy_pixels, np.clip(corners, 0, limit), atol=1e-2)
-        np.testing.assert_allclose(found.scores, [row["score"] for row in rows], atol=1e-5)
-        assert list(found.category_ids) == [row["category_id"] for row in rows]
+        corners = np.clip(corners, 0, limit)
+        classes = np.array([row["category_id"] for row in rows])
+        # Two of the same score may change places: an image alone is summed in another order than in a batch.
+        distance = np.abs(np.array(found.boxes_xyxy_pixels)[:, None] - corners).max(-1)
+        distance[np.array(found.category_ids)[:, None] != classes] = np.inf
+        order = distance.argmin(1)
+        assert sorted(order) == list(range(len(rows)))
+        assert distance[np.arange(len(rows)), order].max() < 1e-2
+        np.testing.assert_allclose(found.scores, [rows[place]["score"] for place in order], atol=1e-5)
 
 
 def test_what_the_model_knows_is_found(predictor: Predictor, learned_data: Path, photos: dict[int, Path]) -> None:
