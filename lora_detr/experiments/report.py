@@ -63,7 +63,7 @@ def accuracy_table(
     Args:
         study: what was run.
         results: of its rows, in order.
-        brief: as fits a terminal: rows by their short names, AP and AP50 alone of COCO's numbers.
+        brief: as fits a terminal: rows by their short names, AP and AP50 alone of COCO's numbers, only AP compared.
     """
     table = study.info.table
     answers = [f"{METRICS[0]}, {answer.name}" for answer in table.answers[1:]]
@@ -72,8 +72,9 @@ def accuracy_table(
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
     counted = any("parameters" in row.published for row in table.rows)
     reference = reference_of(study, results)
+    others = [] if brief else answers
     compared = (
-        [] if reference is None or len(results) == 1 else [f for f in (METRICS[0], *answers) if reference.values(f)]
+        [] if reference is None or len(results) == 1 else [f for f in (METRICS[0], *others) if reference.values(f)]
     )
     head = ["row", *(f"*published* {figure}" for figure in published), *(f"{figure} measured" for figure in measured)]
     head += [f"{figure} against {reference.row.name}" for figure in compared if reference is not None]
