@@ -63,7 +63,7 @@ evidence: $(TOOLS)
 	$(ABLATE) early $(STUDY) --data $(DATA) --max-steps 438 --output-dir evidence/bccd-early
 	$(ABLATE) arms $(STUDY) $(SPARSE) --max-steps 1000 $(DIAGNOSED) --rows control,lora3,identical,ffn3 \
 		--output-dir evidence/sparse-arms
-	$(ABLATE) early $(STUDY) $(SPARSE) --max-steps 1000 $(DIAGNOSED) --rows control,lora3,fall,heavier-control,heavier \
+	$(ABLATE) early $(STUDY) $(SPARSE) --max-steps 1000 $(DIAGNOSED) --rows control,lora3,fall,heavier \
 		--output-dir evidence/sparse-early
 	$(ABLATE) arms $(STUDY) --data $(DATA) --max-steps 1752 --rows control,lora3 --output-dir evidence/bccd-long
 
