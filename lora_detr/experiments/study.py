@@ -140,7 +140,8 @@ class Study:
         answers = self.info.table.answers
         if len(answers) == 1:
             return []
-        branches = len(resolve(run.row.at(self.settings.scale).request(self.settings.data)).loaded.config.branches)
+        request = run.row.at(self.settings.scale).request(self.settings.data, self.settings.overrides)
+        branches = len(resolve(request).loaded.config.branches)
         return [
             Question(
                 answer,
