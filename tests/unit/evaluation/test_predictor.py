@@ -103,6 +103,8 @@ def test_predictions_are_those_that_eval_wrote(
         found = predictor.predict(path, score=LOW)
         rows = [row for row in written if row["image_id"] == image_id and row["score"] >= LOW]
         assert len(found) == len(rows) > 3
+        rows.sort(key=lambda row: -row["score"])
+        np.testing.assert_allclose(found.scores, [row["score"] for row in rows], atol=1e-5)
         height, width = found.size
         limit = np.array([width, height, width, height])
         corners = np.array([row["bbox"] for row in rows])
