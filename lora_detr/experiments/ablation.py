@@ -104,6 +104,11 @@ class Answer(Strict):
     nms: float | None = None
     """Duplicates above this IoU are dropped."""
 
+    @property
+    def figure(self) -> str:
+        """AP of this answer, as columns and published figures name it."""
+        return f"{METRICS[0]}, {self.name}"
+
 
 class TableRow(Strict):
     """One row."""
@@ -180,7 +185,7 @@ class Table(Strict):
             raise ValueError(f"reference {self.reference} is no row{nearest(self.reference, names)}")
         if self.answers[0].branch is not None or self.answers[0].nms is not None:
             raise ValueError("the first answer is the primary path's, without suppression")
-        known = {*METRICS, *COST, *(f"{METRICS[0]}, {answer.name}" for answer in self.answers[1:])}
+        known = {*METRICS, *COST, *(answer.figure for answer in self.answers[1:])}
         unknown = sorted({key for row in self.rows for key in row.published} - known)
         if unknown:
             raise ValueError(f"unknown published figures: {', '.join(unknown)}; known: {', '.join(sorted(known))}")

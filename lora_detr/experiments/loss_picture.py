@@ -42,9 +42,11 @@ def draw_bands(
             for name, curve in _draw(place, headline, bands, along, styles):
                 handles.setdefault(name, curve)
         ends = [end for _, bands in panels for band in bands for end in (*band.epochs[:1], *band.epochs[-1:])]
-        for place in axes[: len(panels)] if ends else ():
+        if ends:
             room = 0.03 * (max(ends) - min(ends)) or 0.5
-            place.set_xlim(min(ends) - room, max(ends) + room)  # what lies below each other is of the same time
+            # What lies below each other is of the same time.
+            for place in axes[: len(panels)]:
+                place.set_xlim(min(ends) - room, max(ends) + room)
         for place in axes[len(panels) :]:
             place.set_visible(False)
         names = [name.replace("$", r"\$") for name in handles]

@@ -66,18 +66,19 @@ def accuracy_table(
         brief: as fits a terminal: rows by their short names, AP and AP50 alone of COCO's numbers, only AP compared.
     """
     table = study.info.table
-    answers = [f"{METRICS[0]}, {answer.name}" for answer in table.answers[1:]]
+    answers = [answer.figure for answer in table.answers[1:]]
     figures = [*(METRICS[:2] if brief else PRECISIONS), *answers]
     published = [figure for figure in figures if any(figure in row.published for row in table.rows)]
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
     counted = any("parameters" in row.published for row in table.rows)
     reference = reference_of(study, results)
-    others = [] if brief else answers
-    compared = (
-        [] if reference is None or len(results) == 1 else [f for f in (METRICS[0], *others) if reference.values(f)]
-    )
+    compared = [
+        (figure, reference)
+        for figure in (METRICS[0], *([] if brief else answers))
+        if reference is not None and len(results) > 1 and reference.values(figure)
+    ]
     head = ["row", *(f"*published* {figure}" for figure in published), *(f"{figure} measured" for figure in measured)]
-    head += [f"{figure} against {reference.row.name}" for figure in compared if reference is not None]
+    head += [f"{figure} against {other.row.name}" for figure, other in compared]
     head += ["seeds", *(["*published* parameters"] if counted else []), "parameters", "step time"]
     base = results[0].seconds if results else math.nan
     cells = []
@@ -88,7 +89,7 @@ def accuracy_table(
                 result.row.name if brief else result.row.label,
                 *(_number(said.get(figure), 1) for figure in published),
                 *(mean_and_spread(result.values(figure)) for figure in measured),
-                *(_against(result, reference, figure) for figure in compared if reference is not None),
+                *(_against(result, other, figure) for figure, other in compared),
                 str(len(result.runs)),
                 *([_number(said.get("parameters"), 1, " M")] if counted else []),
                 _number(result.parameters, 2, " M"),
@@ -116,7 +117,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def table_of_runs(study: Study, results: Sequence[RowResult]) -> str:
     """Return the report as CSV: a line for each run, done or not."""
-    answers = [f"{METRICS[0]}, {answer.name}" for answer in study.info.table.answers[1:]]
+    answers = [answer.figure for answer in study.info.table.answers[1:]]
     figures = [*METRICS, *answers]
     head = ["row", "label", "seed", "done", "parameters_millions", "seconds_a_step", *figures]
     head += [f"published {figure}" for figure in (*figures, "parameters", "minutes")]

@@ -164,7 +164,7 @@ def _result(run: Run, study: Study) -> RunResult:
     for question in study.questions(run):
         said = _json(question.file).get(METRICS[0])
         if isinstance(said, int | float) and said >= 0:
-            values[f"{METRICS[0]}, {question.answer.name}"] = 100 * float(said)
+            values[question.answer.figure] = 100 * float(said)
     curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * float(row[METRICS[0]]) for row in rows))
     return RunResult(run.seed, values, curve, _seconds(directory.metrics))
 
