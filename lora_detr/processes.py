@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -63,7 +64,9 @@ def become_reader(worker: int) -> None:
 
 
 @contextlib.contextmanager
-def handled_by(handler: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals]) -> Iterator[None]:
+def handled_by(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, signals: Sequence[signal.Signals]
+) -> Iterator[None]:
     """Give signals to a handler, and back to those before it afterwards.
 
     Outside the main thread, where Python allows no handler, nothing changes.
@@ -77,3 +80,22 @@ def handled_by(handler: Callable[[int, FrameType | None], None], signals: Sequen
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+def asked_to_end(within: float) -> bool:
+    """Wait until a signal asks this process to end; return whether one came.
+
+    Args:
+        within: seconds to wait at most.
+    """
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    deadline = time.monotonic() + within
+    with handled_by(note, REQUESTS_TO_END):
+        while not asked and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return asked

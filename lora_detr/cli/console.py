@@ -13,13 +13,16 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_detr.errors import LoraDetrError, Stopped
-from lora_detr.processes import REQUEUE, handled_by, own_rank
+from lora_detr.processes import REQUEUE, asked_to_end, handled_by, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
 
 INTERRUPTED = 130
 INTERNAL = 1
+
+PATIENCE = 30
+"""Seconds that a process leaves the first one to tell of a fault which they all have."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -44,6 +47,12 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         function: a whole command; what it returns is ignored, and a ``SystemExit`` keeps its code.
         debug: show the traceback of a user's fault too.
     """
+    # A launcher ends all processes once one has ended; what this one has to say is said nevertheless.
+    with handled_by(signal.SIG_IGN, REQUEUE):
+        return _guarded(function, debug)
+
+
+def _guarded(function: Callable[[], object], debug: bool) -> int:
     try:
         with handled_by(_nothing_to_save, REQUEUE):
             function()
@@ -63,7 +72,7 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     except LoraDetrError as error:
         if debug:
             traceback.print_exc()
-        if own_rank() == 0 or not error.on_all_ranks:
+        if not _told_by_the_first(error):
             _complain(render_error(error))
         return error.exit_code
     except Exception:
@@ -71,6 +80,14 @@ def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
         _complain(Text("internal error: this is a bug of lora-detr; please report the lines above", "red"))
         return INTERNAL
     return 0
+
+
+def _told_by_the_first(error: LoraDetrError) -> bool:
+    """Return whether the first process tells of this fault: it has it too, and ends, and so its launcher ends this one.
+
+    A process that ended before the first has spoken would have the launcher end that one unheard.
+    """
+    return own_rank() != 0 and error.on_all_ranks and asked_to_end(within=PATIENCE)
 
 
 def _nothing_to_save(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lora_detr.errors import LoraDetrError, Stopped, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.processes import PEER_GONE, process_count
+from lora_detr.processes import PEER_GONE, REQUEUE, handled_by, process_count
 from lora_detr.training.distributed import is_lost_peer
 from lora_detr.training.trainer import Trainer
 
@@ -56,10 +57,12 @@ def fit_to_the_end(trainer: Trainer) -> Finished:
         code, kind, message = 130, "Interrupted", "interrupted from the keyboard"
         raise
     finally:
-        saved = None if trainer.saved is None else trainer.saved.name
-        if speaks and trainer.directory.path.is_dir():
-            trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
-        trainer.world.close()
+        # A launcher that sees another process end first asks this one to end too: it is about to.
+        with handled_by(signal.SIG_IGN, REQUEUE):
+            saved = None if trainer.saved is None else trainer.saved.name
+            if speaks and trainer.directory.path.is_dir():
+                trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
+            trainer.world.close()
 
 
 def _gone() -> WorkerError:

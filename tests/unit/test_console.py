@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from lora_detr.cli import console as module
 from lora_detr.cli.console import PLAIN_WIDTH, console, render_error, run_guarded
 from lora_detr.errors import (
     CheckpointError,
@@ -109,3 +113,33 @@ def test_a_closed_pipe_prints_no_traceback() -> None:
     command = f'{sys.executable} -c "{code}" | head -n 1'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+COMMON = ConfigError("wrong")
+OWN = DataError("wrong")
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "asked", "told"),
+    [
+        ("0", COMMON, False, "error: wrong\n"),
+        ("1", COMMON, True, ""),  # the first has told, and so its launcher asks
+        ("1", COMMON, False, "rank 1: error: wrong\n"),  # the first had no such fault
+        ("1", OWN, False, "rank 1: error: wrong\n"),
+    ],
+)
+def test_a_fault_of_all_processes_is_left_to_the_first_to_tell(
+    rank: str,
+    error: LoraDetrError,
+    asked: bool,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(module, "PATIENCE", 20 if asked else 0.2)
+    if asked:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert run_guarded(lambda: raising(error)) == error.exit_code
+    assert capsys.readouterr().err == told
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
