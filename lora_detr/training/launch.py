@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from lora_detr.training.stragglers import Stragglers
 
 # Seconds that processes have to save and go after a signal: a large checkpoint takes its time.
 SAVING = 60
+# Loggers of torch that report every signal and every end of a process; the processes and this one say what matters.
+TALKING = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 
 def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
@@ -86,6 +89,8 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         Stopped: a signal asked for it; the processes have saved.
         WorkerError: a process was ended by a signal, or too soon; names its rank.
     """
+    for name in TALKING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     threads = max(1, (os.cpu_count() or 1) // count)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
