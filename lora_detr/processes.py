@@ -34,6 +34,11 @@ def may_be_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
+def launcher_may_end_first() -> bool:
+    """Return whether the end of this process has its launcher end the first one too: torchrun, on the first machine."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("GROUP_RANK", "0") == "0"
+
+
 def restarts_share_store() -> bool:
     """Return whether processes that are started again would find what those before them left in a shared store.
 

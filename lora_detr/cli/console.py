@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_detr.errors import LoraDetrError, Stopped
-from lora_detr.processes import REQUEUE, asked_to_end, handled_by, own_rank
+from lora_detr.processes import REQUEUE, asked_to_end, handled_by, launcher_may_end_first, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
@@ -83,11 +83,13 @@ def _guarded(function: Callable[[], object], debug: bool) -> int:
 
 
 def _told_by_the_first(error: LoraDetrError) -> bool:
-    """Return whether the first process tells of this fault: it has it too, and ends, and so its launcher ends this one.
+    """Return whether the first process tells of this fault, since all have it; a launcher that it shares asks when.
 
     A process that ended before the first has spoken would have the launcher end that one unheard.
     """
-    return own_rank() != 0 and error.on_all_ranks and asked_to_end(within=PATIENCE)
+    if own_rank() == 0 or not error.on_all_ranks:
+        return False
+    return asked_to_end(within=PATIENCE) if launcher_may_end_first() else True
 
 
 def _nothing_to_save(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -120,26 +121,40 @@ OWN = DataError("wrong")
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "asked", "told"),
+    ("rank", "error", "launched", "asked", "told"),
     [
-        ("0", COMMON, False, "error: wrong\n"),
-        ("1", COMMON, True, ""),  # the first has told, and so its launcher asks
-        ("1", COMMON, False, "rank 1: error: wrong\n"),  # the first had no such fault
-        ("1", OWN, False, "rank 1: error: wrong\n"),
+        ("0", COMMON, True, False, "error: wrong\n"),
+        ("1", COMMON, True, True, ""),  # the first has told and ended, and so the launcher asks
+        ("1", COMMON, True, False, "rank 1: error: wrong\n"),  # the first had no such fault
+        ("1", COMMON, False, False, ""),  # nobody ends the first
+        ("1", OWN, True, False, "rank 1: error: wrong\n"),
     ],
 )
 def test_a_fault_of_all_processes_is_left_to_the_first_to_tell(
     rank: str,
     error: LoraDetrError,
+    launched: bool,
     asked: bool,
     told: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("GROUP_RANK", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     monkeypatch.setattr(module, "PATIENCE", 20 if asked else 0.2)
     if asked:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert run_guarded(lambda: raising(error)) == error.exit_code
     assert capsys.readouterr().err == told
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_on_another_machine_than_the_first_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "8", "GROUP_RANK": "1", "TORCHELASTIC_RUN_ID": "any"}.items():
+        monkeypatch.setenv(name, value)
+    begun = time.monotonic()
+    assert run_guarded(lambda: raising(COMMON)) == 2
+    assert time.monotonic() - begun < module.PATIENCE / 2
