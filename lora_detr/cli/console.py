@@ -83,9 +83,10 @@ def _guarded(function: Callable[[], object], debug: bool) -> int:
 
 
 def _told_by_the_first(error: LoraDetrError) -> bool:
-    """Return whether the first process tells of this fault, since all have it; a launcher that it shares asks when.
+    """Return whether the first process tells of this fault, since all have it.
 
-    A process that ended before the first has spoken would have the launcher end that one unheard.
+    Where the end of this process could have a launcher end the first one unheard, this one waits until it is asked to
+    end itself: then the first one has told and ended.
     """
     if own_rank() == 0 or not error.on_all_ranks:
         return False
