@@ -45,9 +45,14 @@ class DiversityLog:
     curves: Mapping[str, Mapping[str, Values]]
 
 
-def read_diversity(folder: Path, label: str) -> DiversityLog | None:
-    """Return what a run wrote about its branches; None where it wrote nothing."""
-    records = list(json_lines(RunDirectory(folder).diagnostics))
+def read_diversity(path: Path, label: str) -> DiversityLog | None:
+    """Return what a run wrote about its branches; None where it wrote nothing.
+
+    Args:
+        path: a run directory of ours; a ``log.txt`` by itself has nothing of this.
+        label: of the run.
+    """
+    records = list(json_lines(RunDirectory(path).diagnostics)) if path.is_dir() else []
     if not records:
         return None
     steps = np.array([float(record["step"]) for record in records])

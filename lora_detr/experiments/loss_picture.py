@@ -67,13 +67,15 @@ def _draw(
     late: list[float] = []
     for band in bands:
         colour, dashes = styles[band.label]
-        (curve,) = axes.plot(band.epochs, band.mean, color=colour, ls=dashes, lw=1.6)
+        # A line through one point would not be seen.
+        alone = "o" if band.epochs.size == 1 else None
+        (curve,) = axes.plot(band.epochs, band.mean, color=colour, ls=dashes, lw=1.6, marker=alone)
         if len(band.seeds) > 1:
             axes.fill_between(band.epochs, band.seeds.min(0), band.seeds.max(0), color=colour, alpha=0.15, lw=0)
         late += [*band.seeds[:, band.epochs.size // 50 :].flatten()]
         yield band.label if len(band.seeds) == 1 else f"{band.label} ({len(band.seeds)} seeds)", curve
     known = np.array(late)[np.isfinite(late)]
-    if known.size:
+    if known.size and known.min() < known.max():
         # The first steps are several times as high as all that follows.
         low, high = known.min(), np.percentile(known, 99.5)
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low) + 1e-12)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))

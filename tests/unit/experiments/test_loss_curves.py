@@ -24,7 +24,7 @@ from lora_detr.experiments.loss_curves import (
 )
 from lora_detr.experiments.loss_logs import LossLog, Values
 from lora_detr.losses.report import KINDS
-from tests.unit.experiments.test_loss_logs import write_ours
+from tests.unit.experiments.test_loss_logs import write_ours, write_theirs
 
 
 def log_of(label: str, values: list[float], precision: list[float] | None = None) -> LossLog:
@@ -126,6 +126,13 @@ def test_everything_is_written_and_drawn_alike_each_time(tmp_path: Path) -> None
     assert files == ["losses.csv", "losses.png", "losses.svg", "summary.md"]
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_logs_of_others_are_analysed_beside_ours_and_alone(tmp_path: Path) -> None:
+    theirs = str(write_theirs(tmp_path / "theirs"))
+    for runs in ([theirs], [str(write_ours(tmp_path / "mine")), theirs]):
+        lines = analyse(runs, layer=None, smooth=0.0, loss=None, precision=None, folder=tmp_path / "out")
+        assert "| theirs | 1 | 15 | " in "".join(lines), lines
 
 
 def test_a_layer_that_there_is_not_is_refused(tmp_path: Path) -> None:

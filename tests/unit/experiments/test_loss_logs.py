@@ -44,7 +44,8 @@ def test_our_losses_are_weighted_as_in_the_total_and_placed_by_epoch(tmp_path: P
     np.testing.assert_allclose((log.evaluated, log.precision), ([1.0], [0.1]))
 
 
-def test_an_official_log_is_read_as_it_is(tmp_path: Path) -> None:
+def write_theirs(folder: Path) -> Path:
+    """Write a ``log.txt`` of DETR's forks: two decoder layers, two epochs, losses that are known."""
     lines = [
         {
             "train_lr": 1e-4,
@@ -58,9 +59,14 @@ def test_an_official_log_is_read_as_it_is(tmp_path: Path) -> None:
         }
         for epoch in range(2)
     ]
-    path = tmp_path / "theirs" / "log.txt"
-    path.parent.mkdir()
+    folder.mkdir()
+    path = folder / "log.txt"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_an_official_log_is_read_as_it_is(tmp_path: Path) -> None:
+    path = write_theirs(tmp_path / "theirs")
     (place,) = find_runs([str(path)])
     log = read_log(place)
     assert (log.label, log.layers) == ("theirs", 2)
