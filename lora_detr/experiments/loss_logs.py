@@ -176,18 +176,14 @@ def read_run_by_epoch(folder: Path, label: str) -> LossLog:
         ConfigError: no epoch is over, or the settings cannot be read.
         OutputError: a file cannot be read.
     """
-    factor, classification = _weighing(folder)
-    log = read_epoch_log(RunDirectory(folder).log, label)
-    terms = {(layer, kind): factor[kind] * values for (layer, kind), values in log.terms.items()}
-    return replace(log, terms=terms, classification=classification)
+    _, classification = _weighing(folder)
+    return replace(read_epoch_log(RunDirectory(folder).log, label), classification=classification)
 
 
 def _weighing(folder: Path) -> tuple[dict[str, float], str]:
     """Return the weight of each kind of loss of the primary path, and its classification loss in words."""
     primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
-    weights = primary.weights
-    factor = {"class": weights.classification, "l1": weights.l1, "giou": weights.giou}
-    return factor, f"{primary.classification} x{weights.classification:g}"
+    return primary.weights.by_kind(), f"{primary.classification} x{primary.weights.classification:g}"
 
 
 def read_epoch_log(path: Path, label: str) -> LossLog:

@@ -24,6 +24,10 @@ class TermWeights(Strict):
     giou: float = Field(2.0, ge=0)
     """Weight of the GIoU box loss."""
 
+    def by_kind(self) -> dict[str, float]:
+        """Return the weights by the names that terms have in reports and logs."""
+        return {"class": self.classification, "l1": self.l1, "giou": self.giou}
+
 
 class ClassificationConfig(Strict):
     """Constants of the classification losses."""

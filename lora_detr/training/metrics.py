@@ -166,20 +166,33 @@ def epoch_record(
     step: int,
     means: Mapping[str, float],
     last_layer: int,
+    weights: Mapping[str, float],
     rate: float,
     parameters: int,
     metrics: Mapping[str, float] | None,
 ) -> dict[str, object]:
     """Build the line of an epoch, with the keys that DETR's plot scripts read.
 
-    Means are those of this process, among them ``train_padding``, the share of pixels that were padding.
+    Means are those of this process, among them ``train_padding``, the share of pixels that were padding. As in logs of
+    that family a term has its weight in the total, and stands without it under the same key with ``_unscaled``.
+
+    Args:
+        epoch: 0 at first.
+        step: that the epoch ended at.
+        means: of all terms before weighting, by name.
+        last_layer: the decoder layer whose terms have no number.
+        weights: of each kind of loss of the primary path.
+        rate: of the first group of parameters.
+        parameters: how many are trained.
+        metrics: of the evaluation after it, if there was one.
     """
     record: dict[str, object] = {"epoch": epoch, "step": step, "train_lr": rate, "n_parameters": parameters}
     record["train_loss"] = means.get("loss", float("nan"))
     for layer in range(last_layer + 1):
         for kind, name in DETR_NAMES.items():
             key = f"train_{name}" if layer == last_layer else f"train_{name}_{layer}"
-            record[key] = means.get(f"primary/layer{layer}/{kind}", float("nan"))
+            term = means.get(f"primary/layer{layer}/{kind}", float("nan"))
+            record |= {key: weights[kind] * term, f"{key}_unscaled": term}
     record["train_padding"] = padded_share(means)
     if metrics is not None:
         record["test_coco_eval_bbox"] = list(metrics.values())

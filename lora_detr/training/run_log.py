@@ -38,6 +38,7 @@ class RunLog:
         display: shows what is written.
         epochs: of the run.
         last_layer: the decoder layer whose terms DETR's plot scripts read.
+        weights: of each kind of loss of the primary path.
         parameters: how many are trained.
         tensorboard: also write for TensorBoard.
         step: that the run goes on from; 0 at its start.
@@ -50,12 +51,13 @@ class RunLog:
         *,
         epochs: int,
         last_layer: int,
+        weights: Mapping[str, float],
         parameters: int,
         tensorboard: bool,
         step: int,
     ) -> None:
         self.directory, self.display = directory, display
-        self.epochs, self.last_layer, self.parameters = epochs, last_layer, parameters
+        self.epochs, self.last_layer, self.weights, self.parameters = epochs, last_layer, weights, parameters
         self._tensorboard: TensorBoardLog | None = None
         self._drawn: float | None = None
         if tensorboard:
@@ -94,7 +96,7 @@ class RunLog:
         """
         average = means.means()
         values = None if metrics is None else metrics.values
-        record = epoch_record(epoch, step, average, self.last_layer, rate, self.parameters, values)
+        record = epoch_record(epoch, step, average, self.last_layer, self.weights, rate, self.parameters, values)
         append_line(self.directory.log, record)
         loss = average.get("loss", math.nan)
         text = f"epoch {epoch + 1}/{self.epochs}  step {step}  loss {loss:.3f}"

@@ -378,6 +378,7 @@ class Trainer:
             self.display,
             epochs=self.config.train.epochs,
             last_layer=self.criterion.num_layers - 1,
+            weights=self.config.loss.primary.weights.by_kind(),
             parameters=sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad),
             tensorboard=self.config.train.tensorboard,
             step=self.step,

@@ -84,6 +84,8 @@ def test_our_epochs_are_means_of_all_steps_weighted_alike(small_run: Path) -> No
     np.testing.assert_allclose(by_epoch.epochs, [1, 2])
     np.testing.assert_allclose(by_epoch.total(), by_step.total().reshape(2, -1).mean(1), rtol=1e-6)
     np.testing.assert_allclose(by_epoch.precision, by_step.precision)
+    alone = read_log(Place("mine", small_run / "log.txt"))
+    np.testing.assert_allclose(alone.total(), by_epoch.total())
 
 
 def test_an_ablation_stands_for_all_its_runs_that_have_begun(tmp_path: Path) -> None:

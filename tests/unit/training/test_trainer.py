@@ -163,10 +163,11 @@ def test_the_log_has_the_keys_that_plot_scripts_of_the_family_read(small_run: Pa
         assert record["n_parameters"] > 0
         of_epoch = [step for step in steps if step["epoch"] == record["epoch"]]
         for key, name in (("train_loss_ce", "class"), ("train_loss_bbox", "l1"), ("train_loss_giou", "giou")):
-            mean = sum(step["terms"][f"primary/layer1/{name}"] for step in of_epoch) / len(of_epoch)
-            assert record[key] == pytest.approx(mean)
-            first = sum(step["terms"][f"primary/layer0/{name}"] for step in of_epoch) / len(of_epoch)
-            assert record[f"{key}_0"] == pytest.approx(first)
+            weight = small_runs.config().loss.primary.weights.by_kind()[name]
+            for layer, suffix in enumerate(("_0", "")):
+                mean = sum(step["terms"][f"primary/layer{layer}/{name}"] for step in of_epoch) / len(of_epoch)
+                assert record[f"{key}{suffix}_unscaled"] == pytest.approx(mean)
+                assert record[f"{key}{suffix}"] == pytest.approx(weight * mean)
         assert record["train_loss"] == pytest.approx(sum(step["loss"] for step in of_epoch) / len(of_epoch))
         assert record["train_padding"] == 0  # the small run makes all images square
     header, *rows = (small_run / "results.csv").read_text(encoding="utf-8").splitlines()
