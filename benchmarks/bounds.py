@@ -37,9 +37,9 @@ from torch import Tensor
 from benchmarks.report import Row, Value, give, parse
 from benchmarks.steps import Inputs, classes_of, config_of, infer, mapped
 from benchmarks.workload import Work, Workload, bytes_of, compiled_sampling, count
-from lora_detr.config.run import RunConfig
 from lora_detr.ops import deform_attn
 from lora_detr.ops.sampling import grid_sampling
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.seeding import seed_everything
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.models.denoising import DenoisingQueries
 from lora_detr.models.relation_detr import RelationDetrConfig
+from lora_detr.recipe.branch_counts import branch_ks
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import EncoderOutput, Prediction, QueryGroupOutput, Target
-from lora_detr.training.branch_counts import branch_ks
 from lora_detr.training.request import system_of
 from tests.unit.losses.step_outputs import Step, make_step
 from tests.unit.matchers.random_problems import draw_boxes, near_targets

@@ -39,14 +39,14 @@ from PIL import Image
 
 from benchmarks.report import Row, give, parse
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.data import dataset as dataset_module
 from lora_detr.data import transforms
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, collate
 from lora_detr.data.synthetic import SHAPES, generate
 from lora_detr.experiments.interleaved import interleaved
-from lora_detr.training.data import Splits, read_splits, train_loader
+from lora_detr.recipe.loaders import Splits, read_splits, train_loader
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.distributed import World
 from lora_detr.training.metrics import RunningMean, padded_share, pixel_counts
 

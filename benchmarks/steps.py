@@ -33,13 +33,13 @@ from torch import Tensor
 
 from benchmarks.report import Row, Value, give, parse
 from benchmarks.systems import SYSTEMS
-from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import COCO_SLOTS, CategoryMap
 from lora_detr.evaluation.deployed import read_deployed, write_deployed
 from lora_detr.experiments.interleaved import Timing, interleaved
 from lora_detr.experiments.made_up import Inputs, MadeUpTraining, infer, without_weights
 from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import PaddedTargets
 from lora_detr.training.request import Request, resolve
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import collate
 from lora_detr.experiments.interleaved import interleaved
-from lora_detr.training.data import read_splits, train_loader
+from lora_detr.recipe.loaders import read_splits, train_loader
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.distributed import World
 from lora_detr.training.opened import open_run
 from lora_detr.training.optim import build_optimizer

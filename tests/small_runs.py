@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import collate
+from lora_detr.recipe.loaders import Splits, read_splits
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch
 from lora_detr.training import run
-from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Silent
 from lora_detr.training.distributed import World
 from lora_detr.training.optim import build_optimizer

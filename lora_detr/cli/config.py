@@ -17,7 +17,7 @@ from lora_detr.errors import ConfigError
 
 if TYPE_CHECKING:
     from lora_detr.config.load import Loaded
-    from lora_detr.config.run import RunConfig
+    from lora_detr.recipe.run_config import RunConfig
 
 SETTINGS = "Preset, YAML file or run directory."
 
@@ -144,16 +144,16 @@ def diff(
 
 
 def _load(name: str, files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Loaded[RunConfig]:
-    from lora_detr.config.run import RunConfig
     from lora_detr.config.source import find_source, load_source
+    from lora_detr.recipe.run_config import RunConfig
 
     return load_source(RunConfig, find_source(name), files=files, overrides=overrides)
 
 
 def _composition(name: str) -> str:
     """Return what the settings are made of, once they are known to be valid."""
-    from lora_detr.config.run import RunConfig
     from lora_detr.config.source import composition, find_source, load_source
+    from lora_detr.recipe.run_config import RunConfig
 
     source = find_source(name)
     try:

@@ -17,55 +17,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lora_detr import __version__
-from lora_detr.config.base import Strict
-from lora_detr.data.categories import CategoryMap
-from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.exact_weights import load_exact
-from lora_detr.models import DetectorConfig, TwoStageDetector
-from lora_detr.models.pixels import PixelNormalisation
+from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.tensor_files import read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
 FORMAT_VERSION = 3
 HASH = "sha256"
-
-
-class DeploymentConfig(Strict):
-    """Everything that is stored beside the weights of a stripped detector."""
-
-    model: DetectorConfig
-    """Architecture; the backbone names no weights, since the file brings them."""
-    transform: EvalTransformConfig
-    """Preparation of images."""
-    size_divisor: int
-    """Padded sizes are rounded up to a multiple of it."""
-    max_detections: int
-    """Detections kept of each image."""
-    min_score: float | None = None
-    """What a detection must score more than; null for no limit."""
-    suppression: Suppression = "per-class"
-    """Which detections a better one suppresses where suppression is asked for."""
-    mean: tuple[float, ...]
-    """Mean of the pixels."""
-    std: tuple[float, ...]
-    """Standard deviation of the pixels."""
-    category_ids: tuple[int, ...]
-    """Original category id of each label."""
-    category_names: tuple[str, ...]
-    """Name of each label."""
-
-    @property
-    def categories(self) -> CategoryMap:
-        """Labels with their original ids and names."""
-        return CategoryMap(self.category_ids, self.category_names)
-
-    def build(self) -> TwoStageDetector:
-        """Build the detector, its weights still random."""
-        detector = self.model.build(len(self.category_ids), load_weights=False)
-        detector.normalisation = PixelNormalisation(self.mean, self.std)
-        return detector
 
 
 @dataclass(frozen=True)

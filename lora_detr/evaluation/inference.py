@@ -8,7 +8,8 @@ import torch
 
 from lora_detr.errors import NumericalError
 from lora_detr.evaluation.coco_eval import CocoEvaluator
-from lora_detr.evaluation.postprocess import Suppression, postprocess
+from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.recipe.deployment import Suppression
 from lora_detr.structures import Batch, Images, Prediction
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, nms
 
+from lora_detr.recipe.deployment import Suppression
 from lora_detr.structures import Detections, Prediction
 
 NMS_CANDIDATES = 10_000
 """(query, class) entries of an image that enter suppression by class, as in the official code."""
-
-Suppression = Literal["per-class", "any-class"]
-"""Which entries a better one may suppress: those of its class (Deformable family), or of any (Relation family)."""
 
 
 @torch.no_grad()

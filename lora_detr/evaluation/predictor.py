@@ -21,10 +21,10 @@ from lora_detr.data.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample
-from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Detections, Target
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError
 from lora_detr.experiments.study import RECORD, read_study
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import KINDS, Kind
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.log_reading import json_lines, number
 from lora_detr.training.metrics import DETR_NAMES
 from lora_detr.training.run_directory import RunDirectory

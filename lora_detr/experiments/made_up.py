@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, Images, Target
 from lora_detr.training.distributed import World
 from lora_detr.training.optim import build_optimizer

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_detr.config.optimisation import OptimizerConfig
 from lora_detr.losses.report import LossReport
+from lora_detr.recipe.optimisation import OptimizerConfig
 from lora_detr.training.distributed import World
 
 

@@ -15,9 +15,10 @@ from lora_detr.config.dump import as_tree, diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
-from lora_detr.evaluation.deployed import DeploymentConfig, is_deployed, read_file
+from lora_detr.evaluation.deployed import is_deployed, read_file
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.training.checkpoint import save_checkpoint
 from lora_detr.training.official_classes import COCO_MAP, encode_names
 from lora_detr.training.official_file import (

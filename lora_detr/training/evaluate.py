@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory
-from lora_detr.config.run import DataConfig
 from lora_detr.data.checks import OnBadData
 from lora_detr.data.coco import CocoSplit
 from lora_detr.data.layout import COCO_FOLDER, find_splits
 from lora_detr.data.report import SHOWN_PROBLEMS
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
-from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.evaluation.inference import collect
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.loaders import eval_loader, policy_of, read_splits
+from lora_detr.recipe.run_config import DataConfig
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.data import eval_loader, policy_of, read_splits
 from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.official_file import is_official

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.evaluation.deployed import read_file
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.checkpoint import load_checkpoint, resolve_checkpoint
 from lora_detr.training.official_classes import classes_of
 from lora_detr.training.official_file import is_official, read_official

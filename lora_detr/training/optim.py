@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.errors import ConfigError
+from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)

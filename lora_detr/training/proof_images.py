@@ -9,8 +9,8 @@ import torch
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import collate
 from lora_detr.errors import LoraDetrError
+from lora_detr.recipe.loaders import read_splits
 from lora_detr.structures import Images, Target
-from lora_detr.training.data import read_splits
 from lora_detr.training.opened import OpenedRun
 
 # Sides of noise images, when the photos are gone; odd on purpose, and each pair of them needs padding.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_detr.config.run import RecomputedPart
 from lora_detr.errors import ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.models.relation_decoder import PositionRelation
+from lora_detr.recipe.run_config import RecomputedPart
 
 REMEDY = "leave backbone out of --recompute; encoder and decoder work with every backbone"
 

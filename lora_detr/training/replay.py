@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
 from lora_detr.branches import BranchedDetector
-from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError, ConfigError, DataError
@@ -25,9 +24,10 @@ from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.loaders import Splits, read_splits, train_loader
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.tensor_files import encode_tensors, read_tensors
-from lora_detr.training.data import Splits, read_splits, train_loader
 from lora_detr.training.distributed import World
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.nonfinite import REPORT, WEIGHTS, NonFiniteStep

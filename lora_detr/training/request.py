@@ -10,7 +10,6 @@ from typing import Any
 
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
-from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
@@ -20,7 +19,8 @@ from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.query_groups import HybridConfig
-from lora_detr.training.branch_counts import BASELINES, BRANCH_KINDS, branch_ks
+from lora_detr.recipe.branch_counts import BASELINES, BRANCH_KINDS, branch_ks
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.official_file import is_official, read_official
 from lora_detr.training.official_system import announce, recognise
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lora_detr.config.dump import as_tree, diff_configs
 from lora_detr.config.load import validate
-from lora_detr.config.run import RunConfig
 from lora_detr.config.tree import is_within, merge, nested, paths
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.optim import rate_factor
 from lora_detr.training.trainer import Trainer
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.config.dump import dump_config
-from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes import own_rank
+from lora_detr.recipe.loaders import Splits, read_splits
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
-from lora_detr.training.data import Splits, read_splits
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World
 from lora_detr.training.ending import Finished, fit_to_the_end, naming_lack_of_memory, naming_lost_processes

@@ -18,11 +18,11 @@ import torch
 
 from lora_detr.atomic_files import prepare_directory, reporting, write_file
 from lora_detr.config.dump import diff_configs, dump_config
-from lora_detr.config.run import RunConfig
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.evaluation.coco_eval import best_backend
 from lora_detr.ops.sampling_choice import choose
+from lora_detr.recipe.run_config import RunConfig
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
 DATA_REPORT = "data_report.json"

@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import NumericalError
 from lora_detr.losses.criterion import Criterion, NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport, LossTerm, named_terms
 from lora_detr.losses.source import Source
 from lora_detr.ops.host import to_host
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.clipping import build_clipping
 from lora_detr.training.distributed import World

@@ -10,7 +10,6 @@ from signal import Signals
 import torch
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.config.run import RunConfig
 from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
@@ -20,10 +19,11 @@ from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
 from lora_detr.losses.source import Source
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.loaders import Splits, train_loader
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
-from lora_detr.training.data import Splits, train_loader
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display
 from lora_detr.training.distributed import World

@@ -15,7 +15,7 @@ from typer.main import get_command
 from lora_detr.cli import app
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 from tests.cli.conftest import Command, Ended, run_process
 from tests.small_runs import SMALL
 

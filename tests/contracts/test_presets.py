@@ -11,10 +11,10 @@ import torch
 from lora_detr.config.dump import as_tree, dump_aligned, dump_config
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import PresetInfo, list_presets, short_name
-from lora_detr.config.run import RunConfig
 from lora_detr.config.source import composition, find_source, load_source
 from lora_detr.config.tree import flatten
 from lora_detr.losses.normaliser import Normaliser
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images, PaddedTargets, Target
 from lora_detr.training.optim import build_optimizer, group_parameters, rate_factor
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
-from lora_detr.config.run import RunConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossKey, LossReport
 from lora_detr.matchers import TopK
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import PaddedTargets, Target
 from tests.golden import store
 

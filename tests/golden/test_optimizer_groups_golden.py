@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.official_keys import to_ours
 from lora_detr.training.optim import build_optimizer
 from tests.golden import store

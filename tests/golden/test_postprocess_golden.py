@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_detr.evaluation.postprocess import Suppression, postprocess
+from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.recipe.deployment import Suppression
 from lora_detr.structures import Prediction
 from tests.golden.store import case, cases, require, tensors_of
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from lora_detr.config.optimisation import ScheduleConfig
-from lora_detr.config.run import RunConfig
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import ResNetConfig
+from lora_detr.recipe.optimisation import ScheduleConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import (
     Assignment,
     BranchOutput,

@@ -20,7 +20,8 @@ from torch.utils.data import get_worker_info
 from lora_detr import cli, errors
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.processes import own_rank
-from lora_detr.training import data, launch
+from lora_detr.recipe import loaders as data
+from lora_detr.training import launch
 from lora_detr.training.step import Stepper
 
 VARIABLE = "LORADETR_TEST_FAULT"

@@ -20,12 +20,12 @@ from PIL import Image
 
 from lora_detr.config.dump import dump_config
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.data.coco import load_coco
 from lora_detr.data.images import read_image
 from lora_detr.data.records import ImageRecord
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
 from lora_detr.json_value import JSON
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training import manifest as manifests
 from lora_detr.training.checkpoint import STATE, latest, load_checkpoint
 from lora_detr.training.opened import open_run

@@ -14,34 +14,28 @@ PACKAGE = Path(lora_detr.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 
-LEVELS = (
-    {
-        "structures",
-        "ops",
-        "config",
-        "errors",
-        "tensor_files",
-        "atomic_files",
-        "exact_weights",
-        "json_value",
-        "processes",
-    },
-    {"matchers"},
-    {"losses", "branches", "models", "data", "evaluation"},
-    {"config.run"},
-    {"training"},
-    {"experiments"},
+ROOMS = (
     {"cli"},
-    {"__main__"},
+    {"experiments"},
+    {"runs", "doctor"},
+    {"training"},
+    {"deploy"},
+    {"records"},
+    {"evaluation"},
+    {"checkpoints"},
+    {"recipe"},
+    {"losses", "branches"},
+    {"data", "models", "matchers"},
+    {"structures", "tensor_files", "exact_weights"},
+    {"config", "processes", "ops", "atomic_files"},
+    {"errors", "json_value"},
 )
-"""Lowest first. A package imports from lower levels and from itself, and beyond that only what ``SIDEWAYS`` allows."""
+"""Top to bottom. A package or module imports from itself and from what stands below it, and from nothing beside it."""
 
-SIDEWAYS = {
-    ("evaluation", "data"),
-    ("evaluation", "models"),
-    ("branches", "models.layers"),  # an FFN branch is a feed-forward block; detectors stay unknown to it
+PENDING: set[str] = {
+    "recipe.loaders imports training.distributed",
 }
-"""Imports within a level. ``models`` appears on no left side: it knows neither branches nor losses."""
+"""Imports of modules that have not moved to their place yet."""
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
@@ -58,12 +52,12 @@ def within(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def place(name: str) -> tuple[int, str]:
-    """Return (level, entry of ``LEVELS``) of a module; the most specific entry decides."""
-    entries = [(entry, level) for level, names in enumerate(LEVELS) for entry in names if within(name, entry)]
-    assert entries, f"lora_detr.{name} has no place in LEVELS of {Path(__file__).name}"
-    entry, level = max(entries, key=lambda item: len(item[0]))
-    return level, entry
+def room(name: str) -> tuple[int, str]:
+    """Return (row of ``ROOMS`` from the top, entry) of a module."""
+    first = name.partition(".")[0]
+    rows = [row for row, names in enumerate(ROOMS) if first in names]
+    assert rows, f"lora_detr.{name} has no place in ROOMS of {Path(__file__).name}"
+    return rows[0], first
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -97,23 +91,21 @@ def parse(path: Path) -> ast.Module:
 
 
 def complaints(importer: str, targets: Iterator[str]) -> list[str]:
-    level, own = place(importer)
+    row, own = room(importer)
     faults = []
     for target in targets:
         if not target:  # `lora_detr` itself: only its version
             continue
-        target_level, other = place(target)
-        sideways = any(within(importer, a) and within(target, b) for a, b in SIDEWAYS)
-        if target_level > level or (target_level == level and level > 0 and own != other and not sideways):
+        target_row, other = room(target)
+        if other != own and target_row <= row:
             faults.append(f"{importer} imports {target}")
     return faults
 
 
 def test_imports_point_downward() -> None:
-    faults = [
-        fault for path in FILES if module_name(path) for fault in complaints(module_name(path), imported(parse(path)))
-    ]
-    assert faults == []
+    inner = [path for path in FILES if module_name(path) not in ("", "__main__")]  # those two start the program
+    faults = [fault for path in inner for fault in complaints(module_name(path), imported(parse(path)))]
+    assert set(faults) == PENDING
 
 
 @pytest.mark.parametrize(
@@ -123,14 +115,18 @@ def test_imports_point_downward() -> None:
         ("matchers.topk", "losses.boxes", False),
         ("models.detector", "branches.lora", False),
         ("models.detector", "losses.boxes", False),
-        ("models.detector", "training.optim", False),
-        ("branches.lora", "models.detector", False),
-        ("evaluation.coco_eval", "data.coco", True),
-        ("config.load", "config.run", False),
-        ("config.run", "losses.config", True),
-        ("training.trainer", "config.run", True),
-        ("config.run", "training.trainer", False),
+        ("models.detector", "data.transforms", False),
+        ("models.detector", "models.decoder", True),
+        ("losses.criterion", "branches.lora", False),
+        ("evaluation.coco_eval", "data.coco.split", True),
+        ("config.load", "recipe.run_config", False),
+        ("recipe.run_config", "losses.config", True),
+        ("training.trainer", "recipe.run_config", True),
+        ("recipe.run_config", "training.trainer", False),
+        ("training.trainer", "runs.request", False),
+        ("runs.run", "doctor.checks", False),
         ("tensor_files", "errors", True),
+        ("tensor_files", "structures", False),
     ],
 )
 def test_the_rule_itself(importer: str, target: str, allowed: bool) -> None:

@@ -15,9 +15,9 @@ from benchmarks import bounds
 from benchmarks.bounds import ACCELERATORS, INFERENCE, PRECISIONS, SAMPLING, STEP, Accelerator, Counted, bound, counted
 from benchmarks.steps import Inputs, Subject, config_of, infer
 from benchmarks.workload import Work, Workload, bytes_of, compiled_sampling, count
-from lora_detr.config.run import RunConfig
 from lora_detr.ops import deform_attn
 from lora_detr.ops.sampling import grid_sampling
+from lora_detr.recipe.run_config import RunConfig
 from tests.small_runs import SMALL
 
 INPUTS = Inputs((64, 96), 2, 3)

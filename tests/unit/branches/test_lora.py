@@ -11,10 +11,10 @@ from torch.func import functional_call
 
 from lora_detr.branches import LoRABranch, LoRAConfig
 from lora_detr.branches.lora import Initialisation, lora_feed_forward
-from lora_detr.config.run import RunConfig
 from lora_detr.matchers import TopKConfig
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.layers.ffn import FeedForward
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import DecoderLayerOutput, Prediction
 from tests.contracts.unions import tiny_detector
 from tests.reference import lora

@@ -14,8 +14,8 @@ import pytest
 
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
-from lora_detr.config.run import RunConfig
 from lora_detr.config.tree import flatten
+from lora_detr.recipe.run_config import RunConfig
 
 VERSION = 1
 HERE = Path(__file__).parent

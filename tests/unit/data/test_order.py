@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lora_detr.data.order import EpochSampler, grouped
+from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.structures import Batch
-from lora_detr.training.data import Splits, train_loader
 from tests import small_runs
 from tests.unit.data.coco_files import content, load
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import FORMAT_VERSION, DeploymentConfig, read_deployed, read_file, write_deployed
+from lora_detr.evaluation.deployed import FORMAT_VERSION, read_deployed, read_file, write_deployed
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.tensor_files import read_tensors, write_tensors
 from lora_detr.training.opened import open_run
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import NumericalError
 from lora_detr.losses.config import (
     BranchLossConfig,
@@ -26,6 +25,7 @@ from lora_detr.losses.criterion import Criterion, stacked
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
 from lora_detr.matchers import TopKConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import EncoderOutput, Images, PaddedTargets, Prediction, QueryGroupOutput, Target
 from tests.unit.losses.step_outputs import Step, make_step
 from tests.unit.losses.test_criterion import cost_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images, Target
 
 PRESETS = ["deformable-tiny-lora3", "deformable-tiny-ffn3", "ms-detr-tiny", "relation-tiny-lora3"]

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.loaders import Splits
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, Target
 from lora_detr.tensor_files import write_tensors
-from lora_detr.training.data import Splits
 from lora_detr.training.distributed import World
 from tests import small_runs
 from tests.commands import free_port

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.loaders import Splits
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch
-from lora_detr.training.data import Splits
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.rehearsal import rehearse
 from lora_detr.training.run_directory import RunDirectory

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import COCO_NAMES, CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, OutputError
 from lora_detr.evaluation.deployed import write_deployed
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images
 from lora_detr.training.conversion import convert
 from lora_detr.training.initial_weights import build_from_weights, read_initial_weights

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_detr.config.optimisation import LrRule, OptimizerConfig, ScheduleConfig
 from lora_detr.errors import ConfigError
+from lora_detr.recipe.optimisation import LrRule, OptimizerConfig, ScheduleConfig
 from lora_detr.training.optim import build_optimizer, group_parameters, rate_factor, set_rates
 from tests import small_runs
 

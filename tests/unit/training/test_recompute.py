@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.config.run import RecomputedPart, RunConfig
 from lora_detr.data.synthetic_shapes import LABELLED
 from lora_detr.errors import ConfigError
 from lora_detr.models import TwoStageDetector
+from lora_detr.recipe.run_config import RecomputedPart, RunConfig
 from lora_detr.structures import Batch
 from lora_detr.training import run
 from lora_detr.training.recompute import recompute

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training import request as module
 from lora_detr.training.request import Request, Resolved, branch_ks, resolve
 from tests.small_runs import SMALL

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training import run
 from lora_detr.training.resumption import CHANGEABLE, allowed_changes, changed
 from tests import small_runs

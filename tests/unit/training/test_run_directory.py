@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_detr.config.load import load_config
-from lora_detr.config.run import RunConfig
 from lora_detr.errors import ConfigError
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training import run
 from lora_detr.training.run_directory import RunDirectory
 from tests import small_runs

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora_detr.errors import NumericalError
 from lora_detr.ops.host import HostCopies
+from lora_detr.recipe.loaders import Splits
 from lora_detr.structures import Batch
-from lora_detr.training.data import Splits
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.step import MAX_SKIPPED, Stepper
 from tests import small_runs

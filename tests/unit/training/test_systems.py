@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_detr.config.run import RunConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import ConfigError
 from lora_detr.evaluation.deployed import read_deployed
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run

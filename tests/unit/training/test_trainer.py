@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError, OutputError
+from lora_detr.recipe.loaders import train_loader
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
-from lora_detr.training.data import train_loader
 from lora_detr.training.display import Silent
 from lora_detr.training.trainer import Trainer
 from tests import small_runs

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 import lora_detr
-from lora_detr.config.run import RunConfig
+from lora_detr.recipe.run_config import RunConfig
 
 PACKAGE = Path(lora_detr.__file__).parent
 

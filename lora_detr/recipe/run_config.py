@@ -15,14 +15,13 @@ from lora_detr.branches import (
     share_first_draw,
 )
 from lora_detr.config.base import Strict
-from lora_detr.config.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
-from lora_detr.evaluation.deployed import DeploymentConfig
-from lora_detr.evaluation.postprocess import Suppression
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
+from lora_detr.recipe.deployment import DeploymentConfig, Suppression
+from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
 
 # Parts of a detector whose layers can run again in backward.
 RecomputedPart = Literal["backbone", "encoder", "decoder"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lora_detr.config.run import DataConfig, RunConfig
 from lora_detr.data.audit import Policy, examine
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.checks import OnBadData
@@ -20,8 +19,9 @@ from lora_detr.data.loader import BatchLoader, build_loader
 from lora_detr.data.reading import EpochDataset
 from lora_detr.data.verification import Verify
 from lora_detr.errors import DataError
-from lora_detr.evaluation.deployed import DeploymentConfig
 from lora_detr.json_value import JSON
+from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.run_config import DataConfig, RunConfig
 from lora_detr.structures import Target
 from lora_detr.training.distributed import World
 
