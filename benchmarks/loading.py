@@ -45,9 +45,9 @@ from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, collate
 from lora_detr.data.synthetic import SHAPES, generate
 from lora_detr.experiments.interleaved import interleaved
+from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.distributed import World
 from lora_detr.training.metrics import RunningMean, padded_share, pixel_counts
 
 JPEG_QUALITY = 95

@@ -174,7 +174,7 @@ def _measure_cost(
     import sys
 
     from lora_detr.experiments.cost import CostStudy, cost_table, measure, usual_inputs, write_cost
-    from lora_detr.training.distributed import visible_gpus
+    from lora_detr.processes.world import visible_gpus
 
     chosen = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
     study = CostStudy(info, scale, rows, usual_inputs(scale, chosen), rounds)
@@ -272,7 +272,7 @@ def _places(jobs: int | None, gpus: int, device: str, workers: int | None) -> tu
     import os
 
     from lora_detr.experiments.runner import slots
-    from lora_detr.training.distributed import visible_gpus
+    from lora_detr.processes.world import visible_gpus
 
     visible = 0 if device == "cpu" else visible_gpus()
     extra = ["--device", device] if device != "auto" else []

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_detr.errors import LoraDetrError, Stopped
-from lora_detr.processes import REQUEUE, asked_to_end, handled_by, launcher_may_end_first, own_rank
+from lora_detr.processes.process import REQUEUE, asked_to_end, handled_by, launcher_may_end_first, own_rank
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""

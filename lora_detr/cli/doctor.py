@@ -69,7 +69,7 @@ def doctor(
     Example: loradetr doctor --data data/coco
     """
     from lora_detr.atomic_files import prepare_directory, write_file
-    from lora_detr.training.distributed import choose_device
+    from lora_detr.processes.world import choose_device
 
     _refuse_without_data(data, {"--verify": verify != "none", "--strict": strict, "--report": report is not None})
     chosen_verify, policy, chosen = how_to_verify(verify), bad_data(on_bad_data), choose_device(device)

@@ -15,7 +15,7 @@ from lora_detr.cli.choices import bad_data, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
-from lora_detr.processes import own_rank
+from lora_detr.processes.process import own_rank
 from lora_detr.training.display import figure
 
 WHAT, HOW = "What is evaluated", "How"
@@ -74,8 +74,8 @@ def evaluate(
 
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
+    from lora_detr.processes.launch import launch_if_wanted
     from lora_detr.training.evaluate import evaluate_parts
-    from lora_detr.training.launch import launch_if_wanted
 
     if launch_if_wanted(device, gpus, nproc):
         return

@@ -11,7 +11,7 @@ import typer
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import ConsoleDisplay, show_log
 from lora_detr.errors import ConfigError
-from lora_detr.processes import may_be_restarted, restarts_share_store
+from lora_detr.processes.process import may_be_restarted, restarts_share_store
 from lora_detr.training.display import figure
 
 MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
@@ -171,7 +171,7 @@ def train(
     What is left out keeps the preset's value; see loradetr config show PRESET.
     Example: loradetr train --baseline deformable --aux 3 --data data/coco
     """
-    from lora_detr.training.launch import launch_if_wanted
+    from lora_detr.processes.launch import launch_if_wanted
 
     if launcher is None and launch_if_wanted(device or "auto", gpus, nproc):
         return
@@ -269,8 +269,8 @@ def _check_going_on(auto: bool, resume: Path | None, output: Path | None, overri
 
 
 def _print_job(launcher: str, output: Path | None, name: str, nodes: int, gpus: int | None, nproc: int | None) -> None:
+    from lora_detr.processes.slurm import slurm_script
     from lora_detr.training.run_directory import next_run
-    from lora_detr.training.slurm import slurm_script
 
     if launcher != "slurm":
         raise ConfigError(f"--launcher {launcher}: unknown", "known: slurm; under torchrun the command joins by itself")

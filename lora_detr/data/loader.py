@@ -18,7 +18,7 @@ from lora_detr.data.order import EpochSampler
 from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
 from lora_detr.data.report import Problem
 from lora_detr.errors import LoraDetrError, WorkerError
-from lora_detr.processes import become_reader
+from lora_detr.processes.process import become_reader
 from lora_detr.structures import Batch, Images
 
 Key = tuple[int, int]  # epoch, index

@@ -19,7 +19,7 @@ from lora_detr.data.images import MAX_PIXELS, read_image
 from lora_detr.data.records import ImageRecord, ImageTable
 from lora_detr.data.report import Problem
 from lora_detr.errors import DataError, WorkerError
-from lora_detr.processes import become_reader
+from lora_detr.processes.process import become_reader
 
 Verify = Literal["none", "decode", "hash"]
 """Nothing, decode every image, or compare it with ``SHA256SUMS`` in the image folder."""

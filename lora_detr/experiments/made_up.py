@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_detr.processes.world import World
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, Images, Target
-from lora_detr.training.distributed import World
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper

@@ -24,7 +24,7 @@ from types import FrameType
 from lora_detr.atomic_files import write_file
 from lora_detr.errors import ConfigError, Stopped, WorkerError
 from lora_detr.experiments.study import Run, Study
-from lora_detr.processes import REQUESTS_TO_END, handled_by
+from lora_detr.processes.process import REQUESTS_TO_END, handled_by
 from lora_detr.training.run_directory import RunDirectory
 
 TAIL = 3

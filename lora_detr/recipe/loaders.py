@@ -20,10 +20,10 @@ from lora_detr.data.reading import EpochDataset
 from lora_detr.data.verification import Verify
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
+from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import DataConfig, RunConfig
 from lora_detr.structures import Target
-from lora_detr.training.distributed import World
 
 # Seconds without an image after which a reader process counts as hung, as when shared memory is full.
 READER_TIMEOUT = 300.0

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_detr.losses.report import LossReport
+from lora_detr.processes.world import World
 from lora_detr.recipe.optimisation import OptimizerConfig
-from lora_detr.training.distributed import World
 
 
 class Clipping(Protocol):

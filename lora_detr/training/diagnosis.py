@@ -16,7 +16,7 @@ from lora_detr.atomic_files import prepare_directory
 from lora_detr.data.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
-from lora_detr.training.distributed import visible_gpus
+from lora_detr.processes.world import visible_gpus
 from lora_detr.training.run_directory import NOT_INSTALLED, PACKAGES, installed_version
 
 State = Literal["ok", "warning", "FAILED"]

@@ -16,11 +16,11 @@ from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.inference import collect
 from lora_detr.models import TwoStageDetector
+from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import eval_loader, policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.official_file import is_official
 from lora_detr.training.opened import OpenedRun, open_run, open_stripped

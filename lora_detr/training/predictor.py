@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_detr.evaluation.predictor import Predictor
-from lora_detr.training.distributed import choose_device
+from lora_detr.processes.world import choose_device
 from lora_detr.training.opened import open_run, open_stripped
 
 

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from lora_detr.training.distributed import World
+from lora_detr.processes.world import World
 
 
 def main(device: str, timeout: str) -> int:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from lora_detr.data.loader import collate
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
+from lora_detr.processes.faults import report_out_of_memory
 from lora_detr.structures import Batch, Images, PaddedTargets
-from lora_detr.training.ending import naming_lack_of_memory
 from lora_detr.training.largest import largest_size
 from lora_detr.training.seeding import keeping_rng_state
 from lora_detr.training.step import forward
@@ -171,7 +171,7 @@ def _pass(trainer: Trainer, batch: Batch) -> float:
     device = trainer.world.device
     start = time.perf_counter()
     height, width = _size(batch)
-    with naming_lack_of_memory(f" for a batch of {len(batch.targets)} x {height} x {width} pixels"):
+    with report_out_of_memory(f" for a batch of {len(batch.targets)} x {height} x {width} pixels"):
         batch = batch.to(device)
         output, branches = forward(trainer.model, batch, trainer.config.train.precision)
         report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))

@@ -13,13 +13,14 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models import TwoStageDetector
-from lora_detr.processes import own_rank
+from lora_detr.processes.faults import report_lost_ranks, report_out_of_memory
+from lora_detr.processes.process import own_rank
+from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World
-from lora_detr.training.ending import Finished, fit_to_the_end, naming_lack_of_memory, naming_lost_processes
+from lora_detr.training.ending import Finished, fit_to_the_end
 from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import append_line, cut_back
 from lora_detr.training.opened import stored_config
@@ -33,7 +34,7 @@ from lora_detr.training.tensorboard import require_tensorboard
 from lora_detr.training.trainer import Trainer
 
 
-@naming_lost_processes()
+@report_lost_ranks()
 def start(
     resolved: Resolved,
     output: Path | None,
@@ -90,7 +91,7 @@ def _start(
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display)
-        with naming_lack_of_memory():
+        with report_out_of_memory():
             lines = summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run)
         for line in lines:
             display.line(line)
@@ -125,7 +126,7 @@ def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[
     return build_from_weights(config, splits.categories, read_initial_weights(Path(config.weights)))
 
 
-@naming_lost_processes()
+@report_lost_ranks()
 def resume(run: Path, changes: Mapping[str, object], display: Display, overrides: Sequence[str] = ()) -> Finished:
     """Continue a run from its last checkpoint, possibly for longer or on another machine.
 

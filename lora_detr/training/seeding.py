@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.json_value import JSON
-from lora_detr.training.distributed import World
+from lora_detr.processes.world import World
 
 
 def seed_everything(seed: int, *streams: int) -> None:

@@ -24,10 +24,10 @@ from lora_detr.data.images import decode_file
 from lora_detr.data.loader import collate
 from lora_detr.matchers.hungarian import solve_together
 from lora_detr.ops.deform_attn import deformable_sampling
+from lora_detr.processes.world import World, visible_gpus
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets, Target
 from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
-from lora_detr.training.distributed import World, visible_gpus
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper

@@ -18,13 +18,13 @@ from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport, LossTerm, named_terms
 from lora_detr.losses.source import Source
 from lora_detr.ops.host import to_host
+from lora_detr.processes.stopping import StopSignals, named
+from lora_detr.processes.world import World
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.clipping import build_clipping
-from lora_detr.training.distributed import World
 from lora_detr.training.nonfinite import MatchFault, NonFiniteLossError, NonFiniteStep, OnRank, Seen
 from lora_detr.training.seeding import torch_state, torch_state_to_json
-from lora_detr.training.stopping import StopSignals, named
 
 # Sees what was matched and the losses of each micro-batch before their backward pass.
 Observer = Callable[[Sequence[Source], LossReport, PaddedTargets], None]

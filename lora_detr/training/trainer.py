@@ -19,6 +19,8 @@ from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
 from lora_detr.losses.source import Source
 from lora_detr.models import TwoStageDetector
+from lora_detr.processes.stopping import StopSignals, raise_if
+from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
@@ -26,7 +28,6 @@ from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display
-from lora_detr.training.distributed import World
 from lora_detr.training.eval_results import write_results
 from lora_detr.training.evaluate import detect_all, plain_predictor
 from lora_detr.training.freezing import freeze, train_unfrozen
@@ -41,7 +42,6 @@ from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
 from lora_detr.training.run_log import RunLog
 from lora_detr.training.seeding import restore_own_state, rng_state
 from lora_detr.training.step import Stepper, StepResult
-from lora_detr.training.stopping import StopSignals, raise_if
 from lora_detr.training.unreadable import UnreadableImages
 
 

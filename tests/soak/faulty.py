@@ -19,9 +19,9 @@ from torch.utils.data import get_worker_info
 
 from lora_detr import cli, errors
 from lora_detr.data.dataset import CocoDataset
-from lora_detr.processes import own_rank
-from lora_detr.recipe import loaders as data
-from lora_detr.training import launch
+from lora_detr.processes import launch
+from lora_detr.processes.process import own_rank
+from lora_detr.recipe import loaders
 from lora_detr.training.step import Stepper
 
 VARIABLE = "LORADETR_TEST_FAULT"
@@ -87,7 +87,7 @@ def into_ranks(fault: Fault) -> None:
 
 def into_readers(fault: Fault) -> None:
     """Let a process that reads images end, or hang, at one image."""
-    data.READER_TIMEOUT = fault.timeout
+    loaders.READER_TIMEOUT = fault.timeout
     read = CocoDataset.sample
 
     def failing(self: CocoDataset, index: int, epoch: int) -> Any:

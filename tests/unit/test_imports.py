@@ -32,11 +32,6 @@ ROOMS = (
 )
 """Top to bottom. A package or module imports from itself and from what stands below it, and from nothing beside it."""
 
-PENDING: set[str] = {
-    "recipe.loaders imports training.distributed",
-}
-"""Imports of modules that have not moved to their place yet."""
-
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
 FORBIDDEN_KEYWORDS = {("shell", True), ("weights_only", False), ("allow_pickle", True)}
@@ -105,7 +100,7 @@ def complaints(importer: str, targets: Iterator[str]) -> list[str]:
 def test_imports_point_downward() -> None:
     inner = [path for path in FILES if module_name(path) not in ("", "__main__")]  # those two start the program
     faults = [fault for path in inner for fault in complaints(module_name(path), imported(parse(path)))]
-    assert set(faults) == PENDING
+    assert faults == []
 
 
 @pytest.mark.parametrize(

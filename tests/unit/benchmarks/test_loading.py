@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks import loading
 from benchmarks.loading import ALL, COLLATING, DECODING, READING, STAGES, epoch, made_up, opened
+from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import train_loader
-from lora_detr.training.distributed import World
 
 IMAGES, SIZE = 5, 64
 PRESET = "tests/small.yaml"

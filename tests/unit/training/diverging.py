@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from lora_detr.cli import main
-from lora_detr.processes import own_rank
+from lora_detr.processes.process import own_rank
 from lora_detr.structures import Batch
 from lora_detr.training.step import Stepper, StepResult
 

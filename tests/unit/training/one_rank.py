@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, Target
 from lora_detr.tensor_files import write_tensors
-from lora_detr.training.distributed import World
 from tests import small_runs
 from tests.commands import free_port
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lora_detr.errors import ConfigError
+from lora_detr.processes.world import World
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training.distributed import World
 from tests import small_runs
 from tests.conftest import REPOSITORY
 from tests.unit.training.one_rank import SIZES, SYSTEMS, Case, as_input

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from lora_detr.errors import WorkerError
+from lora_detr.processes.faults import report_out_of_memory
+from lora_detr.processes.world import World
 from lora_detr.structures import Batch, Images
 from lora_detr.training import summary
 from lora_detr.training.checkpoint import load_latest
-from lora_detr.training.distributed import World
-from lora_detr.training.ending import naming_lack_of_memory
 from lora_detr.training.rehearsal import PAGES, StepCost, duration, rehearse
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import rng_state
@@ -149,7 +149,7 @@ def test_p19_the_size_that_did_not_fit_is_named(
 
 
 def test_p19_other_faults_keep_their_own_words() -> None:
-    with pytest.raises(RuntimeError, match="another fault"), naming_lack_of_memory():
+    with pytest.raises(RuntimeError, match="another fault"), report_out_of_memory():
         raise RuntimeError("another fault")
 
 

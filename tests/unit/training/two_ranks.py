@@ -23,8 +23,8 @@ from torch import nn
 
 from lora_detr.errors import NumericalError
 from lora_detr.ops.host import HostCopies
+from lora_detr.processes.world import World
 from lora_detr.structures import Batch
-from lora_detr.training.distributed import World
 from tests import small_runs
 from tests.commands import free_port
 from tests.unit.training.one_rank import SMALL, prepared

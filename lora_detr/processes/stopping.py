@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_detr.errors import Stopped
-from lora_detr.processes import REQUESTS_TO_END, REQUEUE, handled_by
-from lora_detr.training.distributed import World
+from lora_detr.processes.process import REQUESTS_TO_END, REQUEUE, handled_by
+from lora_detr.processes.world import World
 
 
 class StopSignals:

@@ -10,8 +10,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from lora_detr.errors import ConfigError, WorkerError
-from lora_detr.processes import PEER_GONE
-from lora_detr.training import launch
+from lora_detr.processes import launch
+from lora_detr.processes.process import PEER_GONE
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import ConfigError
-from lora_detr.training.slurm import slurm_script
+from lora_detr.processes.slurm import slurm_script
 from tests.commands import wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
