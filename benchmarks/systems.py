@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
+from lora_detr.checkpoints.opened import open_run
 from lora_detr.data.loader import collate
 from lora_detr.experiments.interleaved import interleaved
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.opened import open_run
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper, StepResult

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.official.file import BIAS_TABLE, POSITION_INDEX, position_index
+from lora_detr.checkpoints.official.keys import Family, aliases, to_official
 from lora_detr.config.load import load_config
 from lora_detr.models import RelationDetrConfig, TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_file import BIAS_TABLE, POSITION_INDEX, position_index
-from lora_detr.training.official_keys import Family, aliases, to_official
 
 SIZES = (
     "model.hidden_dim=32",

@@ -40,12 +40,12 @@ def demo(
     Needs no download, no GPU and about four minutes on two cores.
     Example: loradetr demo --output-dir runs/demo
     """
+    from lora_detr.checkpoints.opened import open_run
     from lora_detr.data.synthetic import SPECS, cached
     from lora_detr.recipe.loaders import read_splits
     from lora_detr.training import run
     from lora_detr.training.comparison import write_comparison
     from lora_detr.training.evaluate import PRIMARY, evaluate_parts
-    from lora_detr.training.opened import open_run
     from lora_detr.training.plots import write_loss_picture
     from lora_detr.training.predictor import open_predictor
     from lora_detr.training.proof_images import proof_images

@@ -34,7 +34,7 @@ def strip(
     The checkpoint with its branches executed, and the written file in another process, must agree on every bit.
     Example: loradetr strip runs/deformable-tiny-lora3-1
     """
-    from lora_detr.training.opened import open_run
+    from lora_detr.checkpoints.opened import open_run
     from lora_detr.training.proof_images import proof_images
     from lora_detr.training.strip import refuse_stripped, write_report
     from lora_detr.training.strip import strip as strip_run

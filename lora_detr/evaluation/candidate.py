@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.stripped_file import read_deployed
 from lora_detr.errors import LoraDetrError
-from lora_detr.evaluation.deployed import read_deployed
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
 

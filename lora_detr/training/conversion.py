@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from lora_detr.atomic_files import prepare_directory
-from lora_detr.config.dump import as_tree, diff_configs, dump_config
-from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.data.categories import CategoryMap
-from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
-from lora_detr.evaluation.deployed import is_deployed, read_file
-from lora_detr.json_value import JSON
-from lora_detr.models import DetectorConfig, RelationDetrConfig
-from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.training.checkpoint import save_checkpoint
-from lora_detr.training.official_classes import COCO_MAP, encode_names
-from lora_detr.training.official_file import (
+from lora_detr.checkpoints.checkpoint import save_checkpoint
+from lora_detr.checkpoints.official.classes import COCO_MAP, encode_names
+from lora_detr.checkpoints.official.file import (
     BIAS_TABLE,
     CLASSES,
     OFFICIAL_SUFFIXES,
@@ -31,9 +23,17 @@ from lora_detr.training.official_file import (
     read_official,
     write_official,
 )
-from lora_detr.training.official_keys import aliases, to_official
-from lora_detr.training.official_system import SHOWN, recognise
-from lora_detr.training.opened import open_official, open_run
+from lora_detr.checkpoints.official.keys import aliases, to_official
+from lora_detr.checkpoints.official.system import SHOWN, recognise
+from lora_detr.checkpoints.opened import open_official, open_run
+from lora_detr.checkpoints.stripped_file import is_deployed, read_file
+from lora_detr.config.dump import as_tree, diff_configs, dump_config
+from lora_detr.config.source import RUN_SETTINGS
+from lora_detr.data.categories import CategoryMap
+from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
+from lora_detr.json_value import JSON
+from lora_detr.models import DetectorConfig, RelationDetrConfig
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.training.run_directory import RunDirectory
 
 ORIGIN = "official"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory
+from lora_detr.checkpoints.official.file import is_official
+from lora_detr.checkpoints.opened import OpenedRun, open_run, open_stripped
 from lora_detr.data.checks import OnBadData
 from lora_detr.data.coco import CocoSplit
 from lora_detr.data.layout import COCO_FOLDER, find_splits
@@ -22,8 +24,6 @@ from lora_detr.recipe.loaders import eval_loader, policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.structures import Images, Prediction
 from lora_detr.training.eval_results import write_results
-from lora_detr.training.official_file import is_official
-from lora_detr.training.opened import OpenedRun, open_run, open_stripped
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1

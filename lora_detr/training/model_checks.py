@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
+from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.official.file import is_official
+from lora_detr.checkpoints.opened import OpenedRun, open_run
+from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import is_deployed, read_deployed
 from lora_detr.structures import Images, Prediction, Target
-from lora_detr.training.checkpoint import best_step, load_checkpoint, resolve_checkpoint
 from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
-from lora_detr.training.official_file import is_official
-from lora_detr.training.opened import OpenedRun, open_run
 
 # Sides of the noise image; odd on purpose, since level shapes and padding go wrong there first.
 NOISE_SIDES = (127, 159)

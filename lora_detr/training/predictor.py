@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from lora_detr.checkpoints.opened import open_run, open_stripped
 from lora_detr.evaluation.predictor import Predictor
 from lora_detr.processes.world import choose_device
-from lora_detr.training.opened import open_run, open_stripped
 
 
 def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, ema: bool = True) -> Predictor:

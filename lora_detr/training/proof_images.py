@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import collate
 from lora_detr.errors import LoraDetrError
 from lora_detr.recipe.loaders import read_splits
 from lora_detr.structures import Images, Target
-from lora_detr.training.opened import OpenedRun
 
 # Sides of noise images, when the photos are gone; odd on purpose, and each pair of them needs padding.
 NOISE_SIZES = ((255, 319), (241, 257), (320, 223), (199, 301))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_detr.checkpoints.official.file import is_official, read_official
+from lora_detr.checkpoints.official.system import announce, recognise
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.source import RUN_SETTINGS
@@ -21,8 +23,6 @@ from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BASELINES, BRANCH_KINDS, branch_ks
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_file import is_official, read_official
-from lora_detr.training.official_system import announce, recognise
 
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}

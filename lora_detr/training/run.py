@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
+from lora_detr.checkpoints.initial_weights import Initialised, build_from_weights, read_initial_weights
+from lora_detr.checkpoints.opened import stored_config
 from lora_detr.config.dump import dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.verification import Verify
@@ -18,12 +21,9 @@ from lora_detr.processes.process import own_rank
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
 from lora_detr.training.display import Display
 from lora_detr.training.ending import Finished, fit_to_the_end
-from lora_detr.training.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.training.metrics import append_line, cut_back
-from lora_detr.training.opened import stored_config
 from lora_detr.training.refusal import problems_kept
 from lora_detr.training.request import Resolved
 from lora_detr.training.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes

@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.branches import FFNBranch, LoRABranch
+from lora_detr.checkpoints.opened import OpenedRun
+from lora_detr.checkpoints.stripped_file import is_deployed, read_file, write_deployed
 from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
 from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
-from lora_detr.evaluation.deployed import is_deployed, read_file, write_deployed
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
-from lora_detr.training.opened import OpenedRun
 
 # Largest difference between a branch and its merged form, which computes in another order.
 MERGE_TOLERANCE = 1e-4

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_detr.branches import LoRAConfig
+from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.recipe.loaders import Splits
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.initial_weights import BACKBONE, Initialised
 from lora_detr.training.rehearsal import WORTHWHILE_STEPS, StepCost, rehearse
 from lora_detr.training.trainer import Trainer
 

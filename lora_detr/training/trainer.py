@@ -10,6 +10,8 @@ from signal import Signals
 import torch
 
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
+from lora_detr.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
@@ -25,7 +27,6 @@ from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.training.averaging import WeightAverage
-from lora_detr.training.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display
 from lora_detr.training.eval_results import write_results
@@ -34,7 +35,6 @@ from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.metrics import LogRoom, RunningMean, pixel_counts
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
-from lora_detr.training.optimizer_state import flatten_optimizer, restore_optimizer
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
 from lora_detr.training.replay import keep_step

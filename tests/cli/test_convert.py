@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_detr.training.opened import open_run
+from lora_detr.checkpoints.opened import open_run
 from tests import official_files
 from tests.cli.conftest import Command, assert_told
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_detr.evaluation.deployed import write_deployed
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.training import diagnosis, self_test
 from lora_detr.training.diagnosis import CheckFailedError, attempt
-from lora_detr.training.opened import open_run
 from lora_detr.training.self_test import several_processes
 from tests import small_runs
 from tests.cli.conftest import Command, Ended, assert_told, files_in

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from lora_detr.atomic_files import remove
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
-from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.opened import open_run
 from tests.cli.conftest import Command, Ended, assert_told, files_in
 from tests.limits import file_size_limit
 from tests.small_runs import SMALL

@@ -19,9 +19,9 @@ from pycocotools.coco import COCO
 from rich.console import Console
 
 import lora_detr
-from lora_detr.evaluation.deployed import write_deployed
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.evaluation.drawing import label_colour
-from lora_detr.training.opened import open_run
 from tests.cli.conftest import Command, Ended, run_process
 
 LOW = ("--score", 0.2)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lora_detr.branches.lora import LoRALayer
+from lora_detr.checkpoints.official.keys import to_ours
 from lora_detr.config.load import load_config
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_keys import to_ours
 from tests.golden import store
 from tests.golden.systems import run_config
 

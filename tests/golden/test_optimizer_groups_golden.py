@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from lora_detr.checkpoints.official.keys import to_ours
 from lora_detr.config.load import load_config
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_keys import to_ours
 from lora_detr.training.optim import build_optimizer
 from tests.golden import store
 from tests.golden.systems import run_config

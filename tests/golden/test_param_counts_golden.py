@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from lora_detr.branches import LoRAConfig
+from lora_detr.checkpoints.official.keys import Family, aliases, to_official, to_ours
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
 from lora_detr.matchers import TopKConfig
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_keys import Family, aliases, to_official, to_ours
 from tests.golden import store
 
 NAME = "param_counts"

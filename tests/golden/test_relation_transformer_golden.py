@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.branches import AuxiliaryBranches, BranchedDetector, LoRABranch
+from lora_detr.checkpoints.official.keys import to_official, to_ours
 from lora_detr.models.decoder import DecoderPass
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.encoder import DeformableEncoder
@@ -21,7 +22,6 @@ from lora_detr.models.query_groups import HybridQueries, QueryGroups
 from lora_detr.models.relation_decoder import RelationDecoder
 from lora_detr.models.relation_detr import INVERSE_SIGMOID_EPS
 from lora_detr.structures import BranchOutput, DetectorOutput, EncoderOutput
-from lora_detr.training.official_keys import to_official, to_ours
 from tests.golden import store
 from tests.golden.test_transformer_golden import INPUTS, NoBackbone
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.branches import AuxiliaryBranches, BranchedDetector, FFNBranch, LoRABranch
+from lora_detr.checkpoints.official.keys import to_official, to_ours
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
 from lora_detr.models.decoder import DeformableDecoder
@@ -21,7 +22,6 @@ from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
 from lora_detr.models.neck import Neck, Tokens, flatten_levels
 from lora_detr.models.proposals import Proposals
-from lora_detr.training.official_keys import to_official, to_ours
 from tests.golden import store
 from tests.golden.systems import check_terms, criterion, official_name, padded, preset_of
 

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.errors import CheckpointError, OutputError
-from lora_detr.evaluation.deployed import read_deployed, write_deployed
-from lora_detr.json_value import JSON
-from lora_detr.training.checkpoint import (
+from lora_detr.checkpoints.checkpoint import (
     BEST,
     EMA,
     MODEL,
@@ -27,8 +24,11 @@ from lora_detr.training.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from lora_detr.training.manifest import NAME as MANIFEST
-from lora_detr.training.opened import open_run
+from lora_detr.checkpoints.manifest import NAME as MANIFEST
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
+from lora_detr.errors import CheckpointError, OutputError
+from lora_detr.json_value import JSON
 from tests.limits import file_size_limit
 from tests.soak import runs
 from tests.soak.harness import Part, shared_folder

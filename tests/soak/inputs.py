@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lora_detr.checkpoints import manifest as manifests
+from lora_detr.checkpoints.checkpoint import STATE, latest, load_checkpoint
+from lora_detr.checkpoints.opened import open_run
 from lora_detr.config.dump import dump_config
 from lora_detr.config.load import load_config
 from lora_detr.data.coco import load_coco
@@ -26,9 +29,6 @@ from lora_detr.data.records import ImageRecord
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
 from lora_detr.json_value import JSON
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training import manifest as manifests
-from lora_detr.training.checkpoint import STATE, latest, load_checkpoint
-from lora_detr.training.opened import open_run
 from tests import small_runs
 from tests.soak import mutations, runs
 from tests.soak.harness import Part

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from lora_detr.atomic_files import TEMPORARY
-from lora_detr.errors import ConfigError, Stopped
-from lora_detr.json_value import JSON
-from lora_detr.training import checkpoint, run
-from lora_detr.training.checkpoint import (
+from lora_detr.checkpoints import checkpoint
+from lora_detr.checkpoints.checkpoint import (
     best_step,
     clean_stale,
     load_checkpoint,
@@ -30,6 +28,9 @@ from lora_detr.training.checkpoint import (
     save_checkpoint,
     set_best,
 )
+from lora_detr.errors import ConfigError, Stopped
+from lora_detr.json_value import JSON
+from lora_detr.training import run
 from lora_detr.training.display import Silent
 from tests import small_runs
 from tests.soak import runs

@@ -13,8 +13,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from lora_detr import errors
+from lora_detr.checkpoints.checkpoint import load_latest
 from lora_detr.json_value import JSON
-from lora_detr.training.checkpoint import load_latest
 from tests.commands import end, ended_at_last, family, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 from tests.soak import runs

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lora_detr
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.data.categories import UNUSED
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import CheckpointError, ConfigError, DataError
-from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.evaluation.drawing import enlargement, label_colour
 from lora_detr.evaluation.predictor import ImagePrediction, Predictor, coco_document
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.opened import open_run
 
 CPU = torch.device("cpu")
 LOW = 0.2

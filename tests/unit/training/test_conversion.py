@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.initial_weights import build_from_weights, read_initial_weights
+from lora_detr.checkpoints.official.classes import encode_names
+from lora_detr.checkpoints.official.file import CLASSES, POSITION_INDEX, read_official, write_official
+from lora_detr.checkpoints.opened import OpenedRun, open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.config.load import load_config
 from lora_detr.data.categories import COCO_NAMES, CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, OutputError
-from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images
 from lora_detr.training.conversion import convert
-from lora_detr.training.initial_weights import build_from_weights, read_initial_weights
-from lora_detr.training.official_classes import encode_names
-from lora_detr.training.official_file import CLASSES, POSITION_INDEX, read_official, write_official
-from lora_detr.training.opened import OpenedRun, open_run
 from lora_detr.training.run import start
 from tests import official_files, small_runs
 from tests.golden import store

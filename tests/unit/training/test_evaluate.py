@@ -11,11 +11,11 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.evaluation.deployed import write_deployed
 from lora_detr.training.evaluate import evaluate_parts
-from lora_detr.training.opened import open_run
 from tests import small_runs
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from lora_detr.checkpoints.optimizer_state import flatten_optimizer, unflatten_optimizer
 from lora_detr.errors import CheckpointError
-from lora_detr.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from lora_detr.training.seeding import restore_rng_state, rng_state, seed_everything
 
 

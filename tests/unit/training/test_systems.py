@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_weights
+from lora_detr.checkpoints.opened import OpenedRun, open_run
+from lora_detr.checkpoints.stripped_file import read_deployed
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import ConfigError
-from lora_detr.evaluation.deployed import read_deployed
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.freezing import freeze
-from lora_detr.training.initial_weights import InitialWeights, build_from_weights
-from lora_detr.training.opened import OpenedRun, open_run
 from lora_detr.training.rehearsal import rehearse
 from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import rng_state

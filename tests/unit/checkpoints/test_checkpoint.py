@@ -12,10 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_detr.errors import CheckpointError, NumericalError, OutputError
-from lora_detr.json_value import JSON
-from lora_detr.training import checkpoint as module
-from lora_detr.training.checkpoint import (
+from lora_detr.checkpoints import checkpoint as module
+from lora_detr.checkpoints.checkpoint import (
     best_step,
     clean_stale,
     latest,
@@ -26,6 +24,8 @@ from lora_detr.training.checkpoint import (
     save_checkpoint,
     set_best,
 )
+from lora_detr.errors import CheckpointError, NumericalError, OutputError
+from lora_detr.json_value import JSON
 from tests.limits import file_size_limit
 
 STATE: dict[str, JSON] = {"epoch": 1, "best": 0.1 + 0.2, "history": [1, None, True, "x"]}

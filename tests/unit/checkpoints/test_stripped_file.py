@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_detr.checkpoints.opened import open_run
+from lora_detr.checkpoints.stripped_file import FORMAT_VERSION, read_deployed, read_file, write_deployed
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import FORMAT_VERSION, read_deployed, read_file, write_deployed
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.tensor_files import read_tensors, write_tensors
-from lora_detr.training.opened import open_run
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lora_detr import __version__
 from lora_detr.errors import CheckpointError
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
@@ -50,7 +50,7 @@ def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: Deployment
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "lora_detr_version": __version__,
+        "lora_detr_version": _own_version(),
         "config": config.model_dump_json(),
     }
     write_tensors(path, dict(tensors), {**metadata, HASH: _digest(tensors, metadata)})
@@ -105,6 +105,13 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
             f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}",
             "install the version that wrote it, or strip the run again",
         ) from error
+
+
+def _own_version() -> str:
+    try:
+        return version("lora-detr")
+    except PackageNotFoundError:  # a source tree that is on the path and not installed
+        return "not installed"
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -9,15 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.official.classes import classes_of
+from lora_detr.checkpoints.official.file import is_official, read_official
+from lora_detr.checkpoints.opened import stored_categories
+from lora_detr.checkpoints.stripped_file import read_file
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import read_file
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.checkpoint import load_checkpoint, resolve_checkpoint
-from lora_detr.training.official_classes import classes_of
-from lora_detr.training.official_file import is_official, read_official
-from lora_detr.training.opened import stored_categories
 
 # What has a row for every class.
 CLASS_HEADS = (

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_detr.branches import LoRAConfig
+from lora_detr.checkpoints.official.classes import COCO_MAP, OfficialClasses, classes_of
+from lora_detr.checkpoints.official.file import OfficialFile, window_of
 from lora_detr.config.dump import as_tree
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
@@ -19,8 +21,6 @@ from lora_detr.json_value import JSON
 from lora_detr.models import RelationDetrConfig
 from lora_detr.recipe.branch_counts import branch_ks
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.official_classes import COCO_MAP, OfficialClasses, classes_of
-from lora_detr.training.official_file import OfficialFile, window_of
 
 logger = logging.getLogger("lora_detr")
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_weights, read_initial_weights
+from lora_detr.checkpoints.official.keys import to_official
+from lora_detr.checkpoints.opened import open_run
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
-from lora_detr.training.initial_weights import InitialWeights, build_from_weights, read_initial_weights
-from lora_detr.training.official_keys import to_official
-from lora_detr.training.opened import open_run
 from lora_detr.training.request import Request, resolve
 from lora_detr.training.strip import strip
 from tests import small_runs

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.official.file import CLASSES, OfficialFile
 from lora_detr.data.categories import COCO_NAMES, COCO_SLOTS, UNUSED, CategoryMap
 from lora_detr.data.coco import load_coco
 from lora_detr.data.layout import find_splits
 from lora_detr.errors import CheckpointError
-from lora_detr.training.official_file import CLASSES, OfficialFile
 
 # In the Relation family's list of names, what stands for no category, and what ends a name.
 NO_CATEGORY, END_OF_NAME = "none", -1

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lora_detr.branches import LoRAConfig
+from lora_detr.checkpoints.official.file import BIAS_TABLE, POSITION_INDEX, OfficialFile, position_index
+from lora_detr.checkpoints.official.keys import aliases, to_official, to_ours
+from lora_detr.checkpoints.official.system import recognise
 from lora_detr.errors import CheckpointError
-from lora_detr.training.official_file import BIAS_TABLE, POSITION_INDEX, OfficialFile, position_index
-from lora_detr.training.official_keys import aliases, to_official, to_ours
-from lora_detr.training.official_system import recognise
 from tests.golden import store
 
 # A system that there is no model of.

@@ -28,11 +28,11 @@ from lora_detr.atomic_files import (
     write_file,
     write_new,
 )
+from lora_detr.checkpoints import manifest as manifests
+from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.json_value import JSON
 from lora_detr.tensor_files import encode_tensors, read_tensors
-from lora_detr.training import manifest as manifests
-from lora_detr.training.manifest import Manifest
 
 MODEL, OPTIMIZER, EMA, STATE, BEST = "model.safetensors", "optim.safetensors", "ema.safetensors", "state.json", "best"
 

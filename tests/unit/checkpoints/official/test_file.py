@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.official.file import is_official, read_official, write_official
 from lora_detr.errors import CheckpointError
-from lora_detr.training.official_file import is_official, read_official, write_official
 
 RAW, AVERAGE = {"a.weight": torch.tensor([1.0, 2.0])}, {"a.weight": torch.tensor([3.0, 4.0])}
 

@@ -10,17 +10,17 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.manifest import Manifest
+from lora_detr.checkpoints.official.file import OfficialFile, is_official, read_official
+from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
+from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.evaluation.deployed import is_deployed, read_deployed
 from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.checkpoint import LoadedCheckpoint, load_checkpoint, resolve_checkpoint
-from lora_detr.training.manifest import Manifest
-from lora_detr.training.official_file import OfficialFile, is_official, read_official
-from lora_detr.training.official_system import OfficialSystem, announce, recognise
 
 logger = logging.getLogger("lora_detr")
 
