@@ -17,10 +17,10 @@ from lora_detr.checkpoints.official.system import OfficialSystem, announce, reco
 from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.tensor_files import load_exact
 
 logger = logging.getLogger("lora_detr")
 

@@ -18,10 +18,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lora_detr.errors import CheckpointError
-from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.tensor_files import read_tensors, write_tensors
+from lora_detr.tensor_files import load_exact, read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
 FORMAT_VERSION = 3

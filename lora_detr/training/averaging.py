@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.exact_weights import load_exact
 from lora_detr.models import TwoStageDetector
+from lora_detr.tensor_files import load_exact
 
 
 class WeightAverage:

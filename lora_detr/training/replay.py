@@ -19,7 +19,6 @@ from lora_detr.branches import BranchedDetector
 from lora_detr.data.categories import CategoryMap
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError, ConfigError, DataError
-from lora_detr.exact_weights import load_exact
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
@@ -28,7 +27,7 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
-from lora_detr.tensor_files import encode_tensors, read_tensors
+from lora_detr.tensor_files import encode_tensors, load_exact, read_tensors
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.nonfinite import REPORT, WEIGHTS, NonFiniteStep
 from lora_detr.training.seeding import keeping_rng_state, restore_torch_state

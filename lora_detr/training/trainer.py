@@ -15,7 +15,6 @@ from lora_detr.checkpoints.optimizer_state import flatten_optimizer, restore_opt
 from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.exact_weights import load_exact
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
@@ -26,6 +25,7 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
+from lora_detr.tensor_files import load_exact
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display

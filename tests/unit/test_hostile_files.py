@@ -18,8 +18,7 @@ from lora_detr.checkpoints.official.file import read_official
 from lora_detr.data.coco import load_coco
 from lora_detr.data.layout import find_splits
 from lora_detr.errors import CheckpointError, ConfigError
-from lora_detr.exact_weights import load_exact
-from lora_detr.tensor_files import read_tensors, write_tensors
+from lora_detr.tensor_files import load_exact, read_tensors, write_tensors
 
 NAMES = ("../../outside", "/tmp/../outside", "__proto__", "constructor", "a/../../b", "..", "name\nof\ntwo lines", "\0")
 MEGABYTE = 1_000_000

@@ -28,7 +28,7 @@ ROOMS = (
     {"recipe"},
     {"losses", "branches"},
     {"data", "models", "matchers"},
-    {"structures", "tensor_files", "exact_weights"},
+    {"structures", "tensor_files"},
     {"config", "processes", "ops", "atomic_files"},
     {"errors", "json_value"},
 )

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from lora_detr.errors import CheckpointError, NumericalError, OutputError
-from lora_detr.exact_weights import load_exact
-from lora_detr.tensor_files import MAX_HEADER_BYTES, MAX_TENSORS, read_tensors, write_tensors
+from lora_detr.tensor_files import MAX_HEADER_BYTES, MAX_TENSORS, load_exact, read_tensors, write_tensors
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 

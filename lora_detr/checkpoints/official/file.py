@@ -21,9 +21,15 @@ from lora_detr.atomic_files import write_file
 from lora_detr.checkpoints.official.keys import Family, aliases, to_official, to_ours
 from lora_detr.data.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.exact_weights import describe_differences, list_differences
 from lora_detr.models.backbones.swin_names import relative_position_index
-from lora_detr.tensor_files import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_TENSORS, first_non_finite
+from lora_detr.tensor_files import (
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    describe_differences,
+    first_non_finite,
+    list_differences,
+)
 
 OFFICIAL_SUFFIXES = (".pth", ".pt")
 CATEGORIES = "categories"
