@@ -29,7 +29,7 @@ POLYGONS = 1_000
 READ = """
 import resource, sys, time
 from pathlib import Path
-from lora_detr.data.coco import load_coco
+from lora_detr.data.coco.split import load_coco
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -12,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from lora_detr.data.synthetic import SHAPES, generate
+from lora_detr.data.synthetic.sets import SHAPES, generate
 from tests import small_runs
 
 REPOSITORY = Path(__file__).parents[1]

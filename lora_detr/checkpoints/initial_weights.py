@@ -14,7 +14,7 @@ from lora_detr.checkpoints.official.classes import classes_of
 from lora_detr.checkpoints.official.file import is_official, read_official
 from lora_detr.checkpoints.opened import stored_categories
 from lora_detr.checkpoints.stripped_file import read_file
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig

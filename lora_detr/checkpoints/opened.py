@@ -15,7 +15,7 @@ from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.checkpoints.official.file import OfficialFile, is_official, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
 from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig

@@ -249,8 +249,8 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _data(path: Path | None, scale: str) -> Path:
     """Return where the data is: as told, COCO where it usually is, or for small presets the generated set."""
-    from lora_detr.data.layout import COCO_FOLDER
-    from lora_detr.data.synthetic import located
+    from lora_detr.data.coco.layout import COCO_FOLDER
+    from lora_detr.data.synthetic.sets import located
 
     if path is None:
         if COCO_FOLDER.is_dir():

@@ -41,7 +41,7 @@ def demo(
     Example: loradetr demo --output-dir runs/demo
     """
     from lora_detr.checkpoints.opened import open_run
-    from lora_detr.data.synthetic import SPECS, cached
+    from lora_detr.data.synthetic.sets import SPECS, cached
     from lora_detr.recipe.loaders import read_splits
     from lora_detr.training import run
     from lora_detr.training.comparison import write_comparison

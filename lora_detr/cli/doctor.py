@@ -20,8 +20,8 @@ from lora_detr.cli.progress import show_log
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
 
 if TYPE_CHECKING:
-    from lora_detr.data.audit import Audit
-    from lora_detr.data.report import ClassCount
+    from lora_detr.data.coco.audit import Audit
+    from lora_detr.data.coco.report import ClassCount
     from lora_detr.training.diagnosis import Check
 
 DATA = "Data"
@@ -89,8 +89,8 @@ def doctor(
         found |= {"environment": environment(chosen), "machine": [check.to_json() for check in shown]}
         faults += _faults_of_machine(shown)
     if data is not None:
-        from lora_detr.data.audit import audit
-        from lora_detr.data.report import count_classes
+        from lora_detr.data.coco.audit import audit
+        from lora_detr.data.coco.report import count_classes
 
         result = audit(data, verify=chosen_verify, strict=strict, on_bad_data=policy, allow_outside=allow_outside)
         classes = [] if result.problems else count_classes(result.reports)
@@ -160,7 +160,7 @@ def _faults_of_machine(checks: Sequence[Check]) -> list[LoraDetrError]:
 
 
 def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], looked: str) -> None:
-    from lora_detr.data.report import SHOWN_PROBLEMS
+    from lora_detr.data.coco.report import SHOWN_PROBLEMS
 
     for split in result.reports:
         out.print(split.lines()[0], soft_wrap=True)  # the warnings say the rest

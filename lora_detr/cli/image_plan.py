@@ -128,8 +128,8 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
     Raises:
         DataError: the file cannot be read, an image is not in it or in it twice, or two images are the same in it.
     """
-    from lora_detr.data.checks import Findings, check_images, read_root
-    from lora_detr.data.report import AnnotationError
+    from lora_detr.data.coco.checks import Findings, check_images, read_root
+    from lora_detr.data.coco.report import AnnotationError
 
     images = Findings(annotations.name, "images", read_root(annotations)["images"])
     ids = check_images(images)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.images import MAX_PIXELS, read_image
 from lora_detr.data.transforms import Transform
 from lora_detr.structures import Target

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 
-from lora_detr.data.records import ImageRecord
+from lora_detr.data.coco.records import ImageRecord
 from lora_detr.errors import DataError
 
 MAX_PIXELS = 100_000_000

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from lora_detr.data.coco.report import Problem
 from lora_detr.data.order import EpochSampler
 from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
-from lora_detr.data.report import Problem
 from lora_detr.errors import LoraDetrError, WorkerError
 from lora_detr.processes.process import become_reader
 from lora_detr.structures import Batch, Images

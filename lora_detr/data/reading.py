@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from lora_detr.data.coco.report import Problem
 from lora_detr.data.images import UNUSABLE
-from lora_detr.data.report import Problem
 from lora_detr.errors import DataError
 from lora_detr.structures import Target
 

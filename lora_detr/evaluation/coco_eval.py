@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_detr.atomic_files import write_file
-from lora_detr.data.categories import UNUSED
-from lora_detr.data.coco import CocoSplit
-from lora_detr.data.report import Problem
+from lora_detr.data.coco.categories import UNUSED
+from lora_detr.data.coco.report import Problem
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import DataError
 from lora_detr.structures import Detections
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr.data.categories import UNUSED, CategoryMap
+from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
-from lora_detr.data.synthetic import spoken
+from lora_detr.data.synthetic.sets import spoken
 from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON

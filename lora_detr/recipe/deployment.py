@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lora_detr.config.base import Strict
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.models import DetectorConfig, TwoStageDetector
 from lora_detr.models.pixels import PixelNormalisation

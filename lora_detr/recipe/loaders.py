@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lora_detr.data.audit import Policy, examine
-from lora_detr.data.categories import CategoryMap
-from lora_detr.data.checks import OnBadData
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.audit import Policy, examine
+from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.coco.checks import OnBadData
+from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.split import CocoSplit
+from lora_detr.data.coco.verification import Verify
 from lora_detr.data.dataset import CocoDataset
-from lora_detr.data.layout import find_splits
 from lora_detr.data.loader import BatchLoader, build_loader
 from lora_detr.data.reading import EpochDataset
-from lora_detr.data.verification import Verify
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World

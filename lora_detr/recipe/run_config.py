@@ -15,7 +15,7 @@ from lora_detr.branches import (
     share_first_draw,
 )
 from lora_detr.config.base import Strict
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion

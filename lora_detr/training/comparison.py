@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from lora_detr.atomic_files import write_file
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.records import ImageRecord
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.images import read_image
-from lora_detr.data.records import ImageRecord
 from lora_detr.evaluation.drawing import LabelledBox, contact_sheet, side_by_side
 from lora_detr.evaluation.predictor import Predictor
 

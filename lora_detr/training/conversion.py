@@ -29,7 +29,7 @@ from lora_detr.checkpoints.opened import open_official, open_run
 from lora_detr.checkpoints.stripped_file import is_deployed, read_file
 from lora_detr.config.dump import as_tree, diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from lora_detr.atomic_files import prepare_directory
-from lora_detr.data.layout import COCO_FOLDER, find_splits
+from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
 from lora_detr.processes.world import visible_gpus

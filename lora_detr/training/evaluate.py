@@ -10,10 +10,10 @@ from typing import Literal
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.official.file import is_official
 from lora_detr.checkpoints.opened import OpenedRun, open_run, open_stripped
-from lora_detr.data.checks import OnBadData
-from lora_detr.data.coco import CocoSplit
-from lora_detr.data.layout import COCO_FOLDER, find_splits
-from lora_detr.data.report import SHOWN_PROBLEMS
+from lora_detr.data.coco.checks import OnBadData
+from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
+from lora_detr.data.coco.report import SHOWN_PROBLEMS
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
 from lora_detr.evaluation.inference import collect

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
-from lora_detr.data.report import AnnotationError
+from lora_detr.data.coco.report import AnnotationError
 from lora_detr.errors import OutputError
 from lora_detr.training.run_directory import DATA_REPORT
 

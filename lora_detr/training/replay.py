@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
 from lora_detr.branches import BranchedDetector
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.json_value import JSON

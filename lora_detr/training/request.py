@@ -15,8 +15,8 @@ from lora_detr.config.presets import list_presets
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
-from lora_detr.data.layout import COCO_FOLDER
-from lora_detr.data.synthetic import cached, located
+from lora_detr.data.coco.layout import COCO_FOLDER
+from lora_detr.data.synthetic.sets import cached, located
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig

@@ -13,7 +13,7 @@ from lora_detr.checkpoints.initial_weights import Initialised, build_from_weight
 from lora_detr.checkpoints.opened import stored_config
 from lora_detr.config.dump import dump_config
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.data.verification import Verify
+from lora_detr.data.coco.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes.faults import report_lost_ranks, report_out_of_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_detr.data.report import Problem
+from lora_detr.data.coco.report import Problem
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World
 from lora_detr.training.display import Display

@@ -17,7 +17,7 @@ from lora_detr.errors import OutputError
 from lora_detr.training import refusal
 from tests.cli.conftest import Command, Ended, assert_told
 from tests.small_runs import SMALL
-from tests.unit.data.coco_files import content, write_images
+from tests.unit.data.coco.coco_files import content, write_images
 
 Change = Callable[[dict[str, Any], Path], None]
 

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import lora_detr
 from lora_detr.cli import app
-from lora_detr.data import synthetic
+from lora_detr.data.synthetic import sets
 from tests.cli.conftest import Command, Ended, commands_in
 from tests.small_runs import SMALL
 
@@ -43,10 +43,10 @@ class Shown:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """Run the demo as a newcomer does: in an empty folder, without an option that names a place."""
     folder, cache = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("cache")
-    tiny = replace(synthetic.SHAPES_EASY, train_images=6, val_images=4, size=96)
+    tiny = replace(sets.SHAPES_EASY, train_images=6, val_images=4, size=96)
     with pytest.MonkeyPatch.context() as patch, commands_in(folder, XDG_CACHE_HOME=str(cache)) as loradetr:
         patch.setattr(command, "PRESET", str(SMALL))
-        patch.setitem(synthetic.SPECS, command.DATA, tiny)
+        patch.setitem(sets.SPECS, command.DATA, tiny)
         ended = loradetr("demo", "--epochs", 2, "--seed", 7)
         made = sorted(path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("runs/*")))
         yield Shown(folder, ended, made, loradetr)
@@ -89,7 +89,7 @@ def test_the_files_it_names_are_there_and_can_be_read(demo: Shown) -> None:
                 assert image.format == "PNG"
                 image.verify()
     detector = lora_detr.load(demo.folder / named[-1], device="cpu")
-    assert detector.categories.names == synthetic.SHAPES_EASY.classes
+    assert detector.categories.names == sets.SHAPES_EASY.classes
     assert demo.made == ["runs", "runs/demo-1"]
 
 

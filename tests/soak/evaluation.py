@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lora_detr.data.synthetic import SHAPES, generate
+from lora_detr.data.synthetic.sets import SHAPES, generate
 from lora_detr.json_value import JSON
 from lora_detr.training.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs

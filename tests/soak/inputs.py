@@ -23,9 +23,9 @@ from lora_detr.checkpoints.checkpoint import STATE, latest, load_checkpoint
 from lora_detr.checkpoints.opened import open_run
 from lora_detr.config.dump import dump_config
 from lora_detr.config.load import load_config
-from lora_detr.data.coco import load_coco
+from lora_detr.data.coco.records import ImageRecord
+from lora_detr.data.coco.split import load_coco
 from lora_detr.data.images import read_image
-from lora_detr.data.records import ImageRecord
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
 from lora_detr.json_value import JSON
 from lora_detr.recipe.run_config import RunConfig

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, load_latest, resolve_checkpoint
-from lora_detr.data.synthetic import SHAPES, generate
+from lora_detr.data.synthetic.sets import SHAPES, generate
 from tests import small_runs
 from tests.small_runs import read_lines
 from tests.soak.harness import shared_folder

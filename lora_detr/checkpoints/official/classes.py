@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lora_detr.checkpoints.official.file import CLASSES, OfficialFile
-from lora_detr.data.categories import COCO_NAMES, COCO_SLOTS, UNUSED, CategoryMap
-from lora_detr.data.coco import load_coco
-from lora_detr.data.layout import find_splits
+from lora_detr.data.coco.categories import COCO_NAMES, COCO_SLOTS, UNUSED, CategoryMap
+from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.split import load_coco
 from lora_detr.errors import CheckpointError
 
 # In the Relation family's list of names, what stands for no category, and what ends a name.

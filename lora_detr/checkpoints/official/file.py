@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
 from lora_detr.checkpoints.official.keys import Family, aliases, to_official, to_ours
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models.backbones.swin_names import relative_position_index
 from lora_detr.tensor_files import (

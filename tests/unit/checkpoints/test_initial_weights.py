@@ -13,7 +13,7 @@ import torch
 from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_weights, read_initial_weights
 from lora_detr.checkpoints.official.keys import to_official
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors

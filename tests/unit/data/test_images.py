@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_detr.data.coco.records import ImageRecord
 from lora_detr.data.images import read_image
-from lora_detr.data.records import ImageRecord
 from lora_detr.errors import DataError
 
 RED = (200, 30, 40)

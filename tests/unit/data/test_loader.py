@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, build_loader, collate
 from lora_detr.data.order import EpochSampler
 from lora_detr.data.transforms import TrainTransformConfig
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.structures import Batch, Target
-from tests.unit.data.coco_files import content, load, write_images
+from tests.unit.data.coco.coco_files import content, load, write_images
 
 
 def _split(folder: Path, images: int = 7) -> CocoSplit:

@@ -12,7 +12,7 @@ from lora_detr.data.order import EpochSampler, grouped
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.structures import Batch
 from tests import small_runs
-from tests.unit.data.coco_files import content, load
+from tests.unit.data.coco.coco_files import content, load
 
 # One in three is of group 1; 13 of 40.
 GROUPS = [int(index % 3 == 1) for index in range(40)]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, build_loader
 from lora_detr.data.reading import Unreadable, read_sample
 from lora_detr.data.transforms import TrainTransformConfig
 from lora_detr.errors import DataError
-from tests.unit.data.coco_files import content, load, write_images
+from tests.unit.data.coco.coco_files import content, load, write_images
 
 BROKEN = ("1.png", "2.png", "6.png")
 

@@ -15,8 +15,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lora_detr.data.categories import CategoryMap
-from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.evaluation import coco_eval
 from lora_detr.evaluation.coco_eval import METRICS, CocoEvaluator, best_backend
 from lora_detr.structures import Detections

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_detr.data.report import Problem
+from lora_detr.data.coco.report import Problem
 from lora_detr.errors import DataError
 from lora_detr.evaluation.coco_eval import CocoEvaluator
 from lora_detr.structures import Detections
-from tests.unit.data.coco_files import content, load
+from tests.unit.data.coco.coco_files import content, load
 
 PROBLEM = Problem("D18", "0.png (image id 10): the image cannot be read")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lora_detr
 from lora_detr.checkpoints.opened import open_run
 from lora_detr.checkpoints.stripped_file import write_deployed
-from lora_detr.data.categories import UNUSED
+from lora_detr.data.coco.categories import UNUSED
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.drawing import enlargement, label_colour

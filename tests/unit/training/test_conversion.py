@@ -17,7 +17,7 @@ from lora_detr.checkpoints.official.file import CLASSES, POSITION_INDEX, read_of
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.config.load import load_config
-from lora_detr.data.categories import COCO_NAMES, CategoryMap
+from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, OutputError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images

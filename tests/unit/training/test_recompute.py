@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.data.synthetic_shapes import LABELLED
+from lora_detr.data.synthetic.shapes import LABELLED
 from lora_detr.errors import ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RecomputedPart, RunConfig

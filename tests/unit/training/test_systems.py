@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_weights
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import read_deployed
-from lora_detr.data.categories import CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images

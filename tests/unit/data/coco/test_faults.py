@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lora_detr.data.coco import load_coco
-from lora_detr.data.report import AnnotationError
+from lora_detr.data.coco.report import AnnotationError
+from lora_detr.data.coco.split import load_coco
 from lora_detr.errors import DataError
-from tests.unit.data.coco_files import content, load, write, write_images
+from tests.unit.data.coco.coco_files import content, load, write, write_images
 
 
 def _fault(folder: Path, value: Any, code: str, *texts: str, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a process that reads images has for itself: ``python -m tests.unit.data.private_memory FOLDER``.
+"""How much memory a process that reads images has for itself: ``python -m tests.unit.data.coco.private_memory FOLDER``.
 
 In a process of its own, whose memory holds nothing else: pages that a long test run has used in part are written to by
 whatever a reader allocates, and would be counted.
@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import build_loader
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.structures import Target
-from tests.unit.data.coco_files import content, load
+from tests.unit.data.coco.coco_files import content, load
 
 IMAGES, OBJECTS = 800, 80
 # Buffers for the first images belong to the process, not to the annotations.

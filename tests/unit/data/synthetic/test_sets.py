@@ -17,11 +17,20 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lora_detr.data import synthetic
-from lora_detr.data.layout import find_splits
-from lora_detr.data.synthetic import SHAPES, SHAPES_EASY, SHAPES_SPARSE, ShapesSpec, cached, generate, located, spoken
-from lora_detr.data.synthetic_scene import Dice, Scene
-from lora_detr.data.synthetic_shapes import LABELLED, REACH
+from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.synthetic import sets
+from lora_detr.data.synthetic.scene import Dice, Scene
+from lora_detr.data.synthetic.sets import (
+    SHAPES,
+    SHAPES_EASY,
+    SHAPES_SPARSE,
+    ShapesSpec,
+    cached,
+    generate,
+    located,
+    spoken,
+)
+from lora_detr.data.synthetic.shapes import LABELLED, REACH
 from lora_detr.errors import ConfigError, DataError, OutputError
 
 TINY = replace(SHAPES, name="tiny", size=64, max_objects=6, min_scale=0.12)
@@ -63,7 +72,7 @@ def test_same_seed_same_bytes_and_a_longer_set_begins_alike(tmp_path: Path) -> N
 def test_pixels_are_those_of_every_other_machine(
     tmp_path: Path, spec: ShapesSpec, pixels: str, annotations: str
 ) -> None:
-    # A change of these digests changes every published number on the set: raise synthetic.VERSION with it.
+    # A change of these digests changes every published number on the set: raise sets.VERSION with it.
     folder = generate(spec, tmp_path / "set", train_images=4, val_images=0)
     digest = hashlib.sha256()
     for path in sorted((folder / "train").iterdir()):
@@ -189,7 +198,7 @@ def test_two_at_once_give_one_folder(tmp_path: Path) -> None:
 
 def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path of that name is stronger; whatever is neither stays what was given."""
-    monkeypatch.setitem(synthetic.SPECS, "shapes-sparse", replace(SHAPES_SPARSE, train_images=1, val_images=1))
+    monkeypatch.setitem(sets.SPECS, "shapes-sparse", replace(SHAPES_SPARSE, train_images=1, val_images=1))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     name = Path("shapes-sparse")
@@ -215,7 +224,7 @@ def test_sparse_images_have_at_most_five_objects(tmp_path: Path) -> None:
 
 
 def test_cached_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(synthetic.SPECS, "shapes-easy", replace(SHAPES_EASY, train_images=1, val_images=1))
+    monkeypatch.setitem(sets.SPECS, "shapes-easy", replace(SHAPES_EASY, train_images=1, val_images=1))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cached("shapes-easy").parent == tmp_path / "lora_detr"
     assert cached("shapes-easy", tmp_path / "here").parent == tmp_path / "here"

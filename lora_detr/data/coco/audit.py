@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_detr.data.checks import OnBadData
-from lora_detr.data.coco import CocoSplit, load_coco
-from lora_detr.data.layout import DataPaths, find_splits
-from lora_detr.data.report import AnnotationError, DataReport, Problem
-from lora_detr.data.shared_images import shared_images
-from lora_detr.data.verification import Verified, Verify, verify_images
+from lora_detr.data.coco.checks import OnBadData
+from lora_detr.data.coco.layout import DataPaths, find_splits
+from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
+from lora_detr.data.coco.shared_images import shared_images
+from lora_detr.data.coco.split import CocoSplit, load_coco
+from lora_detr.data.coco.verification import Verified, Verify, verify_images
 from lora_detr.errors import DataError
 
 # Shared images that a warning names.

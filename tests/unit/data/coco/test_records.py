@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_detr.data.records import ImageTable, make_table
+from lora_detr.data.coco.records import ImageTable, make_table
 from tests.conftest import REPOSITORY
 
 NAMES = ("a.png", "größe/€.png", "half \ud800.png", "", "x" * 300)
@@ -58,7 +58,7 @@ def test_a_part_holds_the_same_records(table: ImageTable, indices: list[int]) ->
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell private memory")
 def test_a_process_that_reads_images_makes_no_copy_of_the_annotations(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.unit.data.private_memory", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.unit.data.coco.private_memory", str(tmp_path)]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from lora_detr.data.synthetic_scene import Dice, Scene
-from lora_detr.data.synthetic_shapes import LABELLED
+from lora_detr.data.synthetic.scene import Dice, Scene
+from lora_detr.data.synthetic.shapes import LABELLED
 from lora_detr.errors import ConfigError, DataError, OutputError, nearest
 
 logger = logging.getLogger("lora_detr")

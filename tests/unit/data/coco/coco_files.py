@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lora_detr.data.coco import CocoSplit, load_coco
+from lora_detr.data.coco.split import CocoSplit, load_coco
 
 
 def content(images: int = 3, width: int = 40, height: int = 30) -> dict[str, Any]:

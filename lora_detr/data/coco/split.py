@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.data.annotations import AnnotationChecker, AnnotationColumns
-from lora_detr.data.categories import CategoryMap
-from lora_detr.data.checks import Findings, OnBadData, check_categories, check_images, read_root
-from lora_detr.data.files import ImageFolder
-from lora_detr.data.records import ImageTable, make_table
-from lora_detr.data.report import AnnotationError, CategoryCount, DataReport, Problem
+from lora_detr.data.coco.annotations import AnnotationChecker, AnnotationColumns
+from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.coco.checks import Findings, OnBadData, check_categories, check_images, read_root
+from lora_detr.data.coco.files import ImageFolder
+from lora_detr.data.coco.records import ImageTable, make_table
+from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
 from lora_detr.errors import DataError
 
 CLIP_TOLERANCE = 1e-6

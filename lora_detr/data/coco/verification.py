@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lora_detr.data.checksums import SHA256SUMS, read_sums
+from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
+from lora_detr.data.coco.records import ImageRecord, ImageTable
+from lora_detr.data.coco.report import Problem
 from lora_detr.data.images import MAX_PIXELS, read_image
-from lora_detr.data.records import ImageRecord, ImageTable
-from lora_detr.data.report import Problem
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.processes.process import become_reader
 

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from lora_detr.data import json_stream
-from lora_detr.data.json_stream import JsonFault, JsonReader
+from lora_detr.data.coco import json_stream
+from lora_detr.data.coco.json_stream import JsonFault, JsonReader
 
 ROWS = [
     {"id": 1, "text": 'a "}, {" b', "list": [{"x": 1}, {"y": -0.5e-3}], "name": "größe €"},

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lora_detr.data.audit import Policy, audit, examine
-from lora_detr.data.layout import find_splits
-from lora_detr.data.report import AnnotationError
-from lora_detr.data.shared_images import shared_images
+from lora_detr.data.coco.audit import Policy, audit, examine
+from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.report import AnnotationError
+from lora_detr.data.coco.shared_images import shared_images
 from lora_detr.errors import DataError
-from tests.unit.data.coco_files import content, load, write, write_images
+from tests.unit.data.coco.coco_files import content, load, write, write_images
 
 
 def _data(folder: Path, train: dict[str, Any], val: dict[str, Any]) -> Path:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_detr.data.json_stream import JsonFault, JsonReader
-from lora_detr.data.report import AnnotationError, Problem
+from lora_detr.data.coco.json_stream import JsonFault, JsonReader
+from lora_detr.data.coco.report import AnnotationError, Problem
 from lora_detr.errors import DataError
 
 OnBadData = Literal["error", "skip"]

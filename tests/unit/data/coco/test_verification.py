@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_detr.data import verification
-from lora_detr.data.checksums import SHA256SUMS, read_sums
-from lora_detr.data.coco import CocoSplit
+from lora_detr.data.coco import verification
+from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
+from lora_detr.data.coco.split import CocoSplit
+from lora_detr.data.coco.verification import verify_images
 from lora_detr.data.images import read_image
-from lora_detr.data.verification import verify_images
 from lora_detr.errors import DataError, WorkerError
-from tests.unit.data.coco_files import content, load, write_images
+from tests.unit.data.coco.coco_files import content, load, write_images
 
 
 def _split(folder: Path, images: int = 6) -> CocoSplit:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lora_detr.data.synthetic import SPECS, located
+from lora_detr.data.synthetic.sets import SPECS, located
 from lora_detr.errors import ConfigError, DataError, nearest
 
 COCO_FOLDER = Path("data/coco")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_detr.data.categories import COCO_NAMES, CategoryMap
-from lora_detr.data.coco import load_coco
-from lora_detr.data.layout import find_splits
+from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
+from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.split import load_coco
 from lora_detr.errors import CheckpointError, ConfigError, DataError
-from tests.unit.data.coco_files import content, load, write
+from tests.unit.data.coco.coco_files import content, load, write
 
 
 def test_d11_any_category_ids_are_mapped(tmp_path: Path) -> None:

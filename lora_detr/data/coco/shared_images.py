@@ -6,7 +6,7 @@ import filecmp
 import os.path
 from collections.abc import Iterator, Mapping
 
-from lora_detr.data.records import ImageTable
+from lora_detr.data.coco.records import ImageTable
 
 
 def shared_images(

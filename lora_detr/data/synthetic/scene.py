@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.data.synthetic_shapes import LABELLED, REACH, UNLABELLED, Outline, Plane, pill
+from lora_detr.data.synthetic.shapes import LABELLED, REACH, UNLABELLED, Outline, Plane, pill
 
 Canvas = NDArray[np.floating[Any]]
 """float32 [H, W, 3], 0..255."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.data.checks import Findings, OnBadData, Row, kind_of, shown
-from lora_detr.data.report import Problem
+from lora_detr.data.coco.checks import Findings, OnBadData, Row, kind_of, shown
+from lora_detr.data.coco.report import Problem
 
 _MISSING = object()
 
