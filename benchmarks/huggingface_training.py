@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.huggingface import build, labels_of, optimizer_of, update
 from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.evaluation.detect import detect_all
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, Images, Prediction
-from lora_detr.training.evaluate import detect_all
 from lora_detr.training.seeding import seed_everything
 
 LAST_PART, LAST_FACTOR = 0.15, 0.1

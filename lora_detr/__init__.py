@@ -43,7 +43,7 @@ def load(
     # Not at the top: importing this package, as the command line's help does, must not wait for torch.
     from pathlib import Path
 
-    from lora_detr.training.predictor import open_predictor
+    from lora_detr.evaluation.predictor import open_predictor
 
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint must be 'best' or 'last', found {checkpoint!r}")

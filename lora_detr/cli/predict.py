@@ -68,8 +68,7 @@ def predict(
     Example: loradetr predict runs/deformable-tiny-lora3-1 photos --score 0.5
     """
     from lora_detr.atomic_files import prepare_directory, write_file
-    from lora_detr.evaluation.predictor import coco_document
-    from lora_detr.training.predictor import open_predictor
+    from lora_detr.evaluation.predictor import coco_document, open_predictor
 
     show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)

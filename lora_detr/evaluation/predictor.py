@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from lora_detr.checkpoints.opened import open_run, open_stripped
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
@@ -24,6 +25,7 @@ from lora_detr.data.reading import Sample
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
+from lora_detr.processes.world import choose_device
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Detections, Target
 
@@ -230,6 +232,28 @@ class Predictor:
             size,
             source,
         )
+
+
+def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, ema: bool = True) -> Predictor:
+    """Open what a user names as a model. Branches are left behind; of a run, the primary path predicts.
+
+    Args:
+        model: run directory, checkpoint directory, official file or stripped file.
+        which: checkpoint of a run directory; unused otherwise.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
+        ema: take the averaged weights where a checkpoint has them.
+
+    Raises:
+        CheckpointError: there is no model, or it is damaged.
+        ConfigError: the device is unknown or not there.
+    """
+    # A device alone, no `World`: whoever predicts may be one process of another program.
+    chosen = choose_device(device)
+    stripped = open_stripped(model)
+    if stripped is not None:
+        return Predictor(*stripped, chosen)
+    run = open_run(model, which, ema=ema)
+    return Predictor(run.model.detector, run.deployment, chosen)
 
 
 def read_source(image: ImageSource) -> tv_tensors.Image:

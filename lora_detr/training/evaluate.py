@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,17 +9,14 @@ from typing import Literal
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.official.file import is_official
 from lora_detr.checkpoints.opened import OpenedRun, open_run, open_stripped
-from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
-from lora_detr.data.coco.report import SHOWN_PROBLEMS
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import ConfigError, DataError
-from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
-from lora_detr.evaluation.inference import collect
-from lora_detr.models import TwoStageDetector
+from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
 from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.recipe.loaders import eval_loader, policy_of, read_splits
+from lora_detr.recipe.loaders import policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.structures import Images, Prediction
 from lora_detr.training.eval_results import write_results
@@ -137,75 +133,6 @@ def evaluate_parts(
     return found
 
 
-def detect_all(
-    predict: Callable[[Images], Prediction],
-    split: CocoSplit,
-    config: DeploymentConfig,
-    world: World,
-    *,
-    batch_size: int,
-    workers: int,
-    nms_iou: float | None = None,
-    on_bad_data: OnBadData = "error",
-    after_batch: Callable[[], None] | None = None,
-) -> CocoEvaluator:
-    """Detect on a split, each image once, and bring the detections of all processes together.
-
-    Which images are padded together depends on ``batch_size`` alone, so the result is the same for any number of
-    processes, bit for bit.
-
-    Args:
-        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
-        split: images; ground truth for what follows.
-        config: how images are prepared, and what is kept of an image.
-        world: ranks and device.
-        batch_size: images of a forward pass.
-        workers: processes that read images; they have ended on return.
-        nms_iou: suppress duplicates above this overlap; None for none.
-        on_bad_data: ``skip`` leaves out images that cannot be read; they are in ``left_out`` of the evaluator.
-        after_batch: called as often on every process, so that it may reach an agreement.
-
-    Returns:
-        An evaluator that holds the detections of all images, on every process.
-
-    Raises:
-        NumericalError: a prediction is not finite.
-        DataError: an image cannot be used, or with ``skip`` none can.
-        WorkerError: a reader died, or gave nothing for too long.
-    """
-    loader = eval_loader(split, config, world, batch_size=batch_size, workers=workers, on_bad_data=on_bad_data)
-    evaluator = CocoEvaluator(split)
-    with contextlib.closing(loader):
-        collect(
-            predict,
-            loader,
-            evaluator,
-            world.device,
-            max_detections=config.max_detections,
-            min_score=config.min_score,
-            nms_iou=nms_iou,
-            suppression=config.suppression,
-            progress=None if after_batch is None else lambda images: after_batch(),
-        )
-    if after_batch is not None:
-        for _ in range(loader.sampler.batches_per_epoch - len(loader)):  # a batch less than others have
-            after_batch()
-    for rows in world.gather(evaluator.rows()):
-        evaluator.add_rows(rows)
-    for unreadable in world.gather(loader.unreadable) if on_bad_data == "skip" else ():
-        evaluator.leave_out(unreadable)
-    return evaluator
-
-
-def left_out_lines(evaluator: CocoEvaluator) -> list[str]:
-    """Return a line for each of the first images that were left out, and one that counts them."""
-    problems = list(evaluator.left_out.values())
-    if not problems:
-        return []
-    named = [f"left out: {problem.text}" for problem in problems[:SHOWN_PROBLEMS]]
-    return [*named, f"{len(problems)} images cannot be read and were left out"]
-
-
 def _check_place(predictions: Path) -> None:
     """Refuse a place that cannot be written before the evaluation, not after it."""
     if predictions.is_dir():
@@ -218,15 +145,6 @@ def _coco_folder(model: Path) -> Path:
     if not COCO_FOLDER.is_dir():
         raise ConfigError(f"{model} names no data, and there is no {COCO_FOLDER}", "give --data DIR")
     return COCO_FOLDER
-
-
-def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
-    """Return a detector's primary path as a function of images."""
-
-    def predict(images: Images) -> Prediction:
-        return detector(images).prediction  # type: ignore[no-any-return]
-
-    return predict
 
 
 def _predictors(run: OpenedRun, part: int | Literal["all"] | None) -> dict[str, Callable[[Images], Prediction]]:

@@ -15,6 +15,7 @@ from lora_detr.checkpoints.optimizer_state import flatten_optimizer, restore_opt
 from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.evaluation.detect import detect_all, plain_predictor
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
@@ -30,7 +31,6 @@ from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.display import Display
 from lora_detr.training.eval_results import write_results
-from lora_detr.training.evaluate import detect_all, plain_predictor
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.metrics import LogRoom, RunningMean, pixel_counts
 from lora_detr.training.nonfinite import NonFiniteLossError

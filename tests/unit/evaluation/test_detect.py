@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_detr.errors import NumericalError
-from lora_detr.evaluation.inference import collect
+from lora_detr.evaluation.detect import collect
 from lora_detr.structures import Batch, Images, Prediction, Target
 
 

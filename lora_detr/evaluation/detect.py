@@ -1,0 +1,156 @@
+"""Run a detector over a data set and collect COCO's numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+import torch
+
+from lora_detr.data.coco.checks import OnBadData
+from lora_detr.data.coco.report import SHOWN_PROBLEMS
+from lora_detr.data.coco.split import CocoSplit
+from lora_detr.errors import NumericalError
+from lora_detr.evaluation.coco_eval import CocoEvaluator
+from lora_detr.evaluation.postprocess import postprocess
+from lora_detr.models import TwoStageDetector
+from lora_detr.processes.world import World
+from lora_detr.recipe.deployment import DeploymentConfig, Suppression
+from lora_detr.recipe.loaders import eval_loader
+from lora_detr.structures import Batch, Images, Prediction
+
+
+@torch.no_grad()
+def collect(
+    predict: Callable[[Images], Prediction],
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
+    device: torch.device,
+    *,
+    max_detections: int,
+    min_score: float | None = None,
+    nms_iou: float | None = None,
+    suppression: Suppression = "per-class",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Add the detections of all batches to an evaluator.
+
+    Args:
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        batches: images with their ids and stored sizes.
+        evaluator: collects.
+        device: of the detector.
+        max_detections: kept of each image.
+        min_score: what a detection must score more than; None for no limit.
+        nms_iou: suppress duplicates above this overlap; None for none.
+        suppression: whether only detections of one class are duplicates.
+        progress: told the number of images after each batch.
+
+    Raises:
+        NumericalError: a prediction is not finite; names the images. Counted, it would match any object.
+    """
+    for batch in batches:
+        prediction = predict(batch.images.to(device))
+        _check_finite(prediction, batch)
+        sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
+        found = postprocess(
+            prediction,
+            sizes,
+            max_detections=max_detections,
+            nms_iou=nms_iou,
+            suppression=suppression,
+            min_score=min_score,
+        )
+        for target, detections in zip(batch.targets, found, strict=True):
+            evaluator.add(target.image_id, detections)
+        if progress is not None:
+            progress(len(batch.targets))
+
+
+def _check_finite(prediction: Prediction, batch: Batch) -> None:
+    finite = torch.stack([prediction.logits.isfinite().all(2).all(1), prediction.boxes.isfinite().all(2).all(1)]).all(0)
+    wrong = [target.image_id for target, good in zip(batch.targets, finite.tolist(), strict=True) if not good]
+    if wrong:
+        raise NumericalError(
+            f"the prediction is not finite for image {', '.join(map(str, wrong))}",
+            "the weights may be damaged or untrained; evaluate another checkpoint",
+            code="N01",
+        )
+
+
+def detect_all(
+    predict: Callable[[Images], Prediction],
+    split: CocoSplit,
+    config: DeploymentConfig,
+    world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    nms_iou: float | None = None,
+    on_bad_data: OnBadData = "error",
+    after_batch: Callable[[], None] | None = None,
+) -> CocoEvaluator:
+    """Detect on a split, each image once, and bring the detections of all processes together.
+
+    Which images are padded together depends on ``batch_size`` alone, so the result is the same for any number of
+    processes, bit for bit.
+
+    Args:
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        split: images; ground truth for what follows.
+        config: how images are prepared, and what is kept of an image.
+        world: ranks and device.
+        batch_size: images of a forward pass.
+        workers: processes that read images; they have ended on return.
+        nms_iou: suppress duplicates above this overlap; None for none.
+        on_bad_data: ``skip`` leaves out images that cannot be read; they are in ``left_out`` of the evaluator.
+        after_batch: called as often on every process, so that it may reach an agreement.
+
+    Returns:
+        An evaluator that holds the detections of all images, on every process.
+
+    Raises:
+        NumericalError: a prediction is not finite.
+        DataError: an image cannot be used, or with ``skip`` none can.
+        WorkerError: a reader died, or gave nothing for too long.
+    """
+    loader = eval_loader(split, config, world, batch_size=batch_size, workers=workers, on_bad_data=on_bad_data)
+    evaluator = CocoEvaluator(split)
+    with contextlib.closing(loader):
+        collect(
+            predict,
+            loader,
+            evaluator,
+            world.device,
+            max_detections=config.max_detections,
+            min_score=config.min_score,
+            nms_iou=nms_iou,
+            suppression=config.suppression,
+            progress=None if after_batch is None else lambda images: after_batch(),
+        )
+    if after_batch is not None:
+        for _ in range(loader.sampler.batches_per_epoch - len(loader)):  # a batch less than others have
+            after_batch()
+    for rows in world.gather(evaluator.rows()):
+        evaluator.add_rows(rows)
+    for unreadable in world.gather(loader.unreadable) if on_bad_data == "skip" else ():
+        evaluator.leave_out(unreadable)
+    return evaluator
+
+
+def left_out_lines(evaluator: CocoEvaluator) -> list[str]:
+    """Return a line for each of the first images that were left out, and one that counts them."""
+    problems = list(evaluator.left_out.values())
+    if not problems:
+        return []
+    named = [f"left out: {problem.text}" for problem in problems[:SHOWN_PROBLEMS]]
+    return [*named, f"{len(problems)} images cannot be read and were left out"]
+
+
+def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
+    """Return a detector's primary path as a function of images."""
+
+    def predict(images: Images) -> Prediction:
+        return detector(images).prediction  # type: ignore[no-any-return]
+
+    return predict
