@@ -48,7 +48,7 @@ from lora_detr.experiments.interleaved import interleaved
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.metrics import RunningMean, padded_share, pixel_counts
+from lora_detr.records.metrics import RunningMean, padded_share, pixel_counts
 
 JPEG_QUALITY = 95
 READING, DECODING, COLLATING, REST, ALL = "read the file", "decode", "collate", "rest", "all"

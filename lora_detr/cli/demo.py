@@ -45,12 +45,12 @@ def demo(
     from lora_detr.evaluation.comparison import write_comparison
     from lora_detr.evaluation.predictor import open_predictor
     from lora_detr.recipe.loaders import read_splits
+    from lora_detr.records.plots import write_loss_picture
+    from lora_detr.records.run_directory import RunDirectory, next_run
     from lora_detr.training import run
     from lora_detr.training.evaluate import PRIMARY, evaluate_parts
-    from lora_detr.training.plots import write_loss_picture
     from lora_detr.training.proof_images import proof_images
     from lora_detr.training.request import Request, resolve
-    from lora_detr.training.run_directory import RunDirectory, next_run
     from lora_detr.training.strip import strip as strip_run
     from lora_detr.training.strip import write_report
 

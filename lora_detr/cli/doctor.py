@@ -80,8 +80,8 @@ def doctor(
     found: dict[str, object] = {}
     faults: list[LoraDetrError] = []
     if data is None and model is None and replay is None:
+        from lora_detr.records.environment import environment
         from lora_detr.training.diagnosis import installation_checks
-        from lora_detr.training.run_directory import environment
         from lora_detr.training.self_test import computing_checks, process_count
 
         checks = chain(installation_checks(chosen), computing_checks(chosen, process_count(chosen, nproc)))

@@ -16,7 +16,7 @@ from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
 from lora_detr.processes.process import own_rank
-from lora_detr.training.display import figure
+from lora_detr.records.display import figure
 
 WHAT, HOW = "What is evaluated", "How"
 

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lora_detr.training.display import figure
+from lora_detr.records.display import figure
 
 # Steps between plain lines where there is no terminal.
 PLAIN_EVERY = 50

@@ -12,7 +12,7 @@ from lora_detr.cli.console import console
 from lora_detr.cli.progress import ConsoleDisplay, show_log
 from lora_detr.errors import ConfigError
 from lora_detr.processes.process import may_be_restarted, restarts_share_store
-from lora_detr.training.display import figure
+from lora_detr.records.display import figure
 
 MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
 
@@ -270,7 +270,7 @@ def _check_going_on(auto: bool, resume: Path | None, output: Path | None, overri
 
 def _print_job(launcher: str, output: Path | None, name: str, nodes: int, gpus: int | None, nproc: int | None) -> None:
     from lora_detr.processes.slurm import slurm_script
-    from lora_detr.training.run_directory import next_run
+    from lora_detr.records.run_directory import next_run
 
     if launcher != "slurm":
         raise ConfigError(f"--launcher {launcher}: unknown", "known: slurm; under torchrun the command joins by itself")

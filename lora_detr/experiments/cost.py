@@ -26,8 +26,8 @@ from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.experiments.results import COCO_CLASSES, parameters
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.records.environment import environment
 from lora_detr.training.request import resolve
-from lora_detr.training.run_directory import environment
 
 OBJECTS = 7
 """Of an image of COCO, on average."""

@@ -14,9 +14,9 @@ import numpy as np
 from lora_detr.experiments.loss_logs import Values
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.json_value import JSON
+from lora_detr.records.log_reading import json_lines
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.training.diagnostics import PRIMARY
-from lora_detr.training.log_reading import json_lines
-from lora_detr.training.run_directory import RunDirectory
 
 MEASURES = {
     "jaccard": "overlap of positives (Jaccard)",

@@ -19,9 +19,9 @@ from lora_detr.experiments.study import RECORD, read_study
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import KINDS, Kind
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.log_reading import json_lines, number
-from lora_detr.training.metrics import DETR_NAMES
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.records.log_reading import json_lines, number
+from lora_detr.records.metrics import DETR_NAMES
+from lora_detr.records.run_directory import RunDirectory
 
 Values = NDArray[np.float64]
 Term = tuple[int, Kind]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lora_detr.experiments.loss_curves import Band
-from lora_detr.training.diagrams import GREY, curve_style, encoded, in_style
+from lora_detr.records.diagrams import GREY, curve_style, encoded, in_style
 
 LEGEND = 2.4
 """Inches beside the panels."""

@@ -34,7 +34,7 @@ from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig
 from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.records.run_directory import RunDirectory
 
 ORIGIN = "official"
 """Key in the state of a converted checkpoint: what the official file had and our model has not."""

@@ -17,7 +17,7 @@ from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
 from lora_detr.processes.world import visible_gpus
-from lora_detr.training.run_directory import NOT_INSTALLED, PACKAGES, installed_version
+from lora_detr.records.environment import NOT_INSTALLED, PACKAGES, installed_version
 
 State = Literal["ok", "warning", "FAILED"]
 

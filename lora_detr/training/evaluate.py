@@ -18,8 +18,8 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
+from lora_detr.records.eval_results import write_results
 from lora_detr.structures import Images, Prediction
-from lora_detr.training.eval_results import write_results
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1

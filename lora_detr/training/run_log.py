@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from lora_detr.errors import OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.json_value import JSON
-from lora_detr.training.display import Display, figure
-from lora_detr.training.metrics import (
+from lora_detr.records.display import Display, figure
+from lora_detr.records.metrics import (
     RunningMean,
     append_line,
     append_row,
@@ -20,11 +20,11 @@ from lora_detr.training.metrics import (
     padded_share,
     step_record,
 )
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.training.step import StepResult
 
 if TYPE_CHECKING:
-    from lora_detr.training.tensorboard import TensorBoardLog
+    from lora_detr.records.tensorboard import TensorBoardLog
 
 # A picture takes a second or two, which is much where epochs are short.
 SECONDS_BETWEEN_PICTURES = 60.0
@@ -61,7 +61,7 @@ class RunLog:
         self._tensorboard: TensorBoardLog | None = None
         self._drawn: float | None = None
         if tensorboard:
-            from lora_detr.training.tensorboard import TensorBoardLog  # an optional package
+            from lora_detr.records.tensorboard import TensorBoardLog  # an optional package
 
             self._tensorboard = TensorBoardLog(directory.path / "tensorboard", step or None)
 
@@ -117,7 +117,7 @@ class RunLog:
             return
         self._drawn = time.monotonic()
         try:
-            from lora_detr.training.plots import write_results_picture  # matplotlib is slow to import
+            from lora_detr.records.plots import write_results_picture  # matplotlib is slow to import
 
             write_results_picture(self.directory)
         except Exception as error:  # the drawing library has faults and settings of its own

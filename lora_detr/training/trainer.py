@@ -25,20 +25,20 @@ from lora_detr.processes.stopping import StopSignals, raise_if
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.records.display import Display
+from lora_detr.records.eval_results import write_results
+from lora_detr.records.metrics import LogRoom, RunningMean, pixel_counts
+from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.tensor_files import load_exact
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.diagnostics import diagnose
-from lora_detr.training.display import Display
-from lora_detr.training.eval_results import write_results
 from lora_detr.training.freezing import freeze, train_unfrozen
-from lora_detr.training.metrics import LogRoom, RunningMean, pixel_counts
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
 from lora_detr.training.replay import keep_step
-from lora_detr.training.run_directory import DATA_REPORT, RunDirectory
 from lora_detr.training.run_log import RunLog
 from lora_detr.training.seeding import restore_own_state, rng_state
 from lora_detr.training.step import Stepper, StepResult

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lora_detr.data.coco.report import Problem
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World
-from lora_detr.training.display import Display
+from lora_detr.records.display import Display
 
 
 class UnreadableImages:

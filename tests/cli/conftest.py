@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lora_detr.cli import main
-from lora_detr.training.run_directory import LOCK
+from lora_detr.records.run_directory import LOCK
 
 
 @dataclass(frozen=True)

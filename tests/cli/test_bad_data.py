@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lora_detr.errors import OutputError
-from lora_detr.training import refusal
+from lora_detr.records import run_directory
 from tests.cli.conftest import Command, Ended, assert_told
 from tests.small_runs import SMALL
 from tests.unit.data.coco.coco_files import content, write_images
@@ -260,7 +260,7 @@ def test_a_place_that_cannot_be_written_does_not_hide_what_is_wrong(
     def refuse(path: Path, data: bytes) -> None:
         raise OutputError(f"{path}: cannot be written")
 
-    monkeypatch.setattr(refusal, "write_file", refuse)
+    monkeypatch.setattr(run_directory, "write_file", refuse)
     _change(data, _put("annotations", 1, "category_id", 99))
     ended = _train(loradetr)
     assert_told(ended, 3, ("error[D10]", "1 problem in "))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.training.run_directory import LOCK
+from lora_detr.records.run_directory import LOCK
 from tests.cli.conftest import Command, assert_told
 
 PRECIOUS = b"precious"

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 
 from lora_detr.experiments.loss_curves import Band
 from lora_detr.experiments.loss_picture import draw_bands
-from lora_detr.training.diagrams import BLUE
+from lora_detr.records.diagrams import BLUE
 
 
 @pytest.mark.parametrize("values", [[0.005], [0.2, 0.2, 0.2], [3.0, 2.0, 1.0]])

@@ -17,10 +17,10 @@ from lora_detr.checkpoints.checkpoint import load_latest
 from lora_detr.errors import WorkerError
 from lora_detr.processes.faults import report_out_of_memory
 from lora_detr.processes.world import World
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.structures import Batch, Images
 from lora_detr.training import summary
 from lora_detr.training.rehearsal import PAGES, StepCost, duration, rehearse
-from lora_detr.training.run_directory import RunDirectory
 from lora_detr.training.seeding import rng_state
 from lora_detr.training.step import Stepper, StepResult
 from lora_detr.training.trainer import Trainer

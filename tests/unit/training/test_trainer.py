@@ -15,9 +15,9 @@ import torch
 
 from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError, OutputError
 from lora_detr.recipe.loaders import train_loader
+from lora_detr.records.display import Silent
 from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
-from lora_detr.training.display import Silent
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines, read_lines
@@ -318,7 +318,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(
     def fail(directory: object) -> None:
         raise ValueError("a backend that is not there")
 
-    monkeypatch.setattr("lora_detr.training.plots.write_results_picture", fail)
+    monkeypatch.setattr("lora_detr.records.plots.write_results_picture", fail)
     finished = small_runs.train(shapes_tiny, tmp_path / "run", *SHORT, display=(lines := Lines()))
     assert json.loads((finished.directory / "exit.json").read_text())["code"] == 0
     assert "warning: results.png was not drawn: a backend that is not there" in lines.lines

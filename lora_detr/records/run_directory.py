@@ -9,25 +9,19 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
 
 from lora_detr.atomic_files import prepare_directory, reporting, write_file
 from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
+from lora_detr.data.coco.report import AnnotationError
 from lora_detr.errors import ConfigError, OutputError
-from lora_detr.evaluation.coco_eval import best_backend
-from lora_detr.ops.sampling_choice import choose
 from lora_detr.recipe.run_config import RunConfig
 
 LOCK, CHECKPOINTS = ".lock", "checkpoints"
 DATA_REPORT = "data_report.json"
-NOT_INSTALLED = "not installed as a package"
-PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -219,30 +213,31 @@ def _holds_only_a_refusal(path: Path) -> bool:
     return [entry.name for entry in path.iterdir()] == [DATA_REPORT]
 
 
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None where none is installed under that name."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def environment(device: torch.device) -> Mapping[str, object]:
-    """Return what results may depend on: versions, device, threads, CPU capability, which of several ways is taken."""
-    versions = {package: installed_version(package) or NOT_INSTALLED for package in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "attention": choose(device.type).names,
-        "evaluation": best_backend(),
-    }
-
-
 def command_line() -> str:
     """Return the command as it could be typed again."""
     return shlex.join(["loradetr", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def problems_kept(directory: Path, wanted: bool) -> Iterator[None]:
+    """Write all problems of data that is refused within to ``data_report.json``, and say so in the message.
+
+    Args:
+        directory: of the run that was to start.
+        wanted: whether this process writes; else nothing changes.
+
+    Raises:
+        AnnotationError: the data is refused, whether or not the file could be written.
+    """
+    try:
+        yield
+    except AnnotationError as error:
+        if not wanted:
+            raise
+        path = directory / DATA_REPORT
+        text = json.dumps({"problems": error.to_json()}, indent=1) + "\n"
+        try:
+            write_file(path, text.encode())
+        except OutputError:
+            raise error from None
+        raise error.listed_in(path) from None

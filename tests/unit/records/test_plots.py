@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lora_detr.errors import OutputError
-from lora_detr.training import plots
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.records import plots
+from lora_detr.records.run_directory import RunDirectory
 
 Drawn = Callable[[RunDirectory], list[Axes]]
 

@@ -11,8 +11,8 @@ import pytest
 
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.losses.report import LossKey, LossTerm
-from lora_detr.training.metrics import step_record
-from lora_detr.training.tensorboard import TensorBoardLog
+from lora_detr.records.metrics import step_record
+from lora_detr.records.tensorboard import TensorBoardLog
 
 TERMS = (
     LossTerm(LossKey("primary", 0, "class"), 0.5, 2.0),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import OutputError
-from lora_detr.training.metrics import LogRoom, RunningMean, append_line, append_row, padded_share
+from lora_detr.records.metrics import LogRoom, RunningMean, append_line, append_row, padded_share
 from tests import small_runs
 from tests.limits import file_size_limit
 from tests.small_runs import Lines, read_lines

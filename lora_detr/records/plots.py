@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from lora_detr.atomic_files import write_file
 from lora_detr.losses.report import KINDS
-from lora_detr.training.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
-from lora_detr.training.log_reading import complete_lines, json_lines, json_object, number
-from lora_detr.training.run_directory import RunDirectory
+from lora_detr.records.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
+from lora_detr.records.log_reading import complete_lines, json_lines, json_object, number
+from lora_detr.records.run_directory import RunDirectory
 
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
 

@@ -10,8 +10,8 @@ import pytest
 from lora_detr.config.load import load_config
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.training import run
-from lora_detr.training.run_directory import RunDirectory
 from tests import small_runs
 from tests.small_runs import Lines
 
