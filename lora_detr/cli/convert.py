@@ -43,7 +43,7 @@ def convert(
     Every tensor is kept bit for bit. eval, strip, predict and train --weights also take a .pth as it is.
     Example: loradetr convert official.pth runs/official
     """
-    from lora_detr.training.conversion import convert as convert_model
+    from lora_detr.deploy.conversion import convert as convert_model
 
     which = which_checkpoint(checkpoint)
     done = convert_model(source, output, which=which, ema=not no_ema, preset=preset, baseline=baseline, data=data)

@@ -42,6 +42,9 @@ def demo(
     """
     from lora_detr.checkpoints.opened import open_run
     from lora_detr.data.synthetic.sets import SPECS, cached
+    from lora_detr.deploy.proof_images import proof_images
+    from lora_detr.deploy.strip import strip as strip_run
+    from lora_detr.deploy.strip import write_report
     from lora_detr.evaluation.comparison import write_comparison
     from lora_detr.evaluation.predictor import open_predictor
     from lora_detr.recipe.loaders import read_splits
@@ -49,10 +52,7 @@ def demo(
     from lora_detr.records.run_directory import RunDirectory, next_run
     from lora_detr.training import run
     from lora_detr.training.evaluate import PRIMARY, evaluate_parts
-    from lora_detr.training.proof_images import proof_images
     from lora_detr.training.request import Request, resolve
-    from lora_detr.training.strip import strip as strip_run
-    from lora_detr.training.strip import write_report
 
     out, started = console(), time.monotonic()
     show_log(out)

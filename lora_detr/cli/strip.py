@@ -15,7 +15,7 @@ from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 
 if TYPE_CHECKING:
-    from lora_detr.training.strip import StripReport
+    from lora_detr.deploy.strip import StripReport
 
 
 def strip(
@@ -35,9 +35,9 @@ def strip(
     Example: loradetr strip runs/deformable-tiny-lora3-1
     """
     from lora_detr.checkpoints.opened import open_run
-    from lora_detr.training.proof_images import proof_images
-    from lora_detr.training.strip import refuse_stripped, write_report
-    from lora_detr.training.strip import strip as strip_run
+    from lora_detr.deploy.proof_images import proof_images
+    from lora_detr.deploy.strip import refuse_stripped, write_report
+    from lora_detr.deploy.strip import strip as strip_run
 
     show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.checkpoints.stripped_file import write_deployed
-from lora_detr.training import strip as strip_module
+from lora_detr.deploy import strip as strip_module
 from tests.cli.conftest import Command, Ended, run_process
 from tests.small_runs import SMALL, read_lines
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lora_detr.checkpoints.opened import open_run
+from lora_detr.deploy.strip import strip
 from lora_detr.errors import CheckpointError
 from lora_detr.evaluation.predictor import open_predictor
 from lora_detr.records.run_directory import RunDirectory
@@ -17,7 +18,6 @@ from lora_detr.tensor_files import read_tensors
 from lora_detr.training import run
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.evaluate import PRIMARY, evaluate_parts
-from lora_detr.training.strip import strip
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines

@@ -16,6 +16,7 @@ from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_wei
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import read_deployed
 from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.deploy.strip import MERGE_TOLERANCE, strip
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
@@ -26,7 +27,6 @@ from lora_detr.training.freezing import freeze
 from lora_detr.training.rehearsal import rehearse
 from lora_detr.training.seeding import rng_state
 from lora_detr.training.step import StepResult
-from lora_detr.training.strip import MERGE_TOLERANCE, strip
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines, read_lines

@@ -1,4 +1,4 @@
-"""Run a stripped file on stored inputs, in a process of its own: ``python -m lora_detr.evaluation.candidate``.
+"""Run a stripped file on stored inputs, in a process of its own: ``python -m lora_detr.deploy.candidate``.
 
 The process is one half of the proof of ``strip``: it reads the written file as a user would, and it fails if anything
 in it imported ``lora_detr.branches``.

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import Deployed, read_deployed, write_deployed
+from lora_detr.deploy.proof_images import proof_images
+from lora_detr.deploy.strip import MERGE_TOLERANCE, StripReport, refuse_stripped, strip
 from lora_detr.errors import CheckpointError, ConfigError, VerificationError
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training.proof_images import proof_images
-from lora_detr.training.strip import MERGE_TOLERANCE, StripReport, refuse_stripped, strip
 from tests import small_runs
 
 Writer = Callable[[Path, Mapping[str, Tensor], OpenedRun], None]
@@ -106,7 +106,7 @@ def test_the_file_stores_the_classes_under_their_original_ids(deployed: Deployed
 
 def test_reading_a_stripped_file_needs_no_branches() -> None:
     code = (
-        "import sys, lora_detr.checkpoints.stripped_file, lora_detr.evaluation.candidate; "
+        "import sys, lora_detr.checkpoints.stripped_file, lora_detr.deploy.candidate; "
         "sys.exit(any(name.startswith('lora_detr.branches') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,8 +25,8 @@ from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.branches import FFNBranch, LoRABranch
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.checkpoints.stripped_file import is_deployed, read_file, write_deployed
+from lora_detr.deploy.candidate import FORBIDDEN, run_inputs
 from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
-from lora_detr.evaluation.candidate import FORBIDDEN, run_inputs
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -215,7 +215,7 @@ def _run_candidate(written: Path, inputs: Mapping[str, Tensor], folder: Path) ->
     """Load the written file in another process and return its outputs and median seconds."""
     stored, answered = folder / "inputs.safetensors", folder / "outputs.safetensors"
     write_tensors(stored, inputs)
-    command = [sys.executable, "-m", "lora_detr.evaluation.candidate"]
+    command = [sys.executable, "-m", "lora_detr.deploy.candidate"]
     command += [str(written), str(stored), str(answered), str(torch.get_num_threads())]
     # The package may be run from a checkout that only this process has on its path.
     source = str(Path(__file__).resolve().parents[2])

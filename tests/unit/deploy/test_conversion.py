@@ -18,10 +18,10 @@ from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.config.load import load_config
 from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
+from lora_detr.deploy.conversion import convert
 from lora_detr.errors import CheckpointError, ConfigError, OutputError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images
-from lora_detr.training.conversion import convert
 from lora_detr.training.run import start
 from tests import official_files, small_runs
 from tests.golden import store
