@@ -22,7 +22,7 @@ from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrEr
 if TYPE_CHECKING:
     from lora_detr.data.coco.audit import Audit
     from lora_detr.data.coco.report import ClassCount
-    from lora_detr.training.diagnosis import Check
+    from lora_detr.doctor.checks import Check
 
 DATA = "Data"
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
@@ -80,9 +80,9 @@ def doctor(
     found: dict[str, object] = {}
     faults: list[LoraDetrError] = []
     if data is None and model is None and replay is None:
+        from lora_detr.doctor.checks import installation_checks
+        from lora_detr.doctor.self_test import computing_checks, process_count
         from lora_detr.records.environment import environment
-        from lora_detr.training.diagnosis import installation_checks
-        from lora_detr.training.self_test import computing_checks, process_count
 
         checks = chain(installation_checks(chosen), computing_checks(chosen, process_count(chosen, nproc)))
         shown = _show_checks(out, checks)
@@ -104,7 +104,7 @@ def doctor(
             told = f"all of them are in {report}" if report is not None else "--report FILE keeps all of them"
             faults.append(DataError(f"{data}: {count}", f"correct them and check again; {told}"))
     if model is not None:
-        from lora_detr.training.model_checks import model_checks
+        from lora_detr.doctor.model_checks import model_checks
 
         shown = _show_checks(out, model_checks(model, chosen))
         found["model"] = [check.to_json() for check in shown]
@@ -114,7 +114,7 @@ def doctor(
             if check.state == "FAILED"
         ][:1]
     if replay is not None:
-        from lora_detr.training.replay import replay as replay_step
+        from lora_detr.doctor.replay import replay as replay_step
 
         replayed = replay_step(replay, data=data, device=device)
         found["replay"] = replayed.to_json()

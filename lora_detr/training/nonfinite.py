@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from torch import nn
+
+from lora_detr.atomic_files import write_file
 from lora_detr.errors import NumericalError
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossTerm
+from lora_detr.recipe.loaders import Splits
+from lora_detr.recipe.run_config import RunConfig
+from lora_detr.tensor_files import encode_tensors
 
 REPORT, WEIGHTS = "nan_report.json", "nan_report.safetensors"
 
@@ -147,3 +156,34 @@ class NonFiniteLossError(NumericalError):
         remedy = "lower --lr; loradetr doctor --replay RUN runs the step again and names the first module concerned"
         super().__init__(seen.message(), remedy, code=seen.code)
         self.seen = seen
+
+
+def keep_step(
+    directory: Path, seen: NonFiniteStep, model: nn.Module, config: RunConfig, splits: Splits, epoch: int
+) -> None:
+    """Write ``nan_report.json``, and beside it the weights that the step had.
+
+    The weights may be what is not finite, so they are no checkpoint, and nothing but ``doctor --replay`` reads them.
+
+    Args:
+        directory: of the run.
+        seen: by all processes.
+        model: as it was before the step, which has updated nothing.
+        config: of the run.
+        splits: its data.
+        epoch: of the step.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    weights = encode_tensors(model.state_dict(), finite=False)
+    write_file(directory / WEIGHTS, weights)
+    report = {
+        **seen.to_json(),
+        "epoch": epoch,
+        "overfit": None if splits.augment else len(splits.train),
+        "categories": splits.categories.to_json(),
+        "config": config.model_dump(mode="json"),
+        "weights": {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    write_file(directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())

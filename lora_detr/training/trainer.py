@@ -34,11 +34,10 @@ from lora_detr.tensor_files import load_exact
 from lora_detr.training.averaging import WeightAverage
 from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.freezing import freeze, train_unfrozen
-from lora_detr.training.nonfinite import NonFiniteLossError
+from lora_detr.training.nonfinite import NonFiniteLossError, keep_step
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
-from lora_detr.training.replay import keep_step
 from lora_detr.training.run_log import RunLog
 from lora_detr.training.seeding import restore_own_state, rng_state
 from lora_detr.training.step import Stepper, StepResult

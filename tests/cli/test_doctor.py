@@ -15,9 +15,10 @@ import torch
 
 from lora_detr.checkpoints.opened import open_run
 from lora_detr.checkpoints.stripped_file import write_deployed
-from lora_detr.training import diagnosis, self_test
-from lora_detr.training.diagnosis import CheckFailedError, attempt
-from lora_detr.training.self_test import several_processes
+from lora_detr.doctor import checks as machine
+from lora_detr.doctor import self_test
+from lora_detr.doctor.checks import CheckFailedError, attempt
+from lora_detr.doctor.self_test import several_processes
 from tests import small_runs
 from tests.cli.conftest import Command, Ended, assert_told, files_in
 
@@ -90,8 +91,8 @@ class TestMachine:
         assert "the least is" in found.found
 
     def test_little_shared_memory_is_a_warning(self, loradetr: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(diagnosis, "WANTED_SHARED_MEMORY", 2**80)
-        monkeypatch.setattr(diagnosis, "WANTED_DISK", 2**80)
+        monkeypatch.setattr(machine, "WANTED_SHARED_MEMORY", 2**80)
+        monkeypatch.setattr(machine, "WANTED_DISK", 2**80)
         ended = loradetr(*ALONE, "--json")
         assert ended.code == 0
         for name, advice in (("shared memory", "--shm-size"), ("disk", "--output-dir")):
@@ -158,7 +159,7 @@ class TestModel:
     def test_a_prediction_that_is_not_finite(
         self, loradetr: Command, small_run: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lora_detr.training.model_checks._noise", _infinite_images)
+        monkeypatch.setattr("lora_detr.doctor.model_checks._noise", _infinite_images)
         ended = loradetr("doctor", "--model", small_run)
         assert_told(ended, 4, ("the check of its forward failed",))
 

@@ -1,4 +1,4 @@
-"""``loradetr`` with a weight that becomes NaN: ``python -m tests.unit.training.diverging RANK STEP NAME ARGUMENTS...``.
+"""``loradetr`` with a weight that becomes NaN: ``python -m tests.unit.doctor.diverging RANK STEP NAME ARGUMENTS...``.
 
 In process RANK the parameter NAME is set to NaN before STEP; the other processes stay as they are.
 """

@@ -22,12 +22,12 @@ from PIL import Image
 from lora_detr.config.load import load_config
 from lora_detr.data.images import decode_file
 from lora_detr.data.loader import collate
+from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.matchers.hungarian import solve_together
 from lora_detr.ops.deform_attn import deformable_sampling
 from lora_detr.processes.world import World, visible_gpus
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets, Target
-from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
@@ -194,7 +194,7 @@ def several_processes(device: torch.device, count: int, seconds: float = PROCESS
     # The package may be run from a checkout that only this process has on its path.
     source = str(Path(__file__).resolve().parents[2])
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "lora_detr.training.rank_trial", device.type, str(seconds)]
+    command = [sys.executable, "-m", "lora_detr.doctor.rank_trial", device.type, str(seconds)]
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
         ranks = [

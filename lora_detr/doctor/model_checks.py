@@ -12,9 +12,9 @@ from lora_detr.checkpoints.official.file import is_official
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
 from lora_detr.data.loader import collate
+from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
 from lora_detr.structures import Images, Prediction, Target
-from lora_detr.training.diagnosis import Check, CheckFailedError, attempt
 
 # Sides of the noise image; odd on purpose, since level shapes and padding go wrong there first.
 NOISE_SIDES = (127, 159)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_detr.doctor.replay import replay
 from lora_detr.errors import CheckpointError, DataError, NumericalError, OutputError
-from lora_detr.training.replay import replay
 from lora_detr.training.step import Stepper
 from tests import small_runs
 from tests.commands import end, free_port, start
 from tests.small_runs import SMALL
-from tests.unit.training.diverging import spoil
+from tests.unit.doctor.diverging import spoil
 
 BRANCH = "branches.members.1.layers.1.b2"
 COSTS = "detector.heads.classes.1.bias"
@@ -97,7 +97,7 @@ def test_no_room_for_the_report_does_not_hide_the_error(
     def full(path: Path, data: bytes) -> None:
         raise OutputError(f"{path}: cannot be written: No space left on device")
 
-    monkeypatch.setattr("lora_detr.training.replay.write_file", full)
+    monkeypatch.setattr("lora_detr.doctor.replay.write_file", full)
     error = diverge(shapes_tiny, tmp_path / "run")
     assert error.code == "N01"
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 6
@@ -111,7 +111,7 @@ def test_n06_all_processes_stop_in_the_same_step(shapes_tiny: Path, tmp_path: Pa
     command = ("train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--device", "cpu")
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{**shared, "RANK": number, "LOCAL_RANK": number} for number in ("0", "1")]
-    processes = [start(*fault, *command, module="tests.unit.training.diverging", **own) for own in ranks]
+    processes = [start(*fault, *command, module="tests.unit.doctor.diverging", **own) for own in ranks]
     ended = [end(process) for process in processes]
     errors = [err for _, _, err in ended]
     assert [code for code, _, _ in ended] == [6, 6], errors

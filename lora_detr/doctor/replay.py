@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lora_detr.atomic_files import write_file
 from lora_detr.branches import BranchedDetector
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.loader import collate
@@ -27,42 +26,11 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, PaddedTargets
-from lora_detr.tensor_files import encode_tensors, load_exact, read_tensors
+from lora_detr.tensor_files import load_exact, read_tensors
 from lora_detr.training.freezing import freeze, train_unfrozen
-from lora_detr.training.nonfinite import REPORT, WEIGHTS, NonFiniteStep
+from lora_detr.training.nonfinite import REPORT, WEIGHTS
 from lora_detr.training.seeding import keeping_rng_state, restore_torch_state
 from lora_detr.training.step import forward
-
-
-def keep_step(
-    directory: Path, seen: NonFiniteStep, model: nn.Module, config: RunConfig, splits: Splits, epoch: int
-) -> None:
-    """Write ``nan_report.json``, and beside it the weights that the step had.
-
-    The weights may be what is not finite, so they are no checkpoint, and nothing but ``replay`` reads them.
-
-    Args:
-        directory: of the run.
-        seen: by all processes.
-        model: as it was before the step, which has updated nothing.
-        config: of the run.
-        splits: its data.
-        epoch: of the step.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    weights = encode_tensors(model.state_dict(), finite=False)
-    write_file(directory / WEIGHTS, weights)
-    report = {
-        **seen.to_json(),
-        "epoch": epoch,
-        "overfit": None if splits.augment else len(splits.train),
-        "categories": splits.categories.to_json(),
-        "config": config.model_dump(mode="json"),
-        "weights": {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
-    }
-    write_file(directory / REPORT, (json.dumps(report, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One of several processes of ``self_test.several_processes``: ``python -m lora_detr.training.rank_trial cpu 60``."""
+"""One of several processes of ``self_test.several_processes``: ``python -m lora_detr.doctor.rank_trial cpu 60``."""
 
 from __future__ import annotations
 
