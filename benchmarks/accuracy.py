@@ -24,8 +24,8 @@ from benchmarks.report import Row, give, parse
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import read_splits
 from lora_detr.records.display import Silent
-from lora_detr.training.request import Request, Resolved, resolve
-from lora_detr.training.run import start
+from lora_detr.runs.request import Request, Resolved, resolve
+from lora_detr.runs.run import start
 
 THEIRS = "huggingface"
 PLAIN = "deformable-tiny"

@@ -16,8 +16,8 @@ from lora_detr.models.denoising import DenoisingQueries
 from lora_detr.models.relation_detr import RelationDetrConfig
 from lora_detr.recipe.branch_counts import branch_ks
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.request import system_of
 from lora_detr.structures import EncoderOutput, Prediction, QueryGroupOutput, Target
-from lora_detr.training.request import system_of
 from tests.unit.losses.step_outputs import Step, make_step
 from tests.unit.matchers.random_problems import draw_boxes, near_targets
 

@@ -40,8 +40,8 @@ from lora_detr.experiments.made_up import Inputs, MadeUpTraining, infer, without
 from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.request import Request, resolve
 from lora_detr.structures import PaddedTargets
-from lora_detr.training.request import Request, resolve
 
 CLASSES = 10
 BRANCH_PRESET = "deformable-tiny-lora3"

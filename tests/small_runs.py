@@ -16,10 +16,10 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Silent
+from lora_detr.runs import run
+from lora_detr.runs.request import Request, Resolved, resolve
 from lora_detr.structures import Batch
-from lora_detr.training import run
 from lora_detr.training.optim import build_optimizer
-from lora_detr.training.request import Request, Resolved, resolve
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
 

@@ -50,9 +50,9 @@ def demo(
     from lora_detr.recipe.loaders import read_splits
     from lora_detr.records.plots import write_loss_picture
     from lora_detr.records.run_directory import RunDirectory, next_run
-    from lora_detr.training import run
-    from lora_detr.training.evaluate import PRIMARY, evaluate_parts
-    from lora_detr.training.request import Request, resolve
+    from lora_detr.runs import run
+    from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
+    from lora_detr.runs.request import Request, resolve
 
     out, started = console(), time.monotonic()
     show_log(out)

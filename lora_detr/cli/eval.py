@@ -75,7 +75,7 @@ def evaluate(
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
     from lora_detr.processes.launch import launch_if_wanted
-    from lora_detr.training.evaluate import evaluate_parts
+    from lora_detr.runs.evaluate import evaluate_parts
 
     if launch_if_wanted(device, gpus, nproc):
         return

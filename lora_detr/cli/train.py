@@ -209,14 +209,14 @@ def train(
         starting: dict[str, object] = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir}
         starting |= {"--config": config, "--launcher": launcher}
         _refuse_beside_resume({**choosing, **starting, "--dry-run": dry_run or None})
-        from lora_detr.training import run
-        from lora_detr.training.request import settings_of
+        from lora_detr.runs import run
+        from lora_detr.runs.request import settings_of
 
         given = {key: value for key, value in {**named, "data.path": data}.items() if value is not None}
         finished = run.resume(resume, {**settings_of(set_ or ()), **given}, display, override or ())
     else:
-        from lora_detr.training import run
-        from lora_detr.training.request import Request, resolve
+        from lora_detr.runs import run
+        from lora_detr.runs.request import Request, resolve
 
         request = Request(
             preset=preset,

@@ -19,7 +19,7 @@ from lora_detr.config.presets import configs_root
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.evaluation.coco_eval import METRICS
-from lora_detr.training.request import Request, preset_of
+from lora_detr.runs.request import Request, preset_of
 
 Scale = Literal["paper", "tiny"]
 SCALES: tuple[Scale, ...] = ("paper", "tiny")

@@ -27,7 +27,7 @@ from lora_detr.experiments.memory import megabytes_alone, rise
 from lora_detr.experiments.results import COCO_CLASSES, parameters
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.environment import environment
-from lora_detr.training.request import resolve
+from lora_detr.runs.request import resolve
 
 OBJECTS = 7
 """Of an image of COCO, on average."""

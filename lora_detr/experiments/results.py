@@ -18,7 +18,7 @@ from lora_detr.experiments.study import Run, Study
 from lora_detr.json_value import JSON
 from lora_detr.records.log_reading import json_lines, json_object, number
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
-from lora_detr.training.request import resolve
+from lora_detr.runs.request import resolve
 
 COCO_CLASSES = 91
 

@@ -18,7 +18,7 @@ from lora_detr.data.synthetic.sets import spoken
 from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
-from lora_detr.training.request import resolve
+from lora_detr.runs.request import resolve
 
 RECORD = "study.json"
 NEVER = 1_000_000

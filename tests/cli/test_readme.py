@@ -24,7 +24,7 @@ from typer.main import get_command
 from lora_detr.cli import app
 from lora_detr.config.presets import list_presets
 from lora_detr.losses.criterion import Criterion
-from lora_detr.training.request import Request, resolve
+from lora_detr.runs.request import Request, resolve
 from tests.cli.conftest import Ended, commands_in
 from tests.conftest import REPOSITORY
 from tests.small_runs import REDUCED, SMALL

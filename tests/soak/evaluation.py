@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_detr.data.synthetic.sets import SHAPES, generate
 from lora_detr.json_value import JSON
-from lora_detr.training.evaluate import PRIMARY, evaluate_parts
+from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs
 from tests.commands import free_port
 from tests.soak import runs

@@ -31,7 +31,7 @@ from lora_detr.checkpoints.checkpoint import (
 from lora_detr.errors import ConfigError, Stopped
 from lora_detr.json_value import JSON
 from lora_detr.records.display import Silent
-from lora_detr.training import run
+from lora_detr.runs import run
 from tests import small_runs
 from tests.soak import runs
 from tests.soak.harness import Part, shared_folder

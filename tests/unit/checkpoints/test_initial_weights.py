@@ -16,10 +16,10 @@ from lora_detr.checkpoints.opened import open_run
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.deploy.strip import strip
 from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.runs import run
+from lora_detr.runs.request import Request, resolve
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
-from lora_detr.training.request import Request, resolve
 from tests import small_runs
 from tests.small_runs import SMALL, Lines
 

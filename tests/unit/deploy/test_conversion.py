@@ -21,8 +21,8 @@ from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
 from lora_detr.deploy.conversion import convert
 from lora_detr.errors import CheckpointError, ConfigError, OutputError
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.run import start
 from lora_detr.structures import Images
-from lora_detr.training.run import start
 from tests import official_files, small_runs
 from tests.golden import store
 from tests.limits import file_size_limit

@@ -18,7 +18,7 @@ from lora_detr.experiments.ablation import (
     tables_root,
 )
 from lora_detr.experiments.results import parameters
-from lora_detr.training.request import resolve
+from lora_detr.runs.request import resolve
 
 TABLES = {path.stem for path in tables_root().glob("*.yaml")}
 ROWS = [

@@ -16,8 +16,8 @@ from lora_detr.errors import Stopped
 from lora_detr.processes.stopping import StopSignals, named
 from lora_detr.processes.world import World
 from lora_detr.records.display import Silent
+from lora_detr.runs import run
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
 from tests import small_runs
 from tests.small_runs import read_lines
 

@@ -11,7 +11,7 @@ from lora_detr.config.load import load_config
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
-from lora_detr.training import run
+from lora_detr.runs import run
 from tests import small_runs
 from tests.small_runs import Lines
 

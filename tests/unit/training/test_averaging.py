@@ -13,11 +13,11 @@ from lora_detr.deploy.strip import strip
 from lora_detr.errors import CheckpointError
 from lora_detr.evaluation.predictor import open_predictor
 from lora_detr.records.run_directory import RunDirectory
+from lora_detr.runs import run
+from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
 from lora_detr.training.averaging import WeightAverage
-from lora_detr.training.evaluate import PRIMARY, evaluate_parts
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.training import run
+from lora_detr.runs import run
 from lora_detr.training.step import Stepper
 from tests import small_runs
 from tests.small_runs import Lines, read_lines

@@ -11,9 +11,9 @@ from torch import Tensor
 from lora_detr.recipe.loaders import Splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
+from lora_detr.runs.rehearsal import rehearse
 from lora_detr.structures import Batch
 from lora_detr.training.nonfinite import NonFiniteLossError
-from lora_detr.training.rehearsal import rehearse
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
 from lora_detr.training.trainer import Trainer

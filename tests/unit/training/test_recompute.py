@@ -17,8 +17,8 @@ from lora_detr.data.synthetic.shapes import LABELLED
 from lora_detr.errors import ConfigError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RecomputedPart, RunConfig
+from lora_detr.runs import run
 from lora_detr.structures import Batch
-from lora_detr.training import run
 from lora_detr.training.recompute import recompute
 from lora_detr.training.seeding import rng_state, seed_everything
 from lora_detr.training.step import Stepper

@@ -16,8 +16,8 @@ import torch
 from lora_detr.errors import CheckpointError, ConfigError, DataError, NumericalError, OutputError
 from lora_detr.recipe.loaders import train_loader
 from lora_detr.records.display import Silent
+from lora_detr.runs import run
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
 from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines, read_lines

@@ -17,8 +17,8 @@ import lora_detr
 from lora_detr.checkpoints.checkpoint import latest
 from lora_detr.errors import LoraDetrError, OutputError
 from lora_detr.records.run_directory import RunDirectory
+from lora_detr.runs import run
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
 from tests import small_runs
 from tests.small_runs import Lines, read_lines
 

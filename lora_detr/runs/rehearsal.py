@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from lora_detr.data.loader import collate
+from lora_detr.data.transforms import EvalTransform, TrainTransform
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.processes.faults import report_out_of_memory
 from lora_detr.structures import Batch, Images, PaddedTargets
-from lora_detr.training.largest import largest_size
 from lora_detr.training.seeding import keeping_rng_state
 from lora_detr.training.step import forward
 from lora_detr.training.trainer import Trainer
@@ -197,3 +198,34 @@ def _peak_bytes(device: torch.device) -> int:
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def largest_size(
+    transform: TrainTransform | EvalTransform, stored: Iterable[tuple[int, int]], batch_size: int, divisor: int
+) -> tuple[int, int]:
+    """Return the (height, width) in pixels that no padded batch exceeds, without reading an image.
+
+    A wide image beside a tall one is padded to the width of the one and the height of the other; one that is alone is
+    not. A crop can turn either into the other, so with crops the bound is seldom reached.
+
+    Args:
+        transform: prepares the images.
+        stored: (height, width) of each image as stored, at least one.
+        batch_size: images padded together.
+        divisor: padded sides are rounded up to a multiple of it.
+    """
+    shorter = max(transform.scales) if isinstance(transform, TrainTransform) else transform.size
+    if transform.square:
+        sizes = {(shorter, shorter)}
+    else:
+        shapes = set(stored)
+        if isinstance(transform, TrainTransform) and transform.crop_probability:
+            low, high = transform.crop_range
+            low = min(low, *transform.crop_scales)
+            shapes |= {(low, high), (high, low)}
+        sizes = {transform.size_rule(height, width, shorter, transform.max_size) for height, width in shapes}
+    if batch_size == 1:
+        height, width = max(sizes, key=lambda size: size[0] * size[1])
+    else:
+        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor

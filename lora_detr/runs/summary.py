@@ -11,7 +11,7 @@ from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.recipe.loaders import Splits
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training.rehearsal import WORTHWHILE_STEPS, StepCost, rehearse
+from lora_detr.runs.rehearsal import WORTHWHILE_STEPS, StepCost, rehearse
 from lora_detr.training.trainer import Trainer
 
 FROM_SCRATCH = "from scratch"

@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
-from lora_detr.training.largest import largest_size
+from lora_detr.runs.rehearsal import largest_size
 
 COCO = {(480, 640), (640, 427), (375, 500)}
 

@@ -20,11 +20,11 @@ from lora_detr.deploy.strip import MERGE_TOLERANCE, strip
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
+from lora_detr.runs import run
+from lora_detr.runs.rehearsal import rehearse
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
-from lora_detr.training import run
 from lora_detr.training.freezing import freeze
-from lora_detr.training.rehearsal import rehearse
 from lora_detr.training.seeding import rng_state
 from lora_detr.training.step import StepResult
 from lora_detr.training.trainer import Trainer

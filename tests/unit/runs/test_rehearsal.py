@@ -18,9 +18,9 @@ from lora_detr.errors import WorkerError
 from lora_detr.processes.faults import report_out_of_memory
 from lora_detr.processes.world import World
 from lora_detr.records.run_directory import RunDirectory
+from lora_detr.runs import summary
+from lora_detr.runs.rehearsal import PAGES, StepCost, duration, rehearse
 from lora_detr.structures import Batch, Images
-from lora_detr.training import summary
-from lora_detr.training.rehearsal import PAGES, StepCost, duration, rehearse
 from lora_detr.training.seeding import rng_state
 from lora_detr.training.step import Stepper, StepResult
 from lora_detr.training.trainer import Trainer
@@ -55,7 +55,7 @@ def test_state_is_as_before_and_the_cost_is_plausible(shapes_tiny: Path, tmp_pat
 
 
 def test_accumulated_passes_count(shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_detr.training.rehearsal._pass", lambda trainer, batch: 2.0)
+    monkeypatch.setattr("lora_detr.runs.rehearsal._pass", lambda trainer, batch: 2.0)
     cost = rehearse(trainer(shapes_tiny, tmp_path, "train.accumulate=3"))
     assert cost is not None
     assert cost.seconds == 6.0
@@ -125,7 +125,7 @@ def test_p19_too_little_memory_is_named_before_the_run_starts(
     def fail(*_: object) -> float:
         raise error
 
-    monkeypatch.setattr("lora_detr.training.rehearsal._pass", fail)
+    monkeypatch.setattr("lora_detr.runs.rehearsal._pass", fail)
     monkeypatch.setattr(summary, "WORTHWHILE_STEPS", 1)
     with pytest.raises(WorkerError, match="out of memory") as caught:
         small_runs.train(shapes_tiny, tmp_path / "run")

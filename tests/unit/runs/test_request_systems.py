@@ -9,8 +9,8 @@ import pytest
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.models.query_groups import HybridConfig
-from lora_detr.training.request import BASELINES, Request, resolve
-from tests.unit.training.test_request import DATA, config_of, ks
+from lora_detr.runs.request import BASELINES, Request, resolve
+from tests.unit.runs.test_request import DATA, config_of, ks
 
 
 @pytest.mark.parametrize(

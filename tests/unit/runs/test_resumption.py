@@ -12,8 +12,8 @@ import pytest
 
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training import run
-from lora_detr.training.resumption import CHANGEABLE, allowed_changes, changed
+from lora_detr.runs import run
+from lora_detr.runs.resumption import CHANGEABLE, allowed_changes, changed
 from tests import small_runs
 from tests.small_runs import Lines, read_lines
 

@@ -26,11 +26,11 @@ from lora_detr.records.environment import environment
 from lora_detr.records.metrics import append_line, cut_back
 from lora_detr.records.run_directory import CHECKPOINTS, DATA_REPORT, RunDirectory, next_run, problems_kept
 from lora_detr.records.tensorboard import require_tensorboard
-from lora_detr.training.ending import Finished, fit_to_the_end
-from lora_detr.training.request import Resolved
-from lora_detr.training.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
+from lora_detr.runs.ending import Finished, fit_to_the_end
+from lora_detr.runs.request import Resolved
+from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
+from lora_detr.runs.summary import summary_lines
 from lora_detr.training.seeding import seed_everything
-from lora_detr.training.summary import summary_lines
 from lora_detr.training.trainer import Trainer
 
 

@@ -15,7 +15,7 @@ from lora_detr.checkpoints.opened import open_run
 from lora_detr.checkpoints.stripped_file import write_deployed
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoMetrics
-from lora_detr.training.evaluate import evaluate_parts
+from lora_detr.runs.evaluate import evaluate_parts
 from tests import small_runs
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_detr.runs import run
 from lora_detr.structures import Target
-from lora_detr.training import run
 from tests import small_runs
 
 OBJECTS, QUERIES = 10_000, 300

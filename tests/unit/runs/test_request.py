@@ -8,8 +8,8 @@ import pytest
 
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.training import request as module
-from lora_detr.training.request import Request, Resolved, branch_ks, resolve
+from lora_detr.runs import request as module
+from lora_detr.runs.request import Request, Resolved, branch_ks, resolve
 from tests.small_runs import SMALL
 
 DATA = Path("somewhere")  # `resolve` reads no data, so it need not exist

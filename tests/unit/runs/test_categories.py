@@ -13,7 +13,7 @@ from lora_detr.checkpoints.checkpoint import load_checkpoint
 from lora_detr.checkpoints.opened import open_run
 from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
 from lora_detr.data.coco.categories import COCO_NAMES, COCO_SLOTS, UNUSED
-from lora_detr.training.evaluate import PRIMARY, evaluate_parts
+from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs
 
 
