@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Row, give, parse
-from lora_detr.experiments.interleaved import Timing, interleaved
+from lora_detr.experiments.cost.interleaved import Timing, interleaved
 from lora_detr.ops.sampling_choice import COMPILED, PLAIN, Kernel, fault_of
 
 HEADS, DEPTH, POINTS = 8, 32, 4

@@ -34,7 +34,7 @@ from benchmarks.criterion_loop import Loop
 from benchmarks.operations import cost_of
 from benchmarks.report import Row, give, parse
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.interleaved import interleaved, wait_for
+from lora_detr.experiments.cost.interleaved import interleaved, wait_for
 
 SIZES = ((2, 8), (2, 20), (8, 8), (8, 20))
 AGREEMENT = 1e-4

@@ -38,7 +38,7 @@ import torch
 from benchmarks.report import Row, give, parse
 from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.evaluation.coco_eval import METRICS, MODULES, Backend, CocoEvaluator, evaluated, index_of
-from lora_detr.experiments.interleaved import interleaved
+from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.structures import Detections
 
 CLASSES, OBJECTS = 80, 7

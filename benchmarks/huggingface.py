@@ -28,8 +28,8 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 
 from benchmarks.report import Row, give, parse
 from benchmarks.steps import Inputs, Subject, add_inputs, classes_of, config_of, inputs_of
-from lora_detr.experiments.interleaved import interleaved
-from lora_detr.experiments.memory import megabytes_alone, rise
+from lora_detr.experiments.cost.interleaved import interleaved
+from lora_detr.experiments.cost.memory import megabytes_alone, rise
 from lora_detr.models.backbones import ResNetConfig
 from lora_detr.ops.sampling_choice import PLAIN, VARIABLE
 from lora_detr.recipe.optimisation import OptimizerConfig

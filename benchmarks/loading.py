@@ -44,7 +44,7 @@ from lora_detr.data import transforms
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, collate
 from lora_detr.data.synthetic.sets import SHAPES, generate
-from lora_detr.experiments.interleaved import interleaved
+from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig

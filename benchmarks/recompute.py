@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from benchmarks.report import Row, give, parse
 from benchmarks.steps import Inputs, Subject, add_inputs, inputs_of, step_bytes
-from lora_detr.experiments.interleaved import interleaved
-from lora_detr.experiments.memory import megabytes_alone
+from lora_detr.experiments.cost.interleaved import interleaved
+from lora_detr.experiments.cost.memory import megabytes_alone
 from lora_detr.recipe.run_config import RecomputedPart
 from lora_detr.training.recompute import recompute
 

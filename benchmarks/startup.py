@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from benchmarks.report import Row, give, parse
 from lora_detr.cli import app
-from lora_detr.experiments.interleaved import interleaved
+from lora_detr.experiments.cost.interleaved import interleaved
 
 NOTHING = "pass"
 

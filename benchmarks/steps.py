@@ -35,9 +35,9 @@ from benchmarks.report import Row, Value, give, parse
 from benchmarks.systems import SYSTEMS
 from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
 from lora_detr.data.coco.categories import COCO_SLOTS, CategoryMap
-from lora_detr.experiments.interleaved import Timing, interleaved
-from lora_detr.experiments.made_up import Inputs, MadeUpTraining, infer, without_weights
-from lora_detr.experiments.memory import megabytes_alone, rise
+from lora_detr.experiments.cost.interleaved import Timing, interleaved
+from lora_detr.experiments.cost.memory import megabytes_alone, rise
+from lora_detr.experiments.cost.synthetic_workload import Inputs, MadeUpTraining, infer, without_weights
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs.request import Request, resolve

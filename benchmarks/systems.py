@@ -24,7 +24,7 @@ import torch
 
 from lora_detr.checkpoints.opened import open_run
 from lora_detr.data.loader import collate
-from lora_detr.experiments.interleaved import interleaved
+from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig

@@ -15,9 +15,9 @@ from lora_detr.cli.console import console
 from lora_detr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lora_detr.experiments.ablation import Scale, TableInfo, TableRow
-    from lora_detr.experiments.results import RowResult
-    from lora_detr.experiments.study import Study
+    from lora_detr.experiments.tables.results import RowResult
+    from lora_detr.experiments.tables.study import Study
+    from lora_detr.experiments.tables.table import Scale, TableInfo, TableRow
 
 ROOT = Path("runs/ablations")
 WHAT, HOW = "What is run", "How"
@@ -47,7 +47,7 @@ def list_() -> None:
 
     Example: loradetr ablate list
     """
-    from lora_detr.experiments.ablation import list_tables
+    from lora_detr.experiments.tables.table import list_tables
 
     grid = Grid("table", "rows", "what", box=None)
     for info in list_tables():
@@ -106,7 +106,7 @@ def run(
     What is done is kept: the same command goes on.
     Example: loradetr ablate run table1 --scale tiny --data my_data --seeds 0,1,2 --max-steps 500
     """
-    from lora_detr.experiments.ablation import find_table
+    from lora_detr.experiments.tables.table import find_table
 
     out = console()
     info = find_table(table)
@@ -123,8 +123,8 @@ def run(
         return
     if rounds is not None:
         raise ConfigError(f"--rounds: table {info.name} is trained, not timed", "leave it out")
-    from lora_detr.experiments.runner import Runner, refuse_failures
-    from lora_detr.experiments.study import Settings, Study
+    from lora_detr.experiments.tables.runner import Runner, refuse_failures
+    from lora_detr.experiments.tables.study import Settings, Study
 
     settings = Settings(size, _data(data, scale), max_steps, eval_every, tuple(set_ or ()))
     study = Study(info, settings, chosen, _seeds(seeds), folder)
@@ -149,7 +149,7 @@ def report(
 
     Example: loradetr ablate report runs/ablations/table1-tiny
     """
-    from lora_detr.experiments.study import read_study
+    from lora_detr.experiments.tables.study import read_study
 
     out = console()
     study = read_study(_folder(where))
@@ -173,7 +173,7 @@ def _measure_cost(
     import shlex
     import sys
 
-    from lora_detr.experiments.cost import CostStudy, cost_table, measure, usual_inputs, write_cost
+    from lora_detr.experiments.cost.cost import CostStudy, cost_table, measure, usual_inputs, write_cost
     from lora_detr.processes.world import visible_gpus
 
     chosen = ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
@@ -185,7 +185,7 @@ def _measure_cost(
 
 
 def _show_parameters(out: Console, info: TableInfo, scale: Scale, rows: tuple[TableRow, ...]) -> None:
-    from lora_detr.experiments.results import COCO_CLASSES, parameters
+    from lora_detr.experiments.tables.results import COCO_CLASSES, parameters
 
     grid = Grid("row", "what", box=None)
     for head in ("trained parameters", "published"):
@@ -202,15 +202,15 @@ def _show_parameters(out: Console, info: TableInfo, scale: Scale, rows: tuple[Ta
 
 def _report(out: Console, study: Study) -> None:
     """Show what is done of a study, and write its report."""
-    from lora_detr.experiments.report import write_report
+    from lora_detr.experiments.tables.report import write_report
 
     for path in write_report(study, _show_results(out, study)):
         out.print(f"wrote {path}", soft_wrap=True)
 
 
 def _show_results(out: Console, study: Study) -> list[RowResult]:
-    from lora_detr.experiments.report import accuracy_table
-    from lora_detr.experiments.results import read_results
+    from lora_detr.experiments.tables.report import accuracy_table
+    from lora_detr.experiments.tables.results import read_results
 
     results = read_results(study)
     _show_cells(out, study.info.table.title, *accuracy_table(study, results, brief=True))
@@ -228,7 +228,7 @@ def _show_cells(out: Console, title: str, head: list[str], cells: list[list[str]
 
 
 def _scale(text: str) -> Scale:
-    from lora_detr.experiments.ablation import SCALES
+    from lora_detr.experiments.tables.table import SCALES
 
     return one_of("--scale", text, SCALES, "tiny takes presets that fit a CPU")
 
@@ -271,7 +271,7 @@ def _places(jobs: int | None, gpus: int, device: str, workers: int | None) -> tu
     """Return the environment of each training at a time, and what its command line gets besides."""
     import os
 
-    from lora_detr.experiments.runner import slots
+    from lora_detr.experiments.tables.runner import slots
     from lora_detr.processes.world import visible_gpus
 
     visible = 0 if device == "cpu" else visible_gpus()

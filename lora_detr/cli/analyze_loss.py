@@ -33,8 +33,8 @@ def analyze_loss(
     Runs of one label are seeds: their mean is drawn, in a band from the lowest to the highest.
     Example: loradetr analyze-loss control=runs/a control=runs/b lora3=runs/c
     """
-    from lora_detr.experiments.loss_analysis import analyse
-    from lora_detr.experiments.loss_logs import POINTS
+    from lora_detr.experiments.losses.analysis import analyse
+    from lora_detr.experiments.losses.logs import POINTS
 
     out = console()
     for text in analyse(

@@ -12,7 +12,7 @@ import torch
 from benchmarks import steps
 from benchmarks.steps import Inputs, Subject, as_leaves, config_of
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.memory import megabytes_alone
+from lora_detr.experiments.cost.memory import megabytes_alone
 from lora_detr.structures import Prediction
 from tests.small_runs import SMALL
 

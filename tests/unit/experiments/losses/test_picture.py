@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from lora_detr.experiments.loss_curves import Band
-from lora_detr.experiments.loss_picture import draw_bands
+from lora_detr.experiments.losses.curves import Band
+from lora_detr.experiments.losses.picture import draw_bands
 from lora_detr.records.diagrams import BLUE
 
 

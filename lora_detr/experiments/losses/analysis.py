@@ -7,15 +7,7 @@ from pathlib import Path
 
 from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.diversity import (
-    MEASURES,
-    DiversityLog,
-    condensed,
-    diversity_as_csv,
-    diversity_as_markdown,
-    read_diversity,
-)
-from lora_detr.experiments.loss_curves import (
+from lora_detr.experiments.losses.curves import (
     Band,
     band,
     convergence,
@@ -25,7 +17,15 @@ from lora_detr.experiments.loss_curves import (
     over_seeds,
     smoothed,
 )
-from lora_detr.experiments.loss_logs import By, LossLog, Values, find_runs, read_log
+from lora_detr.experiments.losses.diversity import (
+    MEASURES,
+    DiversityLog,
+    condensed,
+    diversity_as_csv,
+    diversity_as_markdown,
+    read_diversity,
+)
+from lora_detr.experiments.losses.logs import By, LossLog, Values, find_runs, read_log
 from lora_detr.losses.report import KINDS, Kind
 
 DIVERSITY_WINDOWS = 8
@@ -62,7 +62,7 @@ def analyse(
         ConfigError: a path holds no log, or no such layer.
         OutputError: something cannot be read or written.
     """
-    from lora_detr.experiments.loss_picture import draw_bands  # matplotlib takes a while to import
+    from lora_detr.experiments.losses.picture import draw_bands  # matplotlib takes a while to import
 
     places = find_runs(runs)
     logs = [read_log(place, by) for place in places]
@@ -130,7 +130,7 @@ def _draw_diversity(logs: Sequence[DiversityLog]) -> dict[str, bytes]:
 
     The branches of one label have a curve each; where labels are compared, each has the mean over its branches.
     """
-    from lora_detr.experiments.loss_picture import draw_bands
+    from lora_detr.experiments.losses.picture import draw_bands
 
     several = len({log.label for log in logs}) > 1
     names = {measure: {name for log in logs for name in log.curves[measure]} for measure in MEASURES}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.loss_analysis import analyse
-from lora_detr.experiments.loss_curves import (
+from lora_detr.experiments.losses.analysis import analyse
+from lora_detr.experiments.losses.curves import (
     ahead_text,
     band,
     convergence,
@@ -22,9 +22,9 @@ from lora_detr.experiments.loss_curves import (
     reached_text,
     smoothed,
 )
-from lora_detr.experiments.loss_logs import LossLog, Values
+from lora_detr.experiments.losses.logs import LossLog, Values
 from lora_detr.losses.report import KINDS
-from tests.unit.experiments.test_loss_logs import write_ours, write_theirs
+from tests.unit.experiments.losses.test_logs import write_ours, write_theirs
 
 
 def log_of(label: str, values: list[float], precision: list[float] | None = None) -> LossLog:

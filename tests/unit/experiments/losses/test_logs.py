@@ -11,9 +11,9 @@ import pytest
 
 from lora_detr.config.dump import dump_config
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.loss_logs import POINTS, Place, find_runs, read_log
+from lora_detr.experiments.losses.logs import POINTS, Place, find_runs, read_log
 from tests import small_runs
-from tests.unit.experiments.studies import study_in
+from tests.unit.experiments.tables.studies import study_in
 
 
 def write_ours(folder: Path, steps: int = 4, in_epoch: int = 2) -> Path:

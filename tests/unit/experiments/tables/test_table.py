@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.ablation import (
+from lora_detr.experiments.tables.results import parameters
+from lora_detr.experiments.tables.table import (
     Scale,
     TableInfo,
     TableRow,
@@ -17,7 +18,6 @@ from lora_detr.experiments.ablation import (
     read_table,
     tables_root,
 )
-from lora_detr.experiments.results import parameters
 from lora_detr.runs.request import resolve
 
 TABLES = {path.stem for path in tables_root().glob("*.yaml")}

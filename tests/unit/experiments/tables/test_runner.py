@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
-from lora_detr.experiments.runner import Runner, is_done, refuse_failures, slots
-from lora_detr.experiments.study import Study
-from tests.unit.experiments.studies import study_in, write_run
+from lora_detr.experiments.tables.runner import Runner, is_done, refuse_failures, slots
+from lora_detr.experiments.tables.study import Study
+from tests.unit.experiments.tables.studies import study_in, write_run
 
 # Stands in for loradetr: notes how it was called, and leaves what a training leaves.
 PROGRAM = """

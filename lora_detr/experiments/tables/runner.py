@@ -23,7 +23,7 @@ from types import FrameType
 
 from lora_detr.atomic_files import write_file
 from lora_detr.errors import ConfigError, Stopped, WorkerError
-from lora_detr.experiments.study import Run, Study
+from lora_detr.experiments.tables.study import Run, Study
 from lora_detr.processes.process import REQUESTS_TO_END, handled_by
 from lora_detr.records.run_directory import RunDirectory
 

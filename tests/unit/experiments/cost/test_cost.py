@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.experiments import cost
-from lora_detr.experiments.ablation import find_table, read_table
-from lora_detr.experiments.cost import CostStudy, RowCost, cost_table, measure, usual_inputs, write_cost
-from lora_detr.experiments.made_up import Inputs
+from lora_detr.experiments.cost import cost
+from lora_detr.experiments.cost.cost import CostStudy, RowCost, cost_table, measure, usual_inputs, write_cost
+from lora_detr.experiments.cost.synthetic_workload import Inputs
+from lora_detr.experiments.tables.table import find_table, read_table
 from tests.small_runs import SMALL
 
 TABLE = f"""

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from lora_detr.evaluation.coco_eval import METRICS
-from lora_detr.experiments.ablation import Scale, TableRow
-from lora_detr.experiments.runner import is_done
-from lora_detr.experiments.study import Run, Study
+from lora_detr.experiments.tables.runner import is_done
+from lora_detr.experiments.tables.study import Run, Study
+from lora_detr.experiments.tables.table import Scale, TableRow
 from lora_detr.json_value import JSON
 from lora_detr.records.log_reading import json_lines, json_object, number
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.ablation import Comparable
-from lora_detr.experiments.report import accuracy_table, markdown, mean_and_spread, table_of_runs, write_report
-from lora_detr.experiments.results import difference, not_comparable, read_results, reference_of
-from lora_detr.experiments.study import Study
-from tests.unit.experiments.studies import study_in, write_run
+from lora_detr.experiments.tables.report import accuracy_table, markdown, mean_and_spread, table_of_runs, write_report
+from lora_detr.experiments.tables.results import difference, not_comparable, read_results, reference_of
+from lora_detr.experiments.tables.study import Study
+from lora_detr.experiments.tables.table import Comparable
+from tests.unit.experiments.tables.studies import study_in, write_run
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_detr.experiments.loss_logs import Values
+from lora_detr.experiments.losses.logs import Values
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.json_value import JSON
 from lora_detr.records.log_reading import json_lines

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_detr.experiments.diversity import (
+from lora_detr.experiments.losses.analysis import analyse
+from lora_detr.experiments.losses.diversity import (
     DiversityLog,
     condensed,
     diversity_as_csv,
     diversity_as_markdown,
     read_diversity,
 )
-from lora_detr.experiments.loss_analysis import analyse
-from tests.unit.experiments.test_loss_logs import write_ours
+from tests.unit.experiments.losses.test_logs import write_ours
 
 BRANCHES = ("branch0", "branch1")
 

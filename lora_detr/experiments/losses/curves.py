@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_detr.experiments.loss_logs import LossLog, Values
+from lora_detr.experiments.losses.logs import LossLog, Values
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.losses.report import KINDS
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from lora_detr.atomic_files import prepare_directory, write_file
-from lora_detr.experiments.ablation import Scale, TableInfo, TableRow, find_table
-from lora_detr.experiments.interleaved import interleaved
-from lora_detr.experiments.made_up import Inputs, MadeUpTraining, without_weights
+from lora_detr.experiments.cost.interleaved import interleaved
+from lora_detr.experiments.cost.memory import megabytes_alone, rise
+from lora_detr.experiments.cost.synthetic_workload import Inputs, MadeUpTraining, without_weights
 from lora_detr.experiments.markdown import markdown_table
-from lora_detr.experiments.memory import megabytes_alone, rise
-from lora_detr.experiments.results import COCO_CLASSES, parameters
+from lora_detr.experiments.tables.results import COCO_CLASSES, parameters
+from lora_detr.experiments.tables.table import Scale, TableInfo, TableRow, find_table
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.environment import environment
 from lora_detr.runs.request import resolve

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_detr.evaluation.coco_eval import METRICS
-from lora_detr.experiments.results import RowResult, not_comparable
-from lora_detr.experiments.study import Study
+from lora_detr.experiments.tables.results import RowResult, not_comparable
+from lora_detr.experiments.tables.study import Study
 from lora_detr.records.diagrams import BLUE, GREY, ORANGE, curve_style, encoded, in_style
 
 CHARACTERS_AN_INCH = 16

@@ -16,7 +16,7 @@ from pathlib import Path
 from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic.sets import spoken
 from lora_detr.errors import ConfigError, OutputError, nearest
-from lora_detr.experiments.ablation import SCALES, Answer, Scale, TableInfo, TableRow, find_table
+from lora_detr.experiments.tables.table import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
 from lora_detr.runs.request import resolve
 

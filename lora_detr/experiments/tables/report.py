@@ -12,8 +12,8 @@ from pathlib import Path
 from lora_detr.atomic_files import write_file
 from lora_detr.evaluation.coco_eval import METRICS
 from lora_detr.experiments.markdown import markdown_table
-from lora_detr.experiments.results import RowResult, difference, not_comparable, reference_of, spread
-from lora_detr.experiments.study import Study
+from lora_detr.experiments.tables.results import RowResult, difference, not_comparable, reference_of, spread
+from lora_detr.experiments.tables.study import Study
 
 PRECISIONS = METRICS[:6]
 UNKNOWN = "-"
@@ -33,7 +33,7 @@ def write_report(study: Study, results: Sequence[RowResult]) -> list[Path]:
     write_file(written[0], markdown(study, results, "report.png" if pictured else None).encode())
     write_file(written[1], table_of_runs(study, results).encode())
     if pictured:
-        from lora_detr.experiments.picture import draw_study  # matplotlib takes a while to import
+        from lora_detr.experiments.tables.picture import draw_study  # matplotlib takes a while to import
 
         written.append(study.folder / "report.png")
         write_file(written[2], draw_study(study, results))

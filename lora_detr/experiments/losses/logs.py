@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lora_detr.config.load import load_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.study import RECORD, read_study
+from lora_detr.experiments.tables.study import RECORD, read_study
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import KINDS, Kind
 from lora_detr.recipe.run_config import RunConfig

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.experiments.memory import STATUS, megabytes_alone
+from lora_detr.experiments.cost.memory import STATUS, megabytes_alone
 
 HUNDRED_MEGABYTES = """
 import torch
-from lora_detr.experiments.memory import rise
+from lora_detr.experiments.cost.memory import rise
 torch.ones(100_000_000)
 print(rise(lambda: torch.ones(25_000_000), "cpu"))
 """

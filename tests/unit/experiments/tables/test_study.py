@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import ConfigError
-from lora_detr.experiments.study import read_study
-from tests.unit.experiments.studies import study_in
+from lora_detr.experiments.tables.study import read_study
+from tests.unit.experiments.tables.studies import study_in
 
 
 def test_runs_go_seed_by_seed_into_folders_of_their_own(tmp_path: Path) -> None:

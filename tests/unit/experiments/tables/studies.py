@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora_detr.evaluation.coco_eval import METRICS
-from lora_detr.experiments.ablation import read_table
-from lora_detr.experiments.study import Run, Settings, Study
+from lora_detr.experiments.tables.study import Run, Settings, Study
+from lora_detr.experiments.tables.table import read_table
 
 TABLE = """
 title: "Mine: two rows"

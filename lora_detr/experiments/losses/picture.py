@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_detr.experiments.loss_curves import Band
+from lora_detr.experiments.losses.curves import Band
 from lora_detr.records.diagrams import GREY, curve_style, encoded, in_style
 
 LEGEND = 2.4
