@@ -29,7 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.criterion_case import CLASSES, TOKENS, Case, made_up
+from benchmarks.criterion_case import CLASSES, TOKENS, Case, synthetic_case
 from benchmarks.criterion_loop import Loop
 from benchmarks.operations import cost_of
 from benchmarks.report import Row, give, parse
@@ -139,7 +139,7 @@ def main() -> None:
     for (images, objects), branches in itertools.product(given.sizes, given.branches):
         sizes = {"queries": given.queries, "classes": given.classes, "tokens": given.tokens}
         try:
-            case = made_up(given.preset, images, objects, branches, **sizes, device=given.device)
+            case = synthetic_case(given.preset, images, objects, branches, **sizes, device=given.device)
         except ConfigError as error:
             parser.error(f"{error.message}; {error.remedy}")
         named = {"preset": given.preset, "images": images, "objects": objects, "branches": branches}

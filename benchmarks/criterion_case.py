@@ -54,7 +54,7 @@ class Case:
         return total
 
 
-def made_up(
+def synthetic_case(
     preset: str,
     images: int,
     objects: int,

@@ -98,7 +98,7 @@ class Measured:
         return (self.load or 0.0) + self.evaluate
 
 
-def made_up(images: int, detections: int, seed: int = 0) -> Case:
+def synthetic_case(images: int, detections: int, seed: int = 0) -> Case:
     """Draw objects, and detections near them; a third of the labels are wrong, and scores fall with distance.
 
     Args:
@@ -243,7 +243,7 @@ def main() -> None:
     given = parse(parser)
     if given.threads is not None:
         os.environ["RAYON_NUM_THREADS"] = str(given.threads)  # which hotcoco reads when it starts its own
-    case = made_up(given.images, given.detections, given.seed)
+    case = synthetic_case(given.images, given.detections, given.seed)
     rows = [*backend_rows(case, given.rounds), *own_rows(case, given.rounds)]
     give(rows, given)
     missing = sorted(set(MODULES) - set(backends()))

@@ -58,7 +58,7 @@ STEPS = {"flip": "flip", "resize": "resize", "crop": "crop", "finish": "planes, 
 STAGES = (READING, DECODING, *STEPS.values(), COLLATING, REST, ALL)
 
 
-def made_up(folder: Path, images: int, size: int, kind: str) -> Path:
+def synthetic_data(folder: Path, images: int, size: int, kind: str) -> Path:
     """Draw a COCO folder and return it.
 
     Args:
@@ -237,7 +237,7 @@ def main() -> None:
     given = parse(parser)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        data = given.data or made_up(Path(folder) / "made-up", given.images, given.size, given.kind)
+        data = given.data or synthetic_data(Path(folder) / "made-up", given.images, given.size, given.kind)
         for preset in given.preset:
             splits, config = opened(data, preset, given.images, given.batch)
             rows += worker_rows(preset, splits, config, given.workers, given.rounds, given.device)

@@ -37,7 +37,7 @@ from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
 from lora_detr.data.coco.categories import COCO_SLOTS, CategoryMap
 from lora_detr.experiments.cost.interleaved import Timing, interleaved
 from lora_detr.experiments.cost.memory import megabytes_alone, rise
-from lora_detr.experiments.cost.synthetic_workload import Inputs, MadeUpTraining, infer, without_weights
+from lora_detr.experiments.cost.synthetic_workload import Inputs, SyntheticTraining, infer, without_weights
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs.request import Request, resolve
@@ -71,7 +71,7 @@ def classes_of(config: RunConfig) -> int:
     return COCO_SLOTS if config.data.num_classes == "coco91" else CLASSES
 
 
-class Subject(MadeUpTraining):
+class Subject(SyntheticTraining):
     """A system that is measured, by its command line.
 
     Args:

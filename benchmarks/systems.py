@@ -3,7 +3,7 @@
     python benchmarks/systems.py --data DIR --output runs/systems --steps 300
 
 A system that has been trained already is not trained again, so the script can be stopped between two systems and
-started anew. Step times are measured at the end, all systems in turn in one process on the same batch, and given as
+started again. Step times are measured at the end, all systems in turn in one process on the same batch, and given as
 ratios to the first system.
 """
 

@@ -141,7 +141,7 @@ def load_latest(
 ) -> tuple[LoadedCheckpoint | None, tuple[CheckpointError, ...]]:
     """Return the newest checkpoint that verifies, and the errors of newer ones that do not.
 
-    The checkpoint is None only where the folder holds none at all, damaged ones included: a run must not start anew
+    The checkpoint is None only where the folder holds none at all, damaged ones included: a run must not start again
     beside work that cannot be read.
 
     Raises:

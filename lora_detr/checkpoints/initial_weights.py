@@ -1,4 +1,4 @@
-"""Start a run from weights that exist: what fits is taken, the rest starts anew and is listed, nothing silently."""
+"""Start a run from weights that exist: what fits is taken, the rest is re-initialised and listed, nothing silently."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class Initialised:
     Attributes:
         source: where from.
         taken: names of the tensors that were copied.
-        anew: name -> reason, of tensors of the model that start anew.
+        reinitialised: name -> reason, of tensors of the model that are not taken from the file.
         unused: names of tensors that the model has no place for.
     """
 
     source: str
     taken: tuple[str, ...]
-    anew: Mapping[str, str]
+    reinitialised: Mapping[str, str]
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return a summary line and one for each part that starts anew or is not used."""
-        total = len(self.taken) + len(self.anew)
+        """Return a summary line and one for each part that is re-initialised or not used."""
+        total = len(self.taken) + len(self.reinitialised)
         lines = [f"{len(self.taken)} of {total} tensors from {self.source}"]
         groups: dict[tuple[str, str], int] = {}
-        for name, reason in self.anew.items():
+        for name, reason in self.reinitialised.items():
             groups[_part(name), reason] = groups.get((_part(name), reason), 0) + 1
-        lines += [f"starts anew: {part} ({count} tensors): {reason}" for (part, reason), count in groups.items()]
+        lines += [f"re-initialised: {part} ({count} tensors): {reason}" for (part, reason), count in groups.items()]
         dropped: dict[str, int] = {}
         for name in self.unused:
             dropped[_part(name)] = dropped.get(_part(name), 0) + 1
@@ -78,7 +78,7 @@ class Initialised:
         return {
             "source": self.source,
             "taken": list(self.taken),
-            "anew": dict(self.anew),
+            "reinitialised": dict(self.reinitialised),
             "unused": list(self.unused),
         }
 
@@ -129,7 +129,7 @@ def build_from_weights(
     """
     model = config.build_model(categories.num_classes, load_weights=False)
     report = _compare(model, categories, weights)
-    if any(name.startswith(BACKBONE) for name in report.anew):
+    if any(name.startswith(BACKBONE) for name in report.reinitialised):
         model = config.build_model(categories.num_classes, load_weights=True)
     if not report.taken:
         raise CheckpointError(
@@ -146,19 +146,21 @@ def _compare(
 ) -> Initialised:
     own = model.state_dict()
     same_classes = weights.categories is None or weights.categories.names == categories.names
-    taken, anew = [], {}
+    taken, reinitialised = [], {}
     for name, tensor in own.items():
         other = weights.tensors.get(name)
         if other is None:
-            anew[name] = "not in the file"
+            reinitialised[name] = "not in the file"
         elif name.startswith(CLASS_HEADS) and not same_classes:
             assert weights.categories is not None
-            anew[name] = f"the file's classes are {_classes(weights.categories)}, the data's {_classes(categories)}"
+            reinitialised[name] = (
+                f"the file's classes are {_classes(weights.categories)}, the data's {_classes(categories)}"
+            )
         elif other.shape != tensor.shape:
-            anew[name] = "other shapes in the file"
+            reinitialised[name] = "other shapes in the file"
         else:
             taken.append(name)
-    return Initialised(weights.source, tuple(taken), anew, tuple(n for n in weights.tensors if n not in own))
+    return Initialised(weights.source, tuple(taken), reinitialised, tuple(n for n in weights.tensors if n not in own))
 
 
 def _classes(categories: CategoryMap) -> str:

@@ -250,7 +250,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _data(path: Path | None, scale: str) -> Path:
     """Return where the data is: as told, COCO where it usually is, or for small presets the generated set."""
     from lora_detr.data.coco.layout import COCO_FOLDER
-    from lora_detr.data.synthetic.sets import located
+    from lora_detr.data.synthetic.sets import resolve_generated
 
     if path is None:
         if COCO_FOLDER.is_dir():
@@ -261,7 +261,7 @@ def _data(path: Path | None, scale: str) -> Path:
             raise ConfigError(
                 f"no --data and no {COCO_FOLDER}", "give --data DIR; --dry-run needs none, --scale tiny draws its own"
             )
-    path = located(path)
+    path = resolve_generated(path)
     if not path.exists():
         raise ConfigError(f"--data {path}: nothing is there", "give a COCO folder, or a YAML file of paths")
     return path.resolve()

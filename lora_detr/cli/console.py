@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_detr.errors import LoraDetrError, Stopped
-from lora_detr.processes.process import REQUEUE, asked_to_end, handled_by, launcher_may_end_first, own_rank
+from lora_detr.processes.process import REQUEUE, handled_by, launcher_may_end_first, own_rank, stop_requested
 
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
@@ -90,7 +90,7 @@ def _told_by_the_first(error: LoraDetrError) -> bool:
     """
     if own_rank() == 0 or not error.on_all_ranks:
         return False
-    return asked_to_end(within=PATIENCE) if launcher_may_end_first() else True
+    return stop_requested(within=PATIENCE) if launcher_may_end_first() else True
 
 
 def _nothing_to_save(number: int, frame: FrameType | None) -> None:

@@ -202,7 +202,7 @@ def train(
     out = console()
     display = ConsoleDisplay(out)
     show_log(out)
-    _check_going_on(auto_resume, resume, output_dir, override)
+    _check_resume_options(auto_resume, resume, output_dir, override)
     if resume is not None:
         choosing = {"--baseline": baseline, "--aux": aux, "--preset": preset, "--rank": rank, "--branch": branch}
         choosing |= {"--branch-kind": branch_kind, "--hybrid": hybrid, "--dac": dac or None}
@@ -237,8 +237,15 @@ def train(
         if launcher is not None:
             _print_job(launcher, output_dir, resolved.run_name, nodes or 1, gpus, nproc)
             return
-        go_on = auto_resume or may_be_restarted()
-        finished = run.start(resolved, output_dir, overfit, dry_run, display, go_on=go_on, overrides=override or ())
+        finished = run.start(
+            resolved,
+            output_dir,
+            overfit,
+            dry_run,
+            display,
+            auto_resume=auto_resume or may_be_restarted(),
+            overrides=override or (),
+        )
     if dry_run:
         return
     if finished.metrics is not None:
@@ -248,7 +255,7 @@ def train(
     out.print(f"next: loradetr eval {directory}; loradetr strip {directory}", soft_wrap=True)
 
 
-def _check_going_on(auto: bool, resume: Path | None, output: Path | None, override: list[str] | None) -> None:
+def _check_resume_options(auto: bool, resume: Path | None, output: Path | None, override: list[str] | None) -> None:
     """Refuse combinations of options that would lose a run or do nothing."""
     if auto and resume is not None:
         raise ConfigError("--auto-resume and --resume exclude each other", "--resume RUN goes on with a run there is")
@@ -258,7 +265,7 @@ def _check_going_on(auto: bool, resume: Path | None, output: Path | None, overri
         raise ConfigError("--override is for a run that goes on", "give --resume RUN with it, or --auto-resume")
     if may_be_restarted() and resume is None and output is None:
         raise ConfigError(
-            "this run may be restarted (torchrun --max-restarts) and would then begin anew in another folder",
+            "this run may be restarted (torchrun --max-restarts) and would then start again in another folder",
             "give --output-dir DIR: a restart goes on from the last checkpoint there",
         )
     if restarts_share_store():

@@ -18,7 +18,7 @@ from lora_detr.data.coco.report import Problem
 from lora_detr.data.order import EpochSampler
 from lora_detr.data.reading import EpochDataset, Read, Sample, Unreadable, read_sample
 from lora_detr.errors import LoraDetrError, WorkerError
-from lora_detr.processes.process import become_reader
+from lora_detr.processes.process import init_worker
 from lora_detr.structures import Batch, Images
 
 Key = tuple[int, int]  # epoch, index
@@ -91,7 +91,7 @@ class BatchLoader:
             collate_fn=partial(_collate_or_error, size_divisor=size_divisor),
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=become_reader if workers else None,
+            worker_init_fn=init_worker if workers else None,
             timeout=timeout if workers else 0.0,
             # Its own generator: starting an epoch must not draw from the global one, which a resumed run restores.
             generator=torch.Generator().manual_seed(sampler.seed),

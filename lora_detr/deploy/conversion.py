@@ -219,19 +219,19 @@ def _named(weights: Mapping[str, Tensor], model: DetectorConfig, source: Path) -
     """Return the tensors by official name, heads under both of theirs, with the buffers of an official Swin."""
     family: Literal["deformable", "relation"] = "relation" if isinstance(model, RelationDetrConfig) else "deformable"
     named: dict[str, Tensor] = {}
-    strange = []
+    unnamed = []
     for ours, tensor in weights.items():
         official = to_official(ours, family=family, num_layers=model.decoder_layers)
         if official is None:
-            strange.append(ours)
+            unnamed.append(ours)
             continue
         if official.endswith(BIAS_TABLE):
             named[official.replace(BIAS_TABLE, POSITION_INDEX)] = position_index(tensor)
         named[official] = tensor
-    if strange:
+    if unnamed:
         raise CheckpointError(
-            f"{source}: {len(strange)} of {len(weights)} tensors have no official name: {', '.join(strange[:SHOWN])}"
-            + (", ..." if len(strange) > SHOWN else ""),
+            f"{source}: {len(unnamed)} of {len(weights)} tensors have no official name: {', '.join(unnamed[:SHOWN])}"
+            + (", ..." if len(unnamed) > SHOWN else ""),
             "only what the authors' code has can be written as its checkpoint",
             code="K08",
         )

@@ -83,7 +83,7 @@ def attempt(name: str, check: Callable[[], str]) -> Check:
         return Check(name, "FAILED", error.message, error.remedy)
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-        return Check(name, "FAILED", found, "install the packages anew, or report this line")
+        return Check(name, "FAILED", found, "reinstall the packages, or report this line")
 
 
 def installation_checks(device: torch.device) -> Iterator[Check]:

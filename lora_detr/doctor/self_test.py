@@ -125,7 +125,7 @@ def _matching() -> str:
     table = cost[0, 0].tolist()
     best = min(sum(table[row][column] for row, column in enumerate(way)) for way in itertools.permutations(range(7), 4))
     if not math.isclose(found, best, rel_tol=1e-5):
-        raise CheckFailedError(f"the solver found cost {found:.6f}, the least is {best:.6f}", "install scipy anew")
+        raise CheckFailedError(f"the solver found cost {found:.6f}, the least is {best:.6f}", "reinstall scipy")
     return "the Hungarian solver finds the least cost of 840 ways"
 
 
@@ -142,7 +142,7 @@ def _images() -> str:
             if difference > tolerance:
                 raise CheckFailedError(
                     f"{name}: pixels that were written come back changed by {difference:.1f} of 255 on average",
-                    "install Pillow anew",
+                    "reinstall Pillow",
                 )
     return "PNG and JPEG are written and read"
 

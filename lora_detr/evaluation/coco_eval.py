@@ -192,7 +192,7 @@ class CocoEvaluator:
         write_file(path, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
 
     def datasets(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return ground truth and detections as COCO data sets, made anew: pycocotools writes into their entries.
+        """Return ground truth and detections as new COCO data sets: pycocotools writes into their entries.
 
         Annotations are numbered from 1: pycocotools takes a match with id 0 for no match.
         """

@@ -53,7 +53,7 @@ def tasks_without_launcher() -> int:
     return tasks if tasks > 1 and "RANK" not in os.environ else 0
 
 
-def become_reader(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """Prepare a process that reads images for the main one, as ``DataLoader`` calls it.
 
     Signals are left to the main process: one sent to the whole group must not take away what it still reads from. What
@@ -87,7 +87,7 @@ def handled_by(
             signal.signal(number, handler_before)
 
 
-def asked_to_end(within: float) -> bool:
+def stop_requested(within: float) -> bool:
     """Wait until a signal asks this process to end; return whether one came.
 
     Args:

@@ -213,7 +213,7 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
     _append(path, text.getvalue())
 
 
-def cut_back(logs: Sequence[Path], results: Path, *, step: int) -> None:
+def truncate(logs: Sequence[Path], results: Path, *, step: int) -> None:
     """Remove what was logged after a step, so that a resumed run does not log it twice.
 
     Args:

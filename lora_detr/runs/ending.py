@@ -22,7 +22,7 @@ class Finished:
     metrics: CocoMetrics | None
 
 
-def fit_to_the_end(trainer: Trainer) -> Finished:
+def run_to_completion(trainer: Trainer) -> Finished:
     """Train, and write how it ended whatever happens."""
     code, kind, message = 1, "InternalError", "the process ended without a message"
     speaks = trainer.world.is_main

@@ -16,7 +16,7 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.layout import COCO_FOLDER
-from lora_detr.data.synthetic.sets import cached, located
+from lora_detr.data.synthetic.sets import cached, resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig
@@ -145,7 +145,7 @@ def resolve(request: Request) -> Resolved:
     if config.data.path is None:
         raise ConfigError("`data.path` is null: there is nothing to train on", "give --data DIR")
     # Absolute, so that the run can be resumed and stripped from another folder.
-    path = located(Path(config.data.path)).resolve()
+    path = resolve_generated(Path(config.data.path)).resolve()
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(path)})})
     return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, path, tuple(notes))
 

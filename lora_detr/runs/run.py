@@ -23,10 +23,10 @@ from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Display
 from lora_detr.records.environment import environment
-from lora_detr.records.metrics import append_line, cut_back
+from lora_detr.records.metrics import append_line, truncate
 from lora_detr.records.run_directory import CHECKPOINTS, DATA_REPORT, RunDirectory, next_run, problems_kept
 from lora_detr.records.tensorboard import require_tensorboard
-from lora_detr.runs.ending import Finished, fit_to_the_end
+from lora_detr.runs.ending import Finished, run_to_completion
 from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
 from lora_detr.runs.summary import summary_lines
@@ -42,7 +42,7 @@ def start(
     dry_run: bool,
     display: Display,
     *,
-    go_on: bool = False,
+    auto_resume: bool = False,
     overrides: Sequence[str] = (),
 ) -> Finished:
     """Train from the beginning.
@@ -53,14 +53,14 @@ def start(
         overfit: train and evaluate on so many images.
         dry_run: print the summary, build everything, write nothing.
         display: shows progress.
-        go_on: continue the run in ``output`` if it has a checkpoint, with the same settings.
+        auto_resume: continue the run in ``output`` if it has a checkpoint, with the same settings.
         overrides: what may differ then all the same, as for ``resume``.
 
     Raises:
         LoraDetrError: whatever the user can cause; the run directory says how it ended.
     """
     config = resolved.loaded.config
-    if go_on and not dry_run and output is not None and has_checkpoints(output / CHECKPOINTS):
+    if auto_resume and not dry_run and output is not None and has_checkpoints(output / CHECKPOINTS):
         directory = RunDirectory(output)
         with _held(directory):
             return _resume(directory, lambda stored: config, display, overrides, overfit, may_be_done=True)
@@ -71,10 +71,10 @@ def start(
     for note in resolved.notes:
         display.line(note)
     if dry_run and output is not None:
-        directory.check_free(go_on)
+        directory.check_free(auto_resume)
     if dry_run or not world.is_main:
         return _start(resolved, directory, world, overfit, dry_run, display)
-    directory.create(resume=go_on)
+    directory.create(resume=auto_resume)
     with directory.lock():
         return _start(resolved, directory, world, overfit, dry_run, display)
 
@@ -100,7 +100,7 @@ def _start(
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
             # A run that was killed before its first checkpoint has left lines here.
-            cut_back(directory.logs, directory.results, step=0)
+            truncate(directory.logs, directory.results, step=0)
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
@@ -112,7 +112,7 @@ def _start(
             # Nothing was trained: leave no empty folder that would block the next try.
             directory.discard()
         raise
-    return fit_to_the_end(trainer)
+    return run_to_completion(trainer)
 
 
 def _verification(config: RunConfig, world: World) -> Verify:
@@ -183,7 +183,9 @@ def _resume(
     for error in skipped:
         display.line(f"skipped: {error.message}")
     if checkpoint is None:
-        raise ConfigError(f"--resume {run}: holds no checkpoint", "start the run anew in another directory", code="C10")
+        raise ConfigError(
+            f"--resume {run}: holds no checkpoint", "start the run again in another directory", code="C10"
+        )
     path = directory.checkpoints / f"step-{checkpoint.step:08d}"
     stored = stored_config(checkpoint, path)
     config = wanted(stored)
@@ -218,7 +220,7 @@ def _resume(
         )
     if world.is_main:
         directory.prepare_for(trainer.checkpoint_bytes)
-        cut_back(directory.logs, directory.results, step=trainer.step)
+        truncate(directory.logs, directory.results, step=trainer.step)
         directory.add_command()
         directory.update_config(config, stored)
         if changes:
@@ -229,7 +231,7 @@ def _resume(
     for note in schedule_notes(trainer, stored):
         display.line(note)
     display.line(f"resuming {run} at step {trainer.step} of {trainer.plan.total_steps}")
-    return fit_to_the_end(trainer)
+    return run_to_completion(trainer)
 
 
 def _check_agreement(world: World, step: int) -> None:

@@ -90,7 +90,7 @@ def _weights_lines(initialised: Initialised | None) -> list[str]:
 
 
 def _weights(name: str, initialised: Initialised | None) -> str:
-    if initialised is not None and not any(key.startswith(BACKBONE) for key in initialised.anew):
+    if initialised is not None and not any(key.startswith(BACKBONE) for key in initialised.reinitialised):
         return "weights given"
     return FROM_SCRATCH if name == NONE else f"{name} weights"
 

@@ -36,7 +36,7 @@ class MatchFault:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchRecord:
     """What one process saw of one of its batches of the step.
 
     Attributes:
@@ -84,7 +84,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class OnRank:
+class RankRecord:
     """What one process saw of the step.
 
     Attributes:
@@ -92,7 +92,7 @@ class OnRank:
         random: state of torch's generators at the start of the step, as ``seeding.torch_state`` gives it.
     """
 
-    batches: tuple[Seen, ...]
+    batches: tuple[BatchRecord, ...]
     random: Mapping[str, JSON]
 
 
@@ -108,10 +108,10 @@ class NonFiniteStep:
 
     step: int
     targets: float
-    ranks: tuple[OnRank, ...]
+    ranks: tuple[RankRecord, ...]
 
     @property
-    def first(self) -> Seen:
+    def first(self) -> BatchRecord:
         """The first batch with a fault; where none has one of its own, the first of all."""
         seen = [batch for rank in self.ranks for batch in rank.batches]
         return next((batch for batch in seen if batch.is_wrong), seen[0])

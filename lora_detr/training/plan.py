@@ -56,7 +56,7 @@ class Plan:
         """Return whether an epoch ends with a step, or every so many epochs."""
         return self.done(step) % (self.steps_per_epoch * epochs) == 0
 
-    def going_on(self, state: object, step: int) -> Plan:
+    def resume(self, state: object, step: int) -> Plan:
         """Return this plan for a run that has come to ``step`` with the plan of a checkpoint.
 
         The run goes on in the same epoch, behind the images that were seen in it. Where those do not fill a whole

@@ -55,7 +55,7 @@ def restore_own_state(
         states: of all processes.
         world: rank and number of processes.
         source: the checkpoint.
-        other_processes: states of another number of processes are no fault; every process then seeds itself anew.
+        other_processes: states of another number of processes are no fault; every process is then seeded again.
         fresh: seed of the run and step, to seed from in that case.
 
     Raises:

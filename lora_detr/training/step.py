@@ -23,7 +23,7 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
 from lora_detr.training.clipping import build_clipping
-from lora_detr.training.nonfinite import MatchFault, NonFiniteLossError, NonFiniteStep, OnRank, Seen
+from lora_detr.training.nonfinite import BatchRecord, MatchFault, NonFiniteLossError, NonFiniteStep, RankRecord
 from lora_detr.training.seeding import torch_state, torch_state_to_json
 
 # Sees what was matched and the losses of each micro-batch before their backward pass.
@@ -145,7 +145,7 @@ class Stepper:
         *numbers, loss_value, norm_value, bad_loss, bad_norm, requeue, interrupt = host
         if bad_loss:
             seen = tuple(_seen(found, batch) for found, batch in zip(computed, batches, strict=True))
-            ranks = self.world.gather(OnRank(seen, torch_state_to_json(random)))
+            ranks = self.world.gather(RankRecord(seen, torch_state_to_json(random)))
             raise NonFiniteLossError(NonFiniteStep(step, targets, tuple(ranks)))
         if bad_norm:
             self._skip(step, norm_value)
@@ -187,9 +187,9 @@ class Stepper:
             )
 
 
-def _seen(found: LossReport | MatchFault, batch: Batch) -> Seen:
+def _seen(found: LossReport | MatchFault, batch: Batch) -> BatchRecord:
     ids = tuple(target.image_id for target in batch.targets)
-    return Seen(ids, (), found) if isinstance(found, MatchFault) else Seen(ids, found.terms())
+    return BatchRecord(ids, (), found) if isinstance(found, MatchFault) else BatchRecord(ids, found.terms())
 
 
 def _sum_of_predictions(output: DetectorOutput, branches: BranchOutput | None) -> Tensor:

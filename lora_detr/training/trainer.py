@@ -278,7 +278,7 @@ class Trainer:
         Args:
             checkpoint: what was read.
             source: its folder.
-            other_processes: go on though the number of processes is another; random draws then begin anew.
+            other_processes: resume with another number of processes; random draws then start again.
 
         Raises:
             CheckpointError: weights or optimiser do not fit the model.
@@ -293,7 +293,7 @@ class Trainer:
             self.average.restore(checkpoint.ema, updates, source)
         restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"], source)
         restore_own_state(state["rng"], self.world, source, other_processes, (self.config.train.seed, checkpoint.step))
-        self.plan = self.plan.going_on(state.get("plan"), checkpoint.step)
+        self.plan = self.plan.resume(state.get("plan"), checkpoint.step)
         self.means = RunningMean.from_json(state.get("means"))
         kept, best, of_step = state.get("kept", []), state["best"], state.get("best_step")
         assert isinstance(kept, list)

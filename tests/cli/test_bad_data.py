@@ -122,7 +122,7 @@ def test_bad_annotations_are_refused_before_a_run(row: str, loradetr: Command, d
     assert not Path("out").exists()
 
 
-def test_d01_a_truncated_file_is_named_with_line_and_column(loradetr: Command, data: Path) -> None:
+def test_a_truncated_file_is_named_with_line_and_column_d01(loradetr: Command, data: Path) -> None:
     os.truncate(_file(data), 300)
     assert_told(_train(loradetr, "--dry-run"), 3, (f"error[D01]: {TRAIN}:1:296: not valid JSON: Unterminated string",))
 
@@ -143,7 +143,7 @@ def test_images_that_cannot_be_used_are_found_by_verify_decode(row: str, loradet
     assert_told(ended, 3, (f"error[{row[:3].upper()}]: ", "train/1.png (image id 11)", part, "--on-bad-data skip"))
 
 
-def test_d19_a_png_with_one_flipped_bit_is_found_by_verify_decode(loradetr: Command, data: Path) -> None:
+def test_a_png_with_one_flipped_bit_is_found_by_verify_decode_d19(loradetr: Command, data: Path) -> None:
     path = data / "val" / "1.png"
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
@@ -153,7 +153,7 @@ def test_d19_a_png_with_one_flipped_bit_is_found_by_verify_decode(loradetr: Comm
 
 
 @pytest.mark.parametrize("changed", [True, False], ids=["differs", "not listed"])
-def test_d20_files_are_compared_with_their_checksums(changed: bool, loradetr: Command, data: Path) -> None:
+def test_files_are_compared_with_their_checksums_d20(changed: bool, loradetr: Command, data: Path) -> None:
     for split in ("train", "val"):
         paths = sorted((data / split).iterdir())
         lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
@@ -165,12 +165,12 @@ def test_d20_files_are_compared_with_their_checksums(changed: bool, loradetr: Co
     assert ("not listed" in ended.err) != changed
 
 
-def test_d20_without_a_list_the_way_to_one_is_named(loradetr: Command, data: Path) -> None:
+def test_without_a_list_the_way_to_one_is_named_d20(loradetr: Command, data: Path) -> None:
     ended = _train(loradetr, "--dry-run", "--verify", "hash")
     assert_told(ended, 3, ("error[D20]: ", "data/train/SHA256SUMS", "sha256sum * > SHA256SUMS"), faults=2)
 
 
-def test_d27_shared_images_are_a_warning_and_an_error_when_strict(loradetr: Command, data: Path) -> None:
+def test_shared_images_are_a_warning_and_an_error_when_strict_d27(loradetr: Command, data: Path) -> None:
     shutil.copy(data / "train" / "1.png", data / "val" / "1.png")
     ended = _train(loradetr, "--dry-run")
     assert ended.code == 0, ended.err
@@ -205,7 +205,7 @@ def test_what_is_repaired_is_counted_and_the_run_goes_on(loradetr: Command, data
     assert _train(loradetr, "--dry-run", "--strict").code == 3
 
 
-def test_x02_absolute_names_are_allowed_on_request(loradetr: Command, data: Path) -> None:
+def test_absolute_names_are_allowed_on_request_x02(loradetr: Command, data: Path) -> None:
     _change(data, _absolute)
     assert _train(loradetr, "--dry-run", "--allow-outside").code == 0
 
@@ -237,7 +237,7 @@ def test_a_refused_run_takes_no_number(loradetr: Command, data: Path) -> None:
     assert [path.name for path in Path("runs").iterdir()] == ["small-1"]
 
 
-def test_n09_only_crowd_regions_train_as_background_and_measure_nothing(loradetr: Command, data: Path) -> None:
+def test_only_crowd_regions_train_as_background_and_measure_nothing_n09(loradetr: Command, data: Path) -> None:
     for split in ("train", "val"):
         value = json.loads(_file(data, split).read_text())
         for row in value["annotations"]:
@@ -268,7 +268,7 @@ def test_a_place_that_cannot_be_written_does_not_hide_what_is_wrong(
     assert not Path("out").exists()
 
 
-def test_d18_skipped_images_are_named_once_and_counted(loradetr: Command, data: Path) -> None:
+def test_skipped_images_are_named_once_and_counted_d18(loradetr: Command, data: Path) -> None:
     (data / "train" / "1.png").write_bytes(b"<html>")
     (data / "val" / "0.png").write_bytes(b"")
     skip = ("--on-bad-data", "skip", "--epochs", 2, "--set", "train.batch_size=3", "--set", "evaluation.every=1")
@@ -287,7 +287,7 @@ def test_d18_skipped_images_are_named_once_and_counted(loradetr: Command, data: 
     assert_told(loradetr("eval", "out", "--on-bad-data", "error"), 3, ("error[D18]: ", "val/0.png (image id 10)"))
 
 
-def test_d18_verified_images_are_counted_when_they_are_skipped(loradetr: Command, data: Path) -> None:
+def test_verified_images_are_counted_when_they_are_skipped_d18(loradetr: Command, data: Path) -> None:
     (data / "train" / "1.png").write_bytes(b"<html>")
     ended = _train(loradetr, "--dry-run", "--verify", "decode", "--on-bad-data", "skip")
     assert ended.code == 0, ended.err

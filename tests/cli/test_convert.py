@@ -102,7 +102,7 @@ def test_training_takes_system_and_weights(loradetr: Command, files: Path, shape
     assert f"settings of {files / 'lora.pth'}; --preset or --baseline would choose others" in ended.out
     assert "preset      deformable-lora3" in ended.out
     assert re.search(r"^weights +227 of 233 tensors from", ended.out, re.MULTILINE)
-    assert "starts anew: detector.heads.classes (6 tensors): other shapes in the file" in ended.out
+    assert "re-initialised: detector.heads.classes (6 tensors): other shapes in the file" in ended.out
     config = open_run(Path("run")).config
     assert [branch.rank for branch in config.branches] == [4, 3, 2]  # type: ignore[union-attr]
     assert (config.model.hidden_dim, config.model.backbone.name) == (32, "resnet18")
@@ -138,9 +138,9 @@ def test_what_is_asked_for_is_stronger_than_what_is_recognised(
         (
             "predict other.pth {data}/val",
             4,
-            ("2 of 2 names are strange: fc.weight, fc.bias", "supported are two-stage"),
+            ("2 of 2 tensor names are not recognised: fc.weight, fc.bias", "supported are two-stage"),
         ),
-        ("train --weights other.pth --data {data} --output-dir new", 4, ("2 of 2 names are strange",)),
+        ("train --weights other.pth --data {data} --output-dir new", 4, ("2 of 2 tensor names are not recognised",)),
         ("strip other.pth", 4, ("no transformer.enc_output (two-stage)",)),
     ],
 )

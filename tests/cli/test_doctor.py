@@ -243,7 +243,7 @@ class TestData:
         assert_told(ended, 5, ("file: cannot be written",))
         assert ended.out == ""
 
-    def test_x04_a_report_replaces_a_link_and_leaves_its_target(self, loradetr: Command, shapes_tiny: Path) -> None:
+    def test_a_report_replaces_a_link_and_leaves_its_target_x04(self, loradetr: Command, shapes_tiny: Path) -> None:
         Path("victim").write_text("precious")
         Path("report.json").symlink_to("victim")
         assert loradetr("doctor", "--data", shapes_tiny, "--report", "report.json").code == 0

@@ -35,7 +35,7 @@ if os.environ.get("RANK") == "1":
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_p08_five_images_make_equally_many_steps(world_size: int, batch_size: int, drop_last: bool) -> None:
+def test_five_images_make_equally_many_steps_p08(world_size: int, batch_size: int, drop_last: bool) -> None:
     batches = []
     for rank in range(world_size):
         sampler = EpochSampler(
@@ -56,7 +56,7 @@ def test_p08_five_images_make_equally_many_steps(world_size: int, batch_size: in
         assert {image for own in batches for images in own for image in images} == set(range(5))
 
 
-def test_p08_a_process_that_leaves_early_ends_the_run(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_process_that_leaves_early_ends_the_run_p08(shapes_tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(LEAVE)
     source = str(Path(__file__).parents[2])
     options = ("--preset", SMALL, "--data", shapes_tiny, "--output-dir", "run", "--device", "cpu", "--nproc", 2)

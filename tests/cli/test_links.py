@@ -43,7 +43,7 @@ def files_of(run: Path, *without: str) -> list[str]:
     return sorted(str(path.relative_to(run)) for path in paths if path.name not in without)
 
 
-def test_x04_training_goes_on_in_a_run_full_of_links(loradetr: Command, own_run: Path) -> None:
+def test_training_goes_on_in_a_run_full_of_links_x04(loradetr: Command, own_run: Path) -> None:
     names = files_of(own_run, LOCK)
     assert {"metrics.jsonl", "log.txt", "results.csv", "results.png", "config.yaml", "checkpoints/best"} <= set(names)
     victims = make_links(own_run, [*names, "nan_report.json", "nan_report.safetensors"])
@@ -52,14 +52,14 @@ def test_x04_training_goes_on_in_a_run_full_of_links(loradetr: Command, own_run:
     assert changed(victims) == []
 
 
-def test_x04_a_run_whose_loss_is_not_finite(loradetr: Command, own_run: Path) -> None:
+def test_a_run_whose_loss_is_not_finite_x04(loradetr: Command, own_run: Path) -> None:
     victims = make_links(own_run, [*files_of(own_run, LOCK), "nan_report.json", "nan_report.safetensors"])
     options = ("--epochs", 3, "--set", "train.optimizer.lr=1e30", "--override", "train.optimizer.lr")
     assert loradetr("train", "--resume", own_run, *options).code == 6
     assert changed(victims) == []
 
 
-def test_x04_eval(loradetr: Command, own_run: Path) -> None:
+def test_eval_x04(loradetr: Command, own_run: Path) -> None:
     victims = make_links(own_run, [name for name in files_of(own_run) if name.startswith("eval/")])
     assert len(victims) >= 2
     victims |= make_links(Path().resolve(), ["found.json"])
@@ -69,21 +69,21 @@ def test_x04_eval(loradetr: Command, own_run: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt"])
-def test_x04_convert(suffix: str, loradetr: Command, small_run: Path) -> None:
+def test_convert_x04(suffix: str, loradetr: Command, small_run: Path) -> None:
     victims = make_links(Path().resolve(), [f"out.{suffix}"])
     # A name that is taken is refused, or the link is replaced; either way the victim stays.
     loradetr("convert", small_run, f"out.{suffix}")
     assert changed(victims) == []
 
 
-def test_x04_strip(loradetr: Command, own_run: Path) -> None:
+def test_strip_x04(loradetr: Command, own_run: Path) -> None:
     victims = make_links(own_run, ["stripped.safetensors", "strip_report.json"])
     assert loradetr("strip", own_run, "--inputs", 1).code == 0
     assert changed(victims) == []
     assert not (own_run / "stripped.safetensors").is_symlink()
 
 
-def test_x04_predict(loradetr: Command, small_run: Path, shapes_tiny: Path) -> None:
+def test_predict_x04(loradetr: Command, small_run: Path, shapes_tiny: Path) -> None:
     command = ("predict", small_run, shapes_tiny / "val", "--output", "out")
     assert loradetr(*command).code == 0
     names = sorted(str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file())
@@ -94,7 +94,7 @@ def test_x04_predict(loradetr: Command, small_run: Path, shapes_tiny: Path) -> N
     assert changed(victims) == []
 
 
-def test_k12_output_that_is_the_input_is_refused(loradetr: Command, own_run: Path) -> None:
+def test_output_that_is_the_input_is_refused_k12(loradetr: Command, own_run: Path) -> None:
     checkpoint = own_run / "checkpoints" / "step-00000012"
     before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file()}
     Path("link.safetensors").symlink_to(checkpoint / "model.safetensors")
@@ -105,7 +105,7 @@ def test_k12_output_that_is_the_input_is_refused(loradetr: Command, own_run: Pat
     assert {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file()} == before
 
 
-def test_x04_a_lock_that_is_a_link_is_refused(loradetr: Command, own_run: Path) -> None:
+def test_a_lock_that_is_a_link_is_refused_x04(loradetr: Command, own_run: Path) -> None:
     victims = make_links(own_run, [LOCK])
     ended = loradetr("train", "--resume", own_run, "--epochs", 3)
     assert changed(victims) == []

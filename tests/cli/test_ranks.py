@@ -31,7 +31,7 @@ def reference(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return output
 
 
-def test_r5_eval_gives_the_same_bytes_on_one_process_and_on_two(reference: Path, tmp_path: Path) -> None:
+def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path, tmp_path: Path) -> None:
     found = []
     for name, options in (("one", ("--device", "cpu")), ("two", TWO)):
         arguments = ("eval", reference, *options, "--predictions", tmp_path / name, "--json", "--workers", 0)
@@ -42,7 +42,7 @@ def test_r5_eval_gives_the_same_bytes_on_one_process_and_on_two(reference: Path,
 
 
 @pytest.mark.parametrize("whom", ["launcher", "group", "rank 1"])
-def test_p02_p03_p05_sigterm_saves_once_and_everybody_goes(
+def test_sigterm_saves_once_and_everybody_goes_p02_p03_p05(
     whom: str, reference: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -66,7 +66,7 @@ def test_p02_p03_p05_sigterm_saves_once_and_everybody_goes(
     ]
 
 
-def test_p06_a_rank_that_is_killed_ends_the_run_by_name(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_ends_the_run_by_name_p06(shapes_tiny: Path, tmp_path: Path) -> None:
     process = train(shapes_tiny, tmp_path / "run")
     wait_for_steps(tmp_path / "run", 1)
     os.kill(ranks(process.pid)[1], signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_p06_a_rank_that_is_killed_ends_the_run_by_name(shapes_tiny: Path, tmp_p
     assert is_gone(process.pid)
 
 
-def test_p07_a_rank_that_hangs_is_named_and_killed(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_named_and_killed_p07(shapes_tiny: Path, tmp_path: Path) -> None:
     process = train(shapes_tiny, tmp_path / "run", "--set", "train.rank_timeout=5")
     wait_for_steps(tmp_path / "run", 1)
     os.kill(ranks(process.pid)[1], signal.SIGSTOP)
@@ -118,7 +118,7 @@ def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path,
     assert losses == [line["loss_hex"] for line in read_lines(reference / "metrics.jsonl")]
 
 
-def test_p03_processes_that_read_images_outlive_a_signal_to_the_group(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_processes_that_read_images_outlive_a_signal_to_the_group_p03(shapes_tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = train(shapes_tiny, run, "--workers", 2, "--epochs", 40)
     wait_for_steps(run, 3)
@@ -130,6 +130,6 @@ def test_p03_processes_that_read_images_outlive_a_signal_to_the_group(shapes_tin
     assert json.loads((run / "exit.json").read_text())["last_checkpoint"]
 
 
-def test_c08_another_number_of_processes_is_refused(reference: Path) -> None:
+def test_another_number_of_processes_is_refused_c08(reference: Path) -> None:
     code, _, err = end(start("train", "--resume", reference, "--epochs", 3, "--device", "cpu"))
     assert (code, "the run was on 2 processes, this is on 1" in err) == (2, True), err

@@ -205,8 +205,8 @@ def test_own_data_keeps_its_ids_and_other_classes_start_anew(visited: Visited) -
     assert {path.name for path in (visited.folder / "predictions").iterdir()} == {*photos, "predictions.json"}
     (fine_tuning,) = [visited.ended[command] for command in COMMANDS if "--weights" in command]
     assert re.search(r"^weights +\d+ of \d+ tensors from \S+lora3-1 ", fine_tuning.out, re.MULTILINE)
-    anew = re.findall(r"starts anew: (\S+) .*'?circle-cell", fine_tuning.out)
-    assert anew == ["detector.heads.classes"]
+    reinitialised = re.findall(r"re-initialised: (\S+) .*'?circle-cell", fine_tuning.out)
+    assert reinitialised == ["detector.heads.classes"]
 
 
 def test_the_python_code_finds_and_draws(visited: Visited) -> None:

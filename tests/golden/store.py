@@ -34,7 +34,7 @@ def names(pattern: str) -> list[str]:
 
 
 def load_json(name: str) -> Any:
-    """Return what ``name``.json holds. Read anew at each call, so that a test may edit it."""
+    """Return what ``name``.json holds. Read again at each call, so that a test may edit it."""
     return json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 

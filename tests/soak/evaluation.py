@@ -56,7 +56,7 @@ def shuffled(trial: int, folder: Path) -> Mapping[str, JSON]:
 
 
 def _evaluated(data: Path, size: int, workers: int, folder: Path) -> dict[str, str]:
-    """Return predictions and numbers as text, from ``size`` forks of this process, which import nothing anew."""
+    """Return predictions and numbers as text, from ``size`` forks of this process, which import nothing again."""
     port = free_port()
 
     def evaluate(rank: int) -> None:

@@ -111,9 +111,11 @@ def random_kills(trial: int, folder: Path) -> Mapping[str, JSON]:
     overrides = (f"train.seed={trial % 2}", "train.save_every=1", "train.ema_decay=0.9")
     expected, seconds = _left_alone(overrides)
 
-    def go_on() -> None:
+    def auto_resume() -> None:
         try:
-            run.start(small_runs.request(runs.data(), *overrides), folder / "run", None, False, Silent(), go_on=True)
+            run.start(
+                small_runs.request(runs.data(), *overrides), folder / "run", None, False, Silent(), auto_resume=True
+            )
         except ConfigError as error:  # killed behind the last save
             if "has done all" not in error.message:
                 raise
@@ -121,7 +123,7 @@ def random_kills(trial: int, folder: Path) -> Mapping[str, JSON]:
     steps: list[int] = []
     kills = 0
     while True:
-        child = runs.in_child(go_on)
+        child = runs.in_child(auto_resume)
         if kills < (FEW_KILLS if trial == 0 else KILLS):
             time.sleep(draw.random() * seconds * 0.25)
             os.kill(child, signal.SIGKILL)

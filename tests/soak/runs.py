@@ -80,7 +80,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """Run something in a fork of this process, which imports nothing anew, and return its process id."""
+    """Run something in a fork of this process, which imports nothing again, and return its process id."""
     child = os.fork()
     if child:
         return child

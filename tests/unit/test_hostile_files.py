@@ -66,7 +66,7 @@ print(peak() - before, worst)
 """
 
 
-def test_k07_a_header_costs_little_time_and_memory(tmp_path: Path) -> None:
+def test_a_header_costs_little_time_and_memory_k07(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "a.safetensors")], capture_output=True, text=True, check=False
     )
@@ -77,7 +77,7 @@ def test_k07_a_header_costs_little_time_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_x12_a_name_of_a_tensor_is_never_a_path(name: str, tmp_path: Path) -> None:
+def test_a_name_of_a_tensor_is_never_a_path_x12(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "inner" / "folder"
     folder.mkdir(parents=True)
     path = folder / "a.safetensors"
@@ -89,7 +89,7 @@ def test_x12_a_name_of_a_tensor_is_never_a_path(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["../../outside", "__proto__", "/tmp/../outside"])
-def test_x12_a_name_in_an_official_file_is_never_a_path(name: str, tmp_path: Path) -> None:
+def test_a_name_in_an_official_file_is_never_a_path_x12(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "inner" / "folder"
     folder.mkdir(parents=True)
     path = folder / "a.pth"
@@ -99,7 +99,7 @@ def test_x12_a_name_in_an_official_file_is_never_a_path(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["../../../outside", "/etc/hostname", "sub/file"])
-def test_x12_a_manifest_names_no_file_outside(name: str, own_run: Path) -> None:
+def test_a_manifest_names_no_file_outside_x12(name: str, own_run: Path) -> None:
     checkpoint = own_run / "checkpoints" / "step-00000012"
     manifest = read_manifest(checkpoint)
     files = {**manifest.files, name: (1, "0" * 64)}
@@ -108,7 +108,7 @@ def test_x12_a_manifest_names_no_file_outside(name: str, own_run: Path) -> None:
         load_checkpoint(checkpoint, with_optimizer=True)
 
 
-def test_x12_keys_of_an_annotation_file_that_mean_something_elsewhere(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_keys_of_an_annotation_file_that_mean_something_elsewhere_x12(shapes_tiny: Path, tmp_path: Path) -> None:
     content = json.loads((shapes_tiny / "annotations" / "instances_val.json").read_text())
     plain = load_coco(shapes_tiny / "annotations" / "instances_val.json", shapes_tiny / "val")
     content["__proto__"] = content["constructor"] = {"images": []}
@@ -123,7 +123,7 @@ def test_x12_keys_of_an_annotation_file_that_mean_something_elsewhere(shapes_tin
     assert list(tmp_path.iterdir()) == [changed]
 
 
-def test_x12_metadata_and_categories_with_such_names(tmp_path: Path) -> None:
+def test_metadata_and_categories_with_such_names_x12(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1)}, path, {"__proto__": "../../outside", "format": "pt"})
     assert read_tensors(path)[1]["__proto__"] == "../../outside"
@@ -131,7 +131,7 @@ def test_x12_metadata_and_categories_with_such_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir [executed]", "!!python/name:os.system ''"])
-def test_x05_a_tag_in_a_file_that_names_data_is_refused(
+def test_a_tag_in_a_file_that_names_data_is_refused_x05(
     tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

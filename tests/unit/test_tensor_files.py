@@ -46,7 +46,7 @@ def test_shared_and_strided_tensors_are_written_in_full(tmp_path: Path) -> None:
     assert torch.equal(found["transposed"], weight.T)
 
 
-def test_k07_what_the_length_says(tmp_path: Path) -> None:
+def test_what_the_length_says_k07(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for length in (2**63, 2**64 - 1, 100_000_001, 10_000):
         write_raw(path, {"a": ENTRY}, length=length)
@@ -87,7 +87,7 @@ def test_k07_what_the_length_says(tmp_path: Path) -> None:
         (b"nonsense", "header"),
     ],
 )
-def test_k07_header_attacks(tmp_path: Path, header: object, reason: str) -> None:
+def test_header_attacks_k07(tmp_path: Path, header: object, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason) as caught:
         read_tensors(write_raw(tmp_path / "a.safetensors", header))
     assert caught.value.code == "K07"
@@ -103,7 +103,7 @@ def test_k07_header_attacks(tmp_path: Path, header: object, reason: str) -> None
     ],
     ids=["tensors", "lists", "items", "text"],
 )
-def test_k07_a_large_header_is_refused_fast(tmp_path: Path, header: bytes) -> None:
+def test_a_large_header_is_refused_fast_k07(tmp_path: Path, header: bytes) -> None:
     path = write_raw(tmp_path / "a.safetensors", header)
     started = time.perf_counter()
     with pytest.raises(CheckpointError):
@@ -111,7 +111,7 @@ def test_k07_a_large_header_is_refused_fast(tmp_path: Path, header: bytes) -> No
     assert time.perf_counter() - started < 1
 
 
-def test_k04_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_and_not_executed_k04(tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
 
     class Payload:
@@ -128,7 +128,7 @@ def test_k04_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     assert not sentinel.exists()
 
 
-def test_k10_non_finite_values_are_refused_both_ways(tmp_path: Path) -> None:
+def test_non_finite_values_are_refused_both_ways_k10(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     poisoned = {"good": torch.ones(2), "bad": torch.tensor([float("nan"), 1, float("-inf")])}
     with pytest.raises(NumericalError, match="'bad' has 2 of 3"):
@@ -145,7 +145,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
             read_tensors(path)
 
 
-def test_x04_symlink_is_replaced_and_its_target_unchanged(tmp_path: Path) -> None:
+def test_symlink_is_replaced_and_its_target_unchanged_x04(tmp_path: Path) -> None:
     victim, link = tmp_path / "victim", tmp_path / "link.safetensors"
     victim.write_text("precious")
     link.symlink_to(victim)
@@ -163,7 +163,7 @@ def test_output_error_names_the_path_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_k08_a_misfit_lists_ten_differences_and_changes_nothing() -> None:
+def test_a_misfit_lists_ten_differences_and_changes_nothing_k08() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     wrong = {name: tensor + 1 for name, tensor in before.items()}
@@ -179,7 +179,7 @@ def test_k08_a_misfit_lists_ten_differences_and_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-def test_k08_shapes_and_k11_dtypes_are_named() -> None:
+def test_shapes_and_dtypes_are_named_k08_k11() -> None:
     module = nn.Linear(2, 3)
     for change, reason in (
         ({"weight": torch.zeros(3, 4)}, r"weight: shape \[3, 4\] in the file, \[3, 2\] in the model"),

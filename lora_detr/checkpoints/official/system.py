@@ -95,16 +95,17 @@ def recognise(
         data: names the classes of a file that does not.
 
     Raises:
-        CheckpointError: names or shapes are of no supported system; the first strange names are listed.
+        CheckpointError: names or shapes are of no supported system; the first unrecognised names are listed.
         ConfigError: the preset does not exist, or is of another family of systems.
     """
-    strange = file.unknown
-    if strange or "transformer.enc_output.weight" not in file.tensors:
+    unrecognised = file.unknown
+    if unrecognised or "transformer.enc_output.weight" not in file.tensors:
         plain = "" if "transformer.enc_output.weight" in file.tensors else "no transformer.enc_output (two-stage); "
-        listed = ", ".join(strange[:SHOWN]) + (", ..." if len(strange) > SHOWN else "")
+        listed = ", ".join(unrecognised[:SHOWN]) + (", ..." if len(unrecognised) > SHOWN else "")
         raise CheckpointError(
-            f"{file.path}: not recognised: {plain}{len(strange)} of {len(file.weights)} names are strange"
-            + (f": {listed}" if strange else ""),
+            f"{file.path}: not recognised: {plain}"
+            f"{len(unrecognised)} of {len(file.weights)} tensor names are not recognised"
+            + (f": {listed}" if unrecognised else ""),
             SUPPORTED,
             code="K08",
         )

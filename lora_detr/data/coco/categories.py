@@ -70,9 +70,9 @@ class CategoryMap:
         Raises:
             ConfigError: an id or its name is not COCO's, or there is none.
         """
-        strange = [f"{i} '{name}'" for i, name in sorted(names.items()) if COCO_NAMES.get(i) != name]
-        if strange or not names:
-            found = f"found {strange[0]} ({len(strange)} of {len(names)} differ)" if strange else "found none"
+        unexpected = [f"{i} '{name}'" for i, name in sorted(names.items()) if COCO_NAMES.get(i) != name]
+        if unexpected or not names:
+            found = f"found {unexpected[0]} ({len(unexpected)} of {len(names)} differ)" if unexpected else "found none"
             raise ConfigError(
                 f"num_classes coco91 expects COCO's category ids and names, but the data set is not COCO: {found}",
                 "use --num-classes auto to train on the data set's own categories",

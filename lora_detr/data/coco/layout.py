@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lora_detr.data.synthetic.sets import SPECS, located
+from lora_detr.data.synthetic.sets import SPECS, resolve_generated
 from lora_detr.errors import ConfigError, DataError, nearest
 
 COCO_FOLDER = Path("data/coco")
@@ -47,7 +47,7 @@ def find_splits(data: Path) -> DataPaths:
         ConfigError: ``data`` does not exist, or the YAML file is malformed.
         DataError: the training split, or a path named in the YAML file, is not there.
     """
-    data = located(data)
+    data = resolve_generated(data)
     if data.is_dir():
         return _from_folder(data)
     if data.is_file():

@@ -19,7 +19,7 @@ from lora_detr.data.coco.records import ImageRecord, ImageTable
 from lora_detr.data.coco.report import Problem
 from lora_detr.data.images import MAX_PIXELS, read_image
 from lora_detr.errors import DataError, WorkerError
-from lora_detr.processes.process import become_reader
+from lora_detr.processes.process import init_worker
 
 Verify = Literal["none", "decode", "hash"]
 """Nothing, decode every image, or compare it with ``SHA256SUMS`` in the image folder."""
@@ -130,7 +130,7 @@ def _answers(checks: _Checks, processes: int) -> Iterator[_Answer]:
         batch_size=CHUNK,
         num_workers=processes,
         collate_fn=_as_it_is,
-        worker_init_fn=become_reader if processes else None,
+        worker_init_fn=init_worker if processes else None,
         # A decoder that hangs on a damaged file would keep the run waiting for ever.
         timeout=300.0 if processes else 0.0,
         generator=torch.Generator(),  # its own: a run begins with the global one as it is

@@ -111,7 +111,7 @@ def cached(spec_name: str, cache_dir: Path | None = None) -> Path:
     return generate(spec, cache_dir / _folder(spec))
 
 
-def located(data: Path) -> Path:
+def resolve_generated(data: Path) -> Path:
     """Return the folder or file that ``--data`` means: a path, or else the name of a generated set, made on first use.
 
     Raises:
@@ -120,7 +120,7 @@ def located(data: Path) -> Path:
     return cached(str(data)) if str(data) in SPECS and not data.exists() else data
 
 
-def spoken(data: Path) -> str:
+def display_name(data: Path) -> str:
     """Return what is typed behind ``--data`` for a folder: the name of a generated set, or that of the folder."""
     return next((name for name, spec in SPECS.items() if _folder(spec) == data.name), data.name)
 
@@ -140,7 +140,7 @@ def generate(
 
     The folder appears at once and complete: it is made beside its place and then renamed, so that several processes may
     ask for it at the same time. A complete folder of the same specification and seed is left as it is; one with missing
-    files is made anew. The first n images are the same whatever the number of images.
+    files is generated again. The first n images are the same whatever the number of images.
 
     Args:
         spec: what the set contains.

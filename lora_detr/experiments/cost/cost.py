@@ -21,7 +21,7 @@ import torch
 from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.experiments.cost.memory import megabytes_alone, rise
-from lora_detr.experiments.cost.synthetic_workload import Inputs, MadeUpTraining, without_weights
+from lora_detr.experiments.cost.synthetic_workload import Inputs, SyntheticTraining, without_weights
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.tables.results import COCO_CLASSES, parameters
 from lora_detr.experiments.tables.table import Scale, TableInfo, TableRow, find_table
@@ -123,11 +123,11 @@ def measure(study: CostStudy, say: Callable[[str], None]) -> list[RowCost]:
     ]
 
 
-def training_of(row: TableRow, scale: Scale, inputs: Inputs) -> MadeUpTraining:
+def training_of(row: TableRow, scale: Scale, inputs: Inputs) -> SyntheticTraining:
     """Return a row as it is measured, in training mode."""
-    made_up = MadeUpTraining(_config(row, scale), COCO_CLASSES, inputs)
-    made_up.model.train()
-    return made_up
+    workload = SyntheticTraining(_config(row, scale), COCO_CLASSES, inputs)
+    workload.model.train()
+    return workload
 
 
 def _config(row: TableRow, scale: Scale) -> RunConfig:

@@ -54,7 +54,7 @@ class Inputs:
         return [*sides, *counts, "--device", self.device, "--threads", str(torch.get_num_threads())]
 
 
-class MadeUpTraining:
+class SyntheticTraining:
     """A system that is measured: its model, what trains it, and its images.
 
     Args:

@@ -99,7 +99,7 @@ class Runner:
             self.free.put(place)
         self.running: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
-        self.asked_to_end: signal.Signals | None = None
+        self.stop_requested: signal.Signals | None = None
 
     def run(self) -> list[Outcome]:
         """Run everything that is not done yet.
@@ -117,16 +117,16 @@ class Runner:
             for future in as_completed(futures):
                 outcome = future.result()
                 outcomes.append(outcome)
-                if self.asked_to_end is None:
+                if self.stop_requested is None:
                     self.say(f"[{len(outcomes)}/{total}] {_line(outcome, self.study)}")
-        if self.asked_to_end is not None:
+        if self.stop_requested is not None:
             raise Stopped(
-                f"stopped on {self.asked_to_end.name}; the same command goes on", self.asked_to_end == signal.SIGINT
+                f"stopped on {self.stop_requested.name}; the same command resumes", self.stop_requested == signal.SIGINT
             )
         return outcomes
 
     def _one(self, run: Run) -> Outcome:
-        if self.asked_to_end is not None:
+        if self.stop_requested is not None:
             return Outcome(run, Stopped.exit_code)
         place = self.free.get()
         try:
@@ -157,7 +157,7 @@ class Runner:
             errors.flush()
             output = errors if out == log else stack.enter_context(out.open("wb"))
             with self.lock:
-                if self.asked_to_end is not None:
+                if self.stop_requested is not None:
                     return Stopped.exit_code
                 process = subprocess.Popen(
                     [*self.program, *arguments],
@@ -177,11 +177,11 @@ class Runner:
 
     def _end_if_asked(self, process: subprocess.Popen[bytes]) -> None:
         """Ask a process to end that was started just when all were asked."""
-        if self.asked_to_end is not None:
+        if self.stop_requested is not None:
             process.send_signal(signal.SIGTERM)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.asked_to_end = signal.Signals(number)
+        self.stop_requested = signal.Signals(number)
         for process in list(self.running):
             process.send_signal(signal.SIGTERM)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
-from lora_detr.data.synthetic.sets import spoken
+from lora_detr.data.synthetic.sets import display_name
 from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.tables.table import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON
@@ -45,7 +45,7 @@ class Settings:
 
     def arguments(self, shown: bool = False) -> list[str]:
         """Return what they add to ``loradetr train``; ``shown`` to a reader, who has the data elsewhere."""
-        given = ["--data", spoken(self.data) if shown else str(self.data)]
+        given = ["--data", display_name(self.data) if shown else str(self.data)]
         if self.steps is not None:
             given += ["--max-steps", str(self.steps), "--epochs", str(NEVER)]
         if self.evaluate_every is not None:
@@ -167,7 +167,7 @@ class Study:
             "--scale",
             settings.scale,
             "--data",
-            spoken(settings.data),
+            display_name(settings.data),
         ]
         given += ["--seeds", ",".join(map(str, self.seeds))]
         given += [] if settings.steps is None else ["--max-steps", str(settings.steps)]

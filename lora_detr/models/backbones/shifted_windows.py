@@ -101,7 +101,7 @@ def reverse(windows: Tensor, like: Tensor, window: tuple[int, int]) -> Tensor:
 def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """Return what is added to the attention of a rolled map: far apart on the map means separated in the window.
 
-    Made anew for each map: it costs far less than the attention it is added to, and sizes rarely come back.
+    Computed for each map: it costs far less than the attention it is added to, and sizes rarely come back.
 
     Args:
         size: height and width of the padded map, whole windows.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.criterion import main, row_of, size
-from benchmarks.criterion_case import TOKENS, Case, made_up
+from benchmarks.criterion_case import TOKENS, Case, synthetic_case
 from benchmarks.criterion_loop import Loop, iou_aware
 from benchmarks.operations import BOOLEAN_INDEX, cost_of
 from lora_detr.errors import ConfigError
@@ -20,11 +20,11 @@ from tests.reference import losses
 
 
 def small(preset: str, objects: int = 3, branches: int = 2) -> Case:
-    return made_up(preset, 2, objects, branches, queries=20, classes=4, tokens=30)
+    return synthetic_case(preset, 2, objects, branches, queries=20, classes=4, tokens=30)
 
 
 def test_sizes_are_those_of_the_preset() -> None:
-    case = made_up("deformable-lora3", 2, 8, 3)
+    case = synthetic_case("deformable-lora3", 2, 8, 3)
     output, branches = case.step.output, case.step.branches
     assert branches is not None and output.encoder is not None
     assert len(output.layers) == len(branches.layers) == 6

@@ -17,14 +17,14 @@ from benchmarks.evaluation import (
     backend_rows,
     backends,
     by_backend,
-    made_up,
     own_rows,
+    synthetic_case,
 )
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return made_up(12, 10)
+    return synthetic_case(12, 10)
 
 
 def test_made_up_data(case: Case) -> None:
@@ -36,7 +36,7 @@ def test_made_up_data(case: Case) -> None:
         assert torch.equal(scores, scores.sort(descending=True).values)
         assert 0 < float(scores.min()) <= float(scores.max()) <= 1
         assert bool((boxes[:, 2:] > boxes[:, :2]).all())
-    again, other = made_up(12, 10), made_up(12, 10, seed=1)
+    again, other = synthetic_case(12, 10), synthetic_case(12, 10, seed=1)
     assert torch.equal(again.found[1].boxes_xyxy_pixels, case.found[1].boxes_xyxy_pixels)
     assert not torch.equal(other.found[1].boxes_xyxy_pixels, case.found[1].boxes_xyxy_pixels)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import loading
-from benchmarks.loading import ALL, COLLATING, DECODING, READING, STAGES, epoch, made_up, opened
+from benchmarks.loading import ALL, COLLATING, DECODING, READING, STAGES, epoch, opened, synthetic_data
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import train_loader
 
@@ -20,7 +20,7 @@ PRESET = "tests/small.yaml"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up(tmp_path_factory.mktemp("loading") / "data", IMAGES, SIZE, "jpeg")
+    return synthetic_data(tmp_path_factory.mktemp("loading") / "data", IMAGES, SIZE, "jpeg")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_images_are_of_the_kind_and_size_asked_for(data: Path, tmp_path: Path) -
             assert image.format == "JPEG"
             assert image.size == (record.width, record.height)
             assert max(image.size) == SIZE
-    drawn, _ = opened(made_up(tmp_path / "png", 1, SIZE, "png"), PRESET, 1, None)
+    drawn, _ = opened(synthetic_data(tmp_path / "png", 1, SIZE, "png"), PRESET, 1, None)
     with Image.open(drawn.train.records[0].path) as image:
         assert image.format == "PNG"
 
@@ -82,7 +82,7 @@ def test_stages_leave_no_trace(data: Path) -> None:
 
 
 def test_padding_with_and_without_groups(tmp_path: Path) -> None:
-    splits, config = opened(made_up(tmp_path / "data", 12, SIZE, "png"), PRESET, 12, 2)
+    splits, config = opened(synthetic_data(tmp_path / "data", 12, SIZE, "png"), PRESET, 12, 2)
     square = loading.padding_rows("small", splits, config, 1)
     assert [(row["kind"], row["grouped"], row["ratio"]) for row in square] == [
         ("padding", False, 0),

@@ -83,7 +83,7 @@ def test_round_trip_is_exact(tmp_path: Path, ema: bool) -> None:
     assert load_checkpoint(path, with_optimizer=False).optimizer == {}
 
 
-def test_k01_truncated(tmp_path: Path) -> None:
+def test_truncated_k01(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     for file in sorted(path.iterdir()):
         data = file.read_bytes()
@@ -95,20 +95,20 @@ def test_k01_truncated(tmp_path: Path) -> None:
     load_checkpoint(path, with_optimizer=True)
 
 
-def test_k01_extended(tmp_path: Path) -> None:
+def test_extended_k01(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     with (path / "model.safetensors").open("ab") as file:
         file.write(b"x")
     assert refused(path).code == "K01"
 
 
-def test_k01_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_k01(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     (path / "state.json").unlink()
     assert refused(path).code == "K01"
 
 
-def test_k01_resume_skips_and_names_what_is_broken(tmp_path: Path) -> None:
+def test_resume_skips_and_names_what_is_broken_k01(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"short")
@@ -119,7 +119,7 @@ def test_k01_resume_skips_and_names_what_is_broken(tmp_path: Path) -> None:
     assert ["step-00000003" in skipped[0].message, "step-00000002" in skipped[1].message] == [True, True]
 
 
-def test_c10_only_broken_checkpoints_are_an_error_and_none_at_all_is_none(tmp_path: Path) -> None:
+def test_only_broken_checkpoints_are_an_error_and_none_at_all_is_none_c10(tmp_path: Path) -> None:
     assert load_latest(tmp_path) == (None, ())
     assert latest(tmp_path) is None
     (save(tmp_path, 1) / "MANIFEST.json").unlink()
@@ -129,7 +129,7 @@ def test_c10_only_broken_checkpoints_are_an_error_and_none_at_all_is_none(tmp_pa
         assert caught.value.code == "C10"
 
 
-def test_k02_one_bit_flipped(tmp_path: Path) -> None:
+def test_one_bit_flipped_k02(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     generator = torch.Generator().manual_seed(0)
     for file in sorted(path.iterdir()):
@@ -143,7 +143,7 @@ def test_k02_one_bit_flipped(tmp_path: Path) -> None:
         file.write_bytes(data)
 
 
-def test_k03_manifest_missing_or_edited(tmp_path: Path) -> None:
+def test_manifest_missing_or_edited_k03(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     manifest = path / "MANIFEST.json"
     content = json.loads(manifest.read_text())
@@ -157,7 +157,7 @@ def test_k03_manifest_missing_or_edited(tmp_path: Path) -> None:
     assert refused(path).code == "K03"
 
 
-def test_k10_nan_in_a_saved_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_in_a_saved_file_is_refused_k10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_detr.tensor_files.first_non_finite", lambda tensors: None)
     poisoned = {**tensors(1), "detector.weight": torch.tensor([1.0, float("nan"), float("inf")])}
     path = save_checkpoint(tmp_path, step=1, model=poisoned, optimizer={}, state={}, facts={})
@@ -167,7 +167,7 @@ def test_k10_nan_in_a_saved_file_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert "'detector.weight' has 2 of 3 values" in error.message
 
 
-def test_k13_newer_format(tmp_path: Path) -> None:
+def test_newer_format_k13(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     manifest = path / "MANIFEST.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 7}))
@@ -176,13 +176,13 @@ def test_k13_newer_format(tmp_path: Path) -> None:
     assert "format 7 is newer than 1" in error.message
 
 
-def test_k14_model_and_optimizer_of_different_steps(tmp_path: Path) -> None:
+def test_model_and_optimizer_of_different_steps_k14(tmp_path: Path) -> None:
     one, two = save(tmp_path, 1), save(tmp_path, 2)
     shutil.copy(one / "optim.safetensors", two / "optim.safetensors")
     assert refused(two).code == "K02"
 
 
-def test_k15_file_modes_follow_the_umask(tmp_path: Path) -> None:
+def test_file_modes_follow_the_umask_k15(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
         path = save(tmp_path, 1)
@@ -193,7 +193,7 @@ def test_k15_file_modes_follow_the_umask(tmp_path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
 
 
-def test_n03_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
+def test_non_finite_weights_are_not_saved_n03(tmp_path: Path) -> None:
     save(tmp_path, 1)
     for part in ("model", "optimizer", "ema"):
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
@@ -204,7 +204,7 @@ def test_n03_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_p11_disk_full_at_many_levels_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+def test_disk_full_at_many_levels_keeps_the_old_checkpoint_p11(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     largest = max(file.stat().st_size for file in path.iterdir())
     for level in range(20):
@@ -217,14 +217,14 @@ def test_p11_disk_full_at_many_levels_keeps_the_old_checkpoint(tmp_path: Path) -
         load_checkpoint(path, with_optimizer=True)
 
 
-def test_p11_what_does_not_read_back_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_read_back_is_not_published_p11(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "write_new", lambda path, data: path.write_bytes(data[:-1]))
     with pytest.raises(OutputError, match="does not read back"):
         save(tmp_path, 1)
     assert names(tmp_path) == []
 
 
-def test_p14_missing_directory_and_path_that_is_a_file(tmp_path: Path) -> None:
+def test_missing_directory_and_path_that_is_a_file_p14(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(OutputError, match=directory.name):
@@ -239,7 +239,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("instant", ["before", "after"])
-def test_p01_killed_while_a_step_is_replaced(tmp_path: Path, instant: str) -> None:
+def test_killed_while_a_step_is_replaced_p01(tmp_path: Path, instant: str) -> None:
     path = save(tmp_path, 1)
     replaced = path.rename(tmp_path / "step-00000001.replaced")
     if instant == "after":
@@ -251,7 +251,7 @@ def test_p01_killed_while_a_step_is_replaced(tmp_path: Path, instant: str) -> No
     load_checkpoint(path, with_optimizer=True)
 
 
-def test_p01_stale_files_are_removed_and_links_not_followed(tmp_path: Path) -> None:
+def test_stale_files_are_removed_and_links_not_followed_p01(tmp_path: Path) -> None:
     directory, victim = tmp_path / "checkpoints", tmp_path / "victim"
     for path in (directory, victim, directory / ".tmp-1-0"):
         path.mkdir()
@@ -266,7 +266,7 @@ def test_p01_stale_files_are_removed_and_links_not_followed(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_p01_killed_at_random_instants(tmp_path: Path) -> None:
+def test_killed_at_random_instants_p01(tmp_path: Path) -> None:
     """A child saves step after step and is killed; the newest checkpoint always verifies and none goes missing."""
     import random
     import signal
@@ -332,7 +332,7 @@ def test_best_points_at_a_checkpoint_there_is(tmp_path: Path) -> None:
         best_step(tmp_path)
 
 
-def test_k02_a_changed_pointer_leads_to_no_other_checkpoint(tmp_path: Path) -> None:
+def test_a_changed_pointer_leads_to_no_other_checkpoint_k02(tmp_path: Path) -> None:
     for step in (4, 5):
         save(tmp_path, step)
     set_best(tmp_path, 5)
@@ -378,7 +378,7 @@ def test_resolve_says_what_is_wrong(tmp_path: Path) -> None:
             resolve_checkpoint(tmp_path / name)
 
 
-def test_x11_no_path_host_or_user_in_a_checkpoint(tmp_path: Path) -> None:
+def test_no_path_host_or_user_in_a_checkpoint_x11(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     for file in path.iterdir():
         data = file.read_bytes()

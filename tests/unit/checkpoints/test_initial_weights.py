@@ -41,7 +41,7 @@ def parts(names: Sequence[str]) -> set[str]:
 def test_a_run_of_the_same_kind_is_taken_as_a_whole(small_run: Path) -> None:
     model, report = build_from_weights(small_runs.config(), classes_of(small_run), read_initial_weights(small_run))
     expected = best_weights(small_run)
-    assert (set(report.taken), report.anew, report.unused) == (set(expected), {}, ())
+    assert (set(report.taken), report.reinitialised, report.unused) == (set(expected), {}, ())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert report.lines() == [f"{len(expected)} of {len(expected)} tensors from {report.source}"]
 
@@ -49,10 +49,10 @@ def test_a_run_of_the_same_kind_is_taken_as_a_whole(small_run: Path) -> None:
 def test_other_classes_start_with_new_class_heads(small_run: Path) -> None:
     other = CategoryMap((5, 9), ("cat", "dog"))
     model, report = build_from_weights(small_runs.config(), other, read_initial_weights(small_run))
-    assert parts(tuple(report.anew)) == {"detector.heads.classes"}
+    assert parts(tuple(report.reinitialised)) == {"detector.heads.classes"}
     assert model.detector.num_classes == 2
     (line,) = report.lines()[1:]
-    assert line.startswith("starts anew: detector.heads.classes (6 tensors): the file's classes are 10 (circle, ")
+    assert line.startswith("re-initialised: detector.heads.classes (6 tensors): the file's classes are 10 (circle, ")
     assert line.endswith("the data's 2 (cat, dog)")
 
 
@@ -60,21 +60,21 @@ def test_as_many_classes_of_other_names_start_anew_too(small_run: Path) -> None:
     known = classes_of(small_run)
     other = CategoryMap(known.ids, tuple(f"thing {i}" for i in known.ids))
     _, report = build_from_weights(small_runs.config(), other, read_initial_weights(small_run))
-    assert parts(tuple(report.anew)) == {"detector.heads.classes"}
+    assert parts(tuple(report.reinitialised)) == {"detector.heads.classes"}
     # The ids may differ: labels are what a head predicts.
     renumbered = CategoryMap(tuple(i + 100 for i in known.ids), known.names)
     _, report = build_from_weights(small_runs.config(), renumbered, read_initial_weights(small_run))
-    assert report.anew == {}
+    assert report.reinitialised == {}
 
 
 def test_branches_that_differ_are_listed(small_run: Path) -> None:
     config = small_runs.config("branches.0.rank=2", "branches.2.rank=8")
     _, report = build_from_weights(config, classes_of(small_run), read_initial_weights(small_run))
-    assert {name.split(".")[2] for name in report.anew} == {"0", "2"}
-    assert set(report.anew.values()) == {"other shapes in the file"}
+    assert {name.split(".")[2] for name in report.reinitialised} == {"0", "2"}
+    assert set(report.reinitialised.values()) == {"other shapes in the file"}
     without = small_runs.config("branches=[]")
     _, report = build_from_weights(without, classes_of(small_run), read_initial_weights(small_run))
-    assert report.anew == {}
+    assert report.reinitialised == {}
     assert parts(report.unused) == {f"branches.members.{i}" for i in range(3)}
     assert report.lines()[1] == f"not used: branches.members ({len(report.unused)} tensors): the model has none"
 
@@ -84,8 +84,8 @@ def test_a_stripped_file_brings_the_detector_and_new_branches(small_run: Path, t
     file = tmp_path / "stripped.safetensors"
     strip(open_run(small_run), file, images, "noise")
     model, report = build_from_weights(small_runs.config(), classes_of(small_run), read_initial_weights(file))
-    assert all(name.startswith("branches.") for name in report.anew)
-    assert set(report.anew.values()) == {"not in the file"}
+    assert all(name.startswith("branches.") for name in report.reinitialised)
+    assert set(report.reinitialised.values()) == {"not in the file"}
     expected = best_weights(small_run)
     assert all(torch.equal(model.state_dict()[name], expected[name]) for name in report.taken)
 
@@ -100,10 +100,10 @@ def test_an_official_file_is_read_by_its_own_names(small_run: Path, tmp_path: Pa
     assert weights.categories is None
     _, report = build_from_weights(small_runs.config(), classes_of(small_run), weights)
     assert report.unused == ("something.else",)
-    assert not [name for name in report.anew if not name.startswith("detector.backbone.")]
+    assert not [name for name in report.reinitialised if not name.startswith("detector.backbone.")]
 
 
-def test_k05_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_would_run_code_is_refused_k05(tmp_path: Path) -> None:
     sentinel = tmp_path / "executed"
 
     class Evil:

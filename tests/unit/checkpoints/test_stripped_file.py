@@ -41,7 +41,7 @@ def test_pixels_are_normalised_by_the_statistics_in_the_file(small_run: Path, tm
     assert torch.equal(normalisation.std.flatten(), torch.tensor([0.4, 0.5, 0.6]))
 
 
-def test_k02_every_flipped_bit_is_found(stripped: Path, tmp_path: Path) -> None:
+def test_every_flipped_bit_is_found_k02(stripped: Path, tmp_path: Path) -> None:
     content = stripped.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     dice = random.Random(0)
@@ -76,14 +76,14 @@ def test_a_config_from_before_some_settings_existed_reads_as_it_did(small_run: P
 
 
 @pytest.mark.parametrize("version", ["1", str(FORMAT_VERSION + 1), ""])
-def test_k13_another_format_version_is_refused(version: str, stripped: Path, tmp_path: Path) -> None:
+def test_another_format_version_is_refused_k13(version: str, stripped: Path, tmp_path: Path) -> None:
     tensors, metadata = read_tensors(stripped)
     write_tensors(tmp_path / "other.safetensors", tensors, {**metadata, "format_version": version})
     with pytest.raises(CheckpointError, match=f"this program reads {FORMAT_VERSION}"):
         read_file(tmp_path / "other.safetensors")
 
 
-def test_x11_nothing_of_the_machine_is_in_the_file(stripped: Path, small_run: Path) -> None:
+def test_nothing_of_the_machine_is_in_the_file_x11(stripped: Path, small_run: Path) -> None:
     _, metadata = read_tensors(stripped)
     assert str(small_run.parent) not in str(metadata)
     assert str(Path.home()) not in str(metadata)

@@ -136,7 +136,7 @@ def test_sources_are_not_edited_by_later_ones() -> None:
     assert load().config.scales == {}
 
 
-def test_c01_unknown_key_names_the_nearest() -> None:
+def test_unknown_key_names_the_nearest_c01() -> None:
     error = refused("optimizer.lr_bacbone=0.1")
     assert error.code == "C01"
     assert error.exit_code == 2
@@ -145,12 +145,12 @@ def test_c01_unknown_key_names_the_nearest() -> None:
     assert "override" in error.message
 
 
-def test_c01_unknown_key_in_a_list_of_unions_and_in_another_section() -> None:
+def test_unknown_key_in_a_list_of_unions_and_in_another_section_c01() -> None:
     assert "`branches.0.matcher.kk`: unknown key; did you mean 'k'?" in refused("branches.0.matcher.kk=1").message
     assert "did you mean 'optimizer.betas'" in refused("betas=[0, 0]").message
 
 
-def test_c02_number_with_exponent_is_a_number(tmp_path: Path) -> None:
+def test_number_with_exponent_is_a_number_c02(tmp_path: Path) -> None:
     assert load(files=(write(tmp_path / "a.yaml", "optimizer:\n  lr: 1e-4\n"),)).config.optimizer.lr == 1e-4
 
 
@@ -169,7 +169,7 @@ def test_c02_number_with_exponent_is_a_number(tmp_path: Path) -> None:
         ("scales={a: x}", "'x'", "a number"),
     ],
 )
-def test_c04_another_type_is_refused(override: str, found: str, allowed: str) -> None:
+def test_another_type_is_refused_c04(override: str, found: str, allowed: str) -> None:
     error = refused(override)
     assert f"is {found} (from override)" in error.message
     assert error.message.endswith(f"must be {allowed}")
@@ -183,7 +183,7 @@ def test_c04_another_type_is_refused(override: str, found: str, allowed: str) ->
         ("optimizer.lr_backbone=1", "less than 1"),
     ],
 )
-def test_c05_out_of_range_names_the_limit(override: str, allowed: str) -> None:
+def test_out_of_range_names_the_limit_c05(override: str, allowed: str) -> None:
     error = refused(override)
     assert error.code == "C05"
     path, _, value = override.partition("=")

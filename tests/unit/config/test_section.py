@@ -71,7 +71,7 @@ def test_a_part_laid_over_its_whole_changes_nothing() -> None:
         ("model.heads.x", "`model.heads.x`: `model.heads` is a single value, which has no keys"),
     ],
 )
-def test_c01_what_is_not_there_is_named(path: str, message: str) -> None:
+def test_what_is_not_there_is_named_c01(path: str, message: str) -> None:
     for function in (select, cut):
         with pytest.raises(ConfigError) as caught:
             function(TREE, path)

@@ -48,33 +48,33 @@ def refused(text: str) -> ConfigError:
         ("topk:k=6", "topk:k=6"),
     ],
 )
-def test_c02_a_plain_value_has_one_meaning(text: str, value: object) -> None:
+def test_a_plain_value_has_one_meaning_c02(text: str, value: object) -> None:
     parsed = parse_value(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize("word", ["no", "yes", "on", "off", "y", "n", "True", "FALSE"])
-def test_c04_only_true_and_false_are_booleans(word: str) -> None:
+def test_only_true_and_false_are_booleans_c04(word: str) -> None:
     assert parse_value(word) == word
 
 
 @pytest.mark.parametrize("text", ["010", "-007", "0_1", "00"])
-def test_c04_integer_with_leading_zero_is_refused(text: str) -> None:
+def test_integer_with_leading_zero_is_refused_c04(text: str) -> None:
     error = refused(f"seed: {text}")
     assert error.code == "C04"
     assert "file.yaml:1:7" in error.message
     assert text in error.message
 
 
-def test_c03_duplicate_key_names_both_lines() -> None:
+def test_duplicate_key_names_both_lines_c03() -> None:
     error = refused("lr: 1\nbatch: 2\nlr: 3\n")
     assert error.code == "C03"
     assert "lines 1 and 3" in error.message
     assert "file.yaml:3:1" in error.message
 
 
-def test_c03_duplicate_key_in_a_nested_flow_mapping() -> None:
+def test_duplicate_key_in_a_nested_flow_mapping_c03() -> None:
     assert refused("a: {b: 1, b: 2}").code == "C03"
 
 
@@ -88,7 +88,7 @@ def test_c03_duplicate_key_in_a_nested_flow_mapping() -> None:
         "a: !custom b",
     ],
 )
-def test_x05_tags_are_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_are_refused_x05(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(text).code == "X05"
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix, modes in MODES.items() for mode in modes])
-def test_d22_every_mode_becomes_rgb(tmp_path: Path, suffix: str, mode: str) -> None:
+def test_every_mode_becomes_rgb_d22(tmp_path: Path, suffix: str, mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(np.full((4, 6), 200 * 256 + 17, dtype=np.uint16))
         expected = (200, 200, 200)
@@ -62,14 +62,14 @@ def test_d22_every_mode_becomes_rgb(tmp_path: Path, suffix: str, mode: str) -> N
     assert (pixels.float().mean((1, 2)) - torch.tensor(expected)).abs().max() < 8
 
 
-def test_d22_palette_with_transparency_gives_the_palette_colours(tmp_path: Path) -> None:
+def test_palette_with_transparency_gives_the_palette_colours_d22(tmp_path: Path) -> None:
     image = Image.new("RGB", (6, 4), RED).quantize(4)
     image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
     assert read_image(_record(tmp_path / "x.png"))[:, 0, 0].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_d23_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
+def test_orientation_is_applied_once_d23(tmp_path: Path, orientation: int) -> None:
     stored = np.zeros((4, 6, 3), np.uint8)
     stored[0, 0] = 255  # the corner tells where the first stored pixel went
     exif = Image.Exif()
@@ -84,7 +84,7 @@ def test_d23_orientation_is_applied_once(tmp_path: Path, orientation: int) -> No
         assert "the file is 4x6" in _fails(path, "D23")
 
 
-def test_d23_size_mismatch_names_both_sizes(tmp_path: Path) -> None:
+def test_size_mismatch_names_both_sizes_d23(tmp_path: Path) -> None:
     Image.new("RGB", (5, 4)).save(tmp_path / "x.png")
     message = _fails(tmp_path / "x.png", "D23")
     assert "5x4" in message
@@ -92,7 +92,7 @@ def test_d23_size_mismatch_names_both_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "html", "directory", "missing", "eps", "bad-crc"])
-def test_d18_d19_unreadable_files(tmp_path: Path, kind: str) -> None:
+def test_unreadable_files_d18_d19(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.png"
     noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -113,7 +113,7 @@ def test_d18_d19_unreadable_files(tmp_path: Path, kind: str) -> None:
     _fails(path, "D18")
 
 
-def test_d25_bomb_is_refused_before_decoding(tmp_path: Path) -> None:
+def test_bomb_is_refused_before_decoding_d25(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (20032, 20032)).save(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -123,7 +123,7 @@ def test_d25_bomb_is_refused_before_decoding(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
-def test_d25_limit_can_be_set(tmp_path: Path) -> None:
+def test_limit_can_be_set_d25(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     assert "the limit is 23" in _fails(tmp_path / "x.png", "D25", max_pixels=23)
     assert read_image(_record(tmp_path / "x.png"), max_pixels=24).shape == (3, 4, 6)

@@ -81,7 +81,7 @@ def test_dataset_gives_relative_boxes_and_original_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_r3_workers_do_not_matter(tmp_path: Path, workers: int) -> None:
+def test_workers_do_not_matter_r3(tmp_path: Path, workers: int) -> None:
     expected, actual = _loader(_dataset(tmp_path)), _loader(_dataset(tmp_path), workers=workers)
     seen: list[Tensor] = []
     for epoch in (0, 1):
@@ -113,7 +113,7 @@ def test_loading_leaves_the_global_generator_alone(tmp_path: Path, workers: int)
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 17])
-def test_s02_ranks_cover_everything_and_train_in_equally_many_steps(count: int, world: int) -> None:
+def test_ranks_cover_everything_and_train_in_equally_many_steps_s02(count: int, world: int) -> None:
     for shuffle in (True, False):
         samplers = [_sampler(count, rank, world, 2, shuffle=shuffle) for rank in range(world)]
         steps = [list(sampler) for sampler in samplers]
@@ -129,7 +129,7 @@ def test_s02_ranks_cover_everything_and_train_in_equally_many_steps(count: int, 
 
 
 @pytest.mark.parametrize("count", [3, 8, 13])
-def test_r4_the_images_of_a_step_do_not_depend_on_ranks(count: int) -> None:
+def test_the_images_of_a_step_do_not_depend_on_ranks_r4(count: int) -> None:
     single = list(_sampler(count, 0, 1, 4, shuffle=True, drop_last=True))
     ranks = [list(_sampler(count, rank, 2, 2, shuffle=True, drop_last=True)) for rank in range(2)]
     for whole, *parts in zip(single, *ranks, strict=True):
@@ -139,7 +139,7 @@ def test_r4_the_images_of_a_step_do_not_depend_on_ranks(count: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", range(1, 18))
-def test_r5_evaluation_batches_do_not_depend_on_ranks(count: int, world: int) -> None:
+def test_evaluation_batches_do_not_depend_on_ranks_r5(count: int, world: int) -> None:
     expected = {tuple(range(i, min(i + 3, count))) for i in range(0, count, 3)}
     samplers = [_sampler(count, rank, world, 3, shuffle=False) for rank in range(world)]
     found = [tuple(batch) for sampler in samplers for batch in sampler]
@@ -165,7 +165,7 @@ def test_order_changes_with_the_epoch_and_start_resumes_it() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_d18_error_in_a_worker_keeps_type_code_and_message(tmp_path: Path, workers: int) -> None:
+def test_error_in_a_worker_keeps_type_code_and_message_d18(tmp_path: Path, workers: int) -> None:
     dataset = _dataset(tmp_path)
     (tmp_path / "5.png").write_bytes(b"<html>")
     with pytest.raises(DataError) as caught:
@@ -190,14 +190,14 @@ class _Dying(CocoDataset):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_p10_dead_worker_names_the_images(tmp_path: Path, workers: int) -> None:
+def test_dead_worker_names_the_images_p10(tmp_path: Path, workers: int) -> None:
     dataset = _Dying(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(), seed=0)
     with pytest.raises(WorkerError, match=r"(died|exited unexpectedly).*not returned: \[.*14.*\]") as caught:
         list(_loader(dataset, workers=workers, shuffle=False))
     assert caught.value.exit_code == 7
 
 
-def test_p10_hanging_worker_is_given_up(tmp_path: Path) -> None:
+def test_hanging_worker_is_given_up_p10(tmp_path: Path) -> None:
     dataset = _Hanging(_split(tmp_path), TrainTransformConfig(scales=(24,)).build(), seed=0)
     with pytest.raises(WorkerError, match=r"timed out.*not returned: \[14"):
         list(_loader(dataset, workers=1, shuffle=False, timeout=0.5))

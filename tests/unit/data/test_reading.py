@@ -39,7 +39,7 @@ def _loader(split: CocoSplit, unreadable: Unreadable, **options: int | bool) -> 
     return build_loader(_dataset(split), unreadable=unreadable, **{**values, **options})  # type: ignore[arg-type]
 
 
-def test_d18_the_next_readable_image_by_id_takes_the_place(split: CocoSplit) -> None:
+def test_the_next_readable_image_by_id_takes_the_place_d18(split: CocoSplit) -> None:
     dataset = _dataset(split)
     found = [read_sample(dataset, i, 0, "next") for i in range(7)]
     assert [read.sample[1].image_id for read in found] == [10, 13, 13, 13, 14, 15, 10]
@@ -50,18 +50,18 @@ def test_d18_the_next_readable_image_by_id_takes_the_place(split: CocoSplit) -> 
     assert "6.png (image id 16): the image cannot be read" in problem.text
 
 
-def test_d18_a_blank_image_keeps_its_id(split: CocoSplit) -> None:
+def test_a_blank_image_keeps_its_id_d18(split: CocoSplit) -> None:
     pixels, target = read_sample(_dataset(split), 2, 0, "blank").sample
     assert (target.image_id, target.original_size, len(target.labels)) == (12, (30, 40), 0)
     assert torch.isfinite(pixels).all()
 
 
-def test_d18_an_error_unless_something_was_asked_to_stand_for_it(split: CocoSplit) -> None:
+def test_an_error_unless_something_was_asked_to_stand_for_it_d18(split: CocoSplit) -> None:
     with pytest.raises(DataError, match=r"1\.png \(image id 11\)"):
         read_sample(_dataset(split), 1, 0)
 
 
-def test_d18_no_image_can_be_read(split: CocoSplit) -> None:
+def test_no_image_can_be_read_d18(split: CocoSplit) -> None:
     with pytest.raises(DataError, match=r"none of 3 images can be read; the first: .*2\.png") as caught:
         read_sample(_dataset(split.subset([11, 12, 16])), 1, 0, "next")
     assert (caught.value.code, caught.value.exit_code) == ("D18", 3)
@@ -86,7 +86,7 @@ def _contents(loader: BatchLoader) -> list[tuple[int, float]]:
     return found
 
 
-def test_d18_what_takes_the_place_depends_on_neither_workers_nor_ranks(split: CocoSplit) -> None:
+def test_what_takes_the_place_depends_on_neither_workers_nor_ranks_d18(split: CocoSplit) -> None:
     alone = _loader(split, "next", batch_size=4)
     expected = _contents(alone)
     assert {image_id for image_id, _ in expected} == {10, 13, 14, 15}
@@ -102,7 +102,7 @@ def test_d18_what_takes_the_place_depends_on_neither_workers_nor_ranks(split: Co
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_d18_evaluation_gives_as_many_batches_as_if_all_could_be_read(split: CocoSplit, workers: int) -> None:
+def test_evaluation_gives_as_many_batches_as_if_all_could_be_read_d18(split: CocoSplit, workers: int) -> None:
     loader = _loader(split, "blank", shuffle=False, workers=workers)
     assert [image_id for image_id, _ in _contents(loader)] == list(range(10, 17))
     assert sorted(loader.unreadable) == [11, 12, 16]

@@ -45,7 +45,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2000)])
 @pytest.mark.parametrize("rule", ["deformable", "relation"])
-def test_d26_extreme_sizes_stay_positive_and_bounded(
+def test_extreme_sizes_stay_positive_and_bounded_d26(
     rule: Literal["deformable", "relation"], size: tuple[int, int]
 ) -> None:
     for compute in RULES:

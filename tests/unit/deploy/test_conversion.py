@@ -293,14 +293,14 @@ class TestClasses:
         weights = read_initial_weights(official.save(place / "official.pth"))
         other = CategoryMap(tuple(range(91)), tuple(f"thing {i}" for i in range(91)))
         model, report = build_from_weights(official.config, other, weights)
-        assert {".".join(name.split(".")[1:4]) for name in report.anew} == {
+        assert {".".join(name.split(".")[1:4]) for name in report.reinitialised} == {
             *(f"heads.classes.{i}" for i in range(3)),
             "query_groups.hybrid.classes",
             "query_groups.denoising.labels",
         }
-        assert (len(report.taken) + len(report.anew), report.unused) == (len(model.state_dict()), ())
+        assert (len(report.taken) + len(report.reinitialised), report.unused) == (len(model.state_dict()), ())
         _, report = build_from_weights(official.config, CategoryMap.coco91(COCO_NAMES), weights)
-        assert report.anew == {}
+        assert report.reinitialised == {}
 
     @pytest.mark.parametrize("stored", [torch.tensor([7, 1 << 40, -1]), torch.tensor([65, -1] * 92)])
     def test_a_list_of_names_that_is_none_is_refused(self, stored: Tensor, place: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_pair_without_direction_is_explained(source: str, output: str, tmp_pat
 
 
 @pytest.mark.parametrize("output", ["there.pth", "there"])
-def test_c06_nothing_that_exists_is_touched(output: str, small_run: Path, tmp_path: Path) -> None:
+def test_nothing_that_exists_is_touched_c06(output: str, small_run: Path, tmp_path: Path) -> None:
     (tmp_path / output).write_text("precious")
     with pytest.raises(ConfigError, match="exists already; nothing was touched") as caught:
         convert(small_run if output.endswith(".pth") else tmp_path / "any.pth", tmp_path / output)

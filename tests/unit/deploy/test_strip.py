@@ -78,7 +78,7 @@ def test_keys_and_shapes_are_those_of_the_detector_built_without_branches(
     assert all(torch.equal(tensor, opened.checkpoint.model[f"detector.{name}"]) for name, tensor in tensors.items())
 
 
-def test_x11_the_file_names_no_folder_host_or_user(stripped: tuple[Path, StripReport], learned_data: Path) -> None:
+def test_the_file_names_no_folder_host_or_user_x11(stripped: tuple[Path, StripReport], learned_data: Path) -> None:
     _, metadata = read_tensors(stripped[0])
     text = json.dumps(metadata)
     assert str(learned_data.parent) not in text
@@ -206,7 +206,7 @@ def test_an_unknown_branch_is_refused(branch: int, opened: OpenedRun, images: li
     assert list(tmp_path.iterdir()) == []
 
 
-def test_k12_a_stripped_file_is_not_stripped_again(stripped: tuple[Path, StripReport], learned_run: Path) -> None:
+def test_a_stripped_file_is_not_stripped_again_k12(stripped: tuple[Path, StripReport], learned_run: Path) -> None:
     with pytest.raises(CheckpointError, match="stripped file already") as caught:
         refuse_stripped(stripped[0])
     assert (caught.value.exit_code, caught.value.code) == (4, "K12")

@@ -37,7 +37,7 @@ def spoiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("spoiled", [BRANCH], indirect=True)
 @pytest.mark.parametrize("overrides", [(), ("train.accumulate=2",), ("train.precision=bf16",)], ids=str)
-def test_n01_the_same_terms_come_again(
+def test_the_same_terms_come_again_n01(
     overrides: tuple[str, ...], spoiled: str, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     """With augmentation, dropout and the random cap of candidates, all drawn as they were."""
@@ -59,7 +59,7 @@ def test_n01_the_same_terms_come_again(
 
 
 @pytest.mark.parametrize("spoiled", [COSTS], indirect=True)
-def test_n06_matching_fails_again_at_the_same_layer(spoiled: str, shapes_tiny: Path, tmp_path: Path) -> None:
+def test_matching_fails_again_at_the_same_layer_n06(spoiled: str, shapes_tiny: Path, tmp_path: Path) -> None:
     diverge(shapes_tiny, tmp_path / "run")
     state = torch.get_rng_state()
     found = replay(tmp_path / "run" / "nan_report.json", data=shapes_tiny, device="cpu")
@@ -104,7 +104,7 @@ def test_no_room_for_the_report_does_not_hide_the_error(
 
 
 @pytest.mark.distributed
-def test_n06_all_processes_stop_in_the_same_step(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_all_processes_stop_in_the_same_step_n06(shapes_tiny: Path, tmp_path: Path) -> None:
     """One of two processes has a NaN. The other one neither waits for it nor updates, and both are in the report."""
     run = tmp_path / "run"
     fault = ("1", "2", COSTS)

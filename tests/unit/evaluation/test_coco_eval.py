@@ -183,7 +183,7 @@ def test_coco91_labels(tmp_path: Path) -> None:
     assert len(evaluator.compute().per_class) == 80
 
 
-def test_r5_r6_order_and_ranks_do_not_matter(tmp_path: Path) -> None:
+def test_order_and_ranks_do_not_matter_r5_r6(tmp_path: Path) -> None:
     split, found = _random_case(tmp_path, seed=7)
     whole = _fill(split, found)
     whole.write_predictions(tmp_path / "whole.json")
@@ -210,7 +210,7 @@ def test_subset_of_images(tmp_path: Path) -> None:
         CocoEvaluator(part).add(6, _found())
 
 
-def test_s05_many_detections_of_one_image(tmp_path: Path) -> None:
+def test_many_detections_of_one_image_s05(tmp_path: Path) -> None:
     """COCO's AP counts the 100 best of each category: a hit at place 150 is not seen."""
     split = _split(tmp_path, [{"image_id": 5, "category_id": 7, "bbox": BOX}])
     misses = [([100.0, 100.0, 10.0, 10.0], 0.9, 0)] * 149

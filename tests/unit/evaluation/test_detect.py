@@ -13,7 +13,7 @@ from lora_detr.structures import Batch, Images, Prediction, Target
 
 
 @pytest.mark.parametrize(("part", "value"), [("logits", "nan"), ("logits", "inf"), ("boxes", "nan")])
-def test_n01_a_prediction_that_is_not_finite_is_no_detection(part: str, value: str) -> None:
+def test_a_prediction_that_is_not_finite_is_no_detection_n01(part: str, value: str) -> None:
     """A box of NaN overlaps nothing and everything: counted, it raised the score."""
     found = {"logits": torch.zeros(2, 3, 4), "boxes": torch.full((2, 3, 4), 0.5)}
     found[part][1, 2, 0] = float(value)

@@ -28,7 +28,7 @@ def _evaluator(folder: Path) -> CocoEvaluator:
     return evaluator
 
 
-def test_d18_neither_its_objects_nor_what_was_found_on_it_count(tmp_path: Path) -> None:
+def test_neither_its_objects_nor_what_was_found_on_it_count_d18(tmp_path: Path) -> None:
     whole, part = _evaluator(tmp_path), _evaluator(tmp_path)
     part.leave_out({10: PROBLEM})
     assert [entry["image_id"] for entry in part.predictions()] == [11, 12]
@@ -50,6 +50,6 @@ def test_leaving_out_nothing_changes_nothing(tmp_path: Path) -> None:
     assert evaluator.compute() == _evaluator(tmp_path).compute()
 
 
-def test_d18_nothing_is_left(tmp_path: Path) -> None:
+def test_nothing_is_left_d18(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of 3 images can be read; the first: 0\.png \(image id 10\)"):
         _evaluator(tmp_path).leave_out(dict.fromkeys((10, 11, 12), PROBLEM))

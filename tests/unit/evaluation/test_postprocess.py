@@ -33,7 +33,7 @@ def test_equals_a_plain_loop(kept: int) -> None:
             assert found.boxes_xyxy_pixels[i].tolist() == pytest.approx(corners, abs=1e-4)
 
 
-def test_r6_ties_go_to_the_lower_query_then_class() -> None:
+def test_ties_go_to_the_lower_query_then_class_r6() -> None:
     prediction = Prediction(torch.zeros((2, 50, 3)), torch.rand((2, 50, 4)))
     found = postprocess(prediction, SIZES, max_detections=10)[0]
     assert found.queries.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]

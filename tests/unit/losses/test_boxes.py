@@ -58,7 +58,7 @@ def test_values_and_gradients_equal_the_plain_losses(problem: Problem, k: int) -
         ([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]),
     ],
 )
-def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
+def test_degenerate_boxes_n04(box: list[float], target: list[float]) -> None:
     boxes = torch.tensor(box).view(1, 1, 1, 4).requires_grad_()
     l1, giou = box_losses([(boxes, one_pair(0))], torch.tensor(target).view(1, 1, 4))[0].sums
     (l1 + giou).sum().backward()
@@ -68,7 +68,7 @@ def test_n04_degenerate_boxes(box: list[float], target: list[float]) -> None:
 
 
 @pytest.mark.parametrize("logit", [-1e4, -200.0, 200.0, 1e4])
-def test_n04_saturated_box_logits(logit: float) -> None:
+def test_saturated_box_logits_n04(logit: float) -> None:
     """Width and height come from a sigmoid: saturated logits make boxes without area."""
     logits = torch.full((1, 1, 2, 4), logit, requires_grad=True)
     l1, giou = box_losses([(logits.sigmoid(), one_pair(1))], torch.tensor([[[0.4, 0.4, 0.2, 0.2]]]))[0].sums
@@ -77,7 +77,7 @@ def test_n04_saturated_box_logits(logit: float) -> None:
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-def test_n07_groups_without_pairs_give_zero_and_keep_the_graph() -> None:
+def test_groups_without_pairs_give_zero_and_keep_the_graph_n07() -> None:
     problem = make_problem(seed=1, groups=2, counts=[0, 0], queries=4, classes=2)
     boxes = problem.prediction.boxes.requires_grad_()
     assignment = TopK([3])(problem.prediction, problem.targets)

@@ -179,7 +179,7 @@ def test_no_gradient_flows_through_quality_or_weight() -> None:
     torch.testing.assert_close(logits.grad[free], 0.25 * (p**2.5)[free], rtol=1e-4, atol=1e-7)
 
 
-def test_n07_without_objects_only_background_counts() -> None:
+def test_without_objects_only_background_counts_n07() -> None:
     problem = make_problem(seed=1, groups=2, counts=[0], queries=5, classes=3)
     logits = problem.prediction.logits.requires_grad_()
     spread = class_targets(assigned(problem, 3), problem.targets.labels, None, *logits.shape[-2:])

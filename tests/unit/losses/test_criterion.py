@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks import operations
-from benchmarks.criterion_case import made_up
+from benchmarks.criterion_case import synthetic_case
 from benchmarks.operations import Cost
 from lora_detr.errors import NumericalError
 from lora_detr.losses.config import (
@@ -129,7 +129,7 @@ def test_normaliser(kind: str, total: float, ranks: int, expected: float) -> Non
 
 
 @pytest.mark.parametrize("place", ["primary/logits", "primary/boxes"])
-def test_n06_a_cost_of_the_primary_path_that_is_not_finite(place: str) -> None:
+def test_a_cost_of_the_primary_path_that_is_not_finite_n06(place: str) -> None:
     step = make_step(0, layers=3, branches=1, counts=[2, 2], queries=5, classes=2)
     with torch.no_grad():
         step.leaves[place][2, 1] = math.nan
@@ -139,7 +139,7 @@ def test_n06_a_cost_of_the_primary_path_that_is_not_finite(place: str) -> None:
     assert caught.value.code == "N06"
 
 
-def test_n06_a_cost_of_the_encoder_that_is_not_finite() -> None:
+def test_a_cost_of_the_encoder_that_is_not_finite_n06() -> None:
     step = make_step(0, layers=2, branches=0, counts=[2, 2], queries=5, classes=2)
     with torch.no_grad():
         step.leaves["encoder/boxes"][0] = math.nan
@@ -149,7 +149,7 @@ def test_n06_a_cost_of_the_encoder_that_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_n04_degenerate_boxes_everywhere(value: float) -> None:
+def test_degenerate_boxes_everywhere_n04(value: float) -> None:
     step = make_step(0, layers=2, branches=2, counts=[3, 1], queries=6, classes=2)
     with torch.no_grad():
         for name, leaf in step.leaves.items():
@@ -159,7 +159,7 @@ def test_n04_degenerate_boxes_everywhere(value: float) -> None:
 
 
 @pytest.mark.parametrize("counts", [[0, 3], [0, 0]])
-def test_n07_empty_images(counts: list[int]) -> None:
+def test_empty_images_n07(counts: list[int]) -> None:
     step = make_step(0, layers=2, branches=2, counts=counts, queries=6, classes=2)
     report = run(step, CriterionConfig(), [TopKConfig(k=3)] * 2)
     assert_finite(step, report)
@@ -168,7 +168,7 @@ def test_n07_empty_images(counts: list[int]) -> None:
         assert all(term.value > 0 for term in report.terms() if term.key.kind == "class")
 
 
-def test_n10_fewer_queries_than_k_and_than_objects() -> None:
+def test_fewer_queries_than_k_and_than_objects_n10() -> None:
     for queries in (1, 2):
         step = make_step(queries, layers=2, branches=2, counts=[5, 1], queries=queries, classes=2, tokens=2)
         merged = CriterionConfig(branch=BranchLossConfig(merge_one_to_one=True))
@@ -176,7 +176,7 @@ def test_n10_fewer_queries_than_k_and_than_objects() -> None:
             assert_finite(step, run(step, config, [TopKConfig(k=6), TopKConfig(k=3)]))
 
 
-def test_n12_no_query_above_the_threshold() -> None:
+def test_no_query_above_the_threshold_n12() -> None:
     step = make_step(0, layers=2, branches=1, counts=[3, 1], queries=6, classes=2)
     report = run(step, CriterionConfig(), [TopKConfig(k=6, threshold=1.0, force_best=False)])
     assert_finite(step, report)
@@ -240,7 +240,7 @@ def cost_of(criterion: Criterion, step: Step, leaves: Sequence[Tensor]) -> Cost:
 
 @cache
 def cost(preset: str, images: int, objects: int, branches: int) -> Cost:
-    case = made_up(preset, images, objects, branches, queries=50, classes=10, tokens=60)
+    case = synthetic_case(preset, images, objects, branches, queries=50, classes=10, tokens=60)
     return operations.cost_of(case.total, case.leaves)
 
 
@@ -291,7 +291,7 @@ def test_the_host_waits_once(preset: str, images: int, objects: int, branches: i
 
 @per_criterion
 def test_the_report_is_read_with_one_more_copy(preset: str) -> None:
-    case = made_up(preset, 2, 3, 2, queries=50, classes=10, tokens=60)
+    case = synthetic_case(preset, 2, 3, 2, queries=50, classes=10, tokens=60)
     before = HostCopies.count
     report: LossReport = case.criterion(case.step.output, case.step.branches, case.step.targets, case.normaliser)
     report.terms()

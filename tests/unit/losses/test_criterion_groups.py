@@ -180,7 +180,7 @@ def test_every_stack_is_made_once(preset: str, changes: dict[str, Any], monkeypa
 
 @per_groups
 @pytest.mark.parametrize("counts", [[0, 0], [0, 3]])
-def test_n07_query_groups_and_empty_images(preset: str, changes: dict[str, Any], counts: list[int]) -> None:
+def test_query_groups_and_empty_images_n07(preset: str, changes: dict[str, Any], counts: list[int]) -> None:
     """Every tensor of every group takes part, so that no rank waits for a gradient."""
     criterion, step, leaves = with_groups(preset, counts, 2, changes)
     report = criterion(step.output, step.branches, step.targets, Normaliser(sum(counts)))
@@ -191,7 +191,7 @@ def test_n07_query_groups_and_empty_images(preset: str, changes: dict[str, Any],
 
 
 @pytest.mark.parametrize("group", ["hybrid queries at layer 4", "hybrid encoder"])
-def test_n06_a_cost_of_hybrid_queries_that_is_not_finite(group: str) -> None:
+def test_a_cost_of_hybrid_queries_that_is_not_finite_n06(group: str) -> None:
     criterion, step, _ = with_groups("relation-tiny-lora3", [2, 2], 1, {})
     (hybrid,) = [one for one in step.output.groups if one.name == "hybrid"]
     assert hybrid.encoder is not None

@@ -102,18 +102,18 @@ def test_cost_and_pairs_equal_the_plain_rules(problem: Problem, class_cost: floa
             assert hungarian.total(expected, pairs) == pytest.approx(cheapest, rel=1e-5, abs=1e-4)
 
 
-def test_n07_batch_without_objects() -> None:
+def test_batch_without_objects_n07() -> None:
     problem = make_problem(seed=0, groups=2, counts=[0, 0], queries=4, classes=3)
     assert not HungarianConfig().build()(problem.prediction, problem.targets).mask.any()
 
 
-def test_n10_more_objects_than_queries() -> None:
+def test_more_objects_than_queries_n10() -> None:
     problem = make_problem(seed=0, groups=1, counts=[40], queries=3, classes=3)
     assert int(HungarianConfig().build()(problem.prediction, problem.targets).mask.sum()) == 3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_n06_a_cost_that_is_not_finite_is_named(value: float) -> None:
+def test_a_cost_that_is_not_finite_is_named_n06(value: float) -> None:
     targets = PaddedTargets.from_targets(draw_targets([2, 3], 2))
     first, second = torch.rand(1, 2, 3, 3), torch.rand(4, 2, 3, 3)
     second[2, 1] = value
@@ -125,7 +125,7 @@ def test_n06_a_cost_that_is_not_finite_is_named(value: float) -> None:
     assert caught.value.code == "N06"
 
 
-def test_n06_a_single_nan_is_never_masked() -> None:
+def test_a_single_nan_is_never_masked_n06() -> None:
     targets = PaddedTargets.from_targets(draw_targets([2], 2))
     cost = torch.rand(1, 1, 2, 5)
     cost[0, 0, 1, 4] = math.nan

@@ -137,7 +137,7 @@ def test_the_cap_is_random_and_follows_the_seed() -> None:
 
 
 @pytest.mark.parametrize("candidates", ["official", "strict"])
-def test_n10_few_queries(candidates: str) -> None:
+def test_few_queries_n10(candidates: str) -> None:
     for queries, objects, k in ((1, 1, 6), (1, 5, 6), (2, 9, 4), (3, 0, 2), (5, 40, 6)):
         problem = make_problem(seed=queries, groups=2, counts=[objects, 0], queries=queries, classes=2)
         matcher = TopK([k], [0.2], [0.3], positive_fraction=None, candidates=candidates)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_n10_few_queries(candidates: str) -> None:
         assert assignment.query.shape[-1] == min(k, queries)
 
 
-def test_n12_threshold_of_one_leaves_only_forced_pairs() -> None:
+def test_threshold_of_one_leaves_only_forced_pairs_n12() -> None:
     problem = make_problem(seed=1, groups=1, counts=[3, 1], queries=30, classes=3)
     nothing = TopK([6], [1.0], [0.3], force_best=False)(problem.prediction, problem.targets)
     assert not nothing.mask.any()
@@ -155,7 +155,7 @@ def test_n12_threshold_of_one_leaves_only_forced_pairs() -> None:
     assert int(forced.mask[0, 1].sum()) == 1
 
 
-def test_n07_images_without_objects_get_no_pair() -> None:
+def test_images_without_objects_get_no_pair_n07() -> None:
     problem = make_problem(seed=1, groups=2, counts=[0, 0], queries=9, classes=3)
     assert not TopK([6])(problem.prediction, problem.targets).mask.any()
 

@@ -100,7 +100,7 @@ def test_the_noise_is_drawn_from_the_generator_that_checkpoints_hold() -> None:
     assert not torch.equal(first.box_logits, following.box_logits)
 
 
-def test_n07_a_batch_without_objects_has_no_queries_and_draws_nothing() -> None:
+def test_a_batch_without_objects_has_no_queries_and_draws_nothing_n07() -> None:
     module, targets = build(10, 0.5, 1.0), draw_targets([0, 0], CLASSES)
     before = torch.get_rng_state()
     found: DenoisingBatch = module(targets, PRIMARY)
@@ -181,7 +181,7 @@ class TestInTheDetector:
         assert not torch.allclose(first[:, 4:], second[:, 4:], rtol=0, atol=1e-3)
 
 
-def test_s03_of_a_crowded_image_only_the_first_targets_are_noised() -> None:
+def test_of_a_crowded_image_only_the_first_targets_are_noised_s03() -> None:
     """The queries are those of the first three targets; the pairs still have a row for every target."""
     targets = draw_targets([7, 2], CLASSES)
     first = tuple(replace(target, labels=target.labels[:3], boxes=target.boxes[:3]) for target in targets)

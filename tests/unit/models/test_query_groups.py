@@ -130,7 +130,7 @@ def test_the_primary_queries_do_not_notice_any_group(kind: Any, changes: dict[st
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_n10_a_batch_whose_tokens_are_all_primary_queries_leaves_none_for_the_group() -> None:
+def test_a_batch_whose_tokens_are_all_primary_queries_leaves_none_for_the_group_n10() -> None:
     detector = build(DeformableDetrConfig, hybrid={"num_queries": FURTHER}, num_queries=500)
     (group,) = detector(images((32, 48), (48, 32))).groups
     assert [tuple(layer.boxes.shape) for layer in group.layers] == [(2, 0, 4)] * 2

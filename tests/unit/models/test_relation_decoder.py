@@ -48,7 +48,7 @@ def test_relations_by_hand() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_n04_boxes_without_size_or_distance_give_a_finite_bias(value: float) -> None:
+def test_boxes_without_size_or_distance_give_a_finite_bias_n04(value: float) -> None:
     module = PositionRelation(HEADS)
     boxes = torch.cat((draw_boxes(1, 2), torch.full((1, 2, 4), value), torch.tensor([[[0.5, 0.5, 0.0, 0.0]]])), 1)
     bias = module(boxes, boxes.flip(1))

@@ -47,7 +47,7 @@ def outcome(directory: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("step", range(1, 13))
-def test_r2_p02_stopped_after_any_step_and_resumed(
+def test_stopped_after_any_step_and_resumed_r2_p02(
     step: int, small_run: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     """Also behind the last step of an epoch, whose evaluation and log line then come with the resumed run."""
@@ -61,7 +61,7 @@ def test_r2_p02_stopped_after_any_step_and_resumed(
     assert outcome(tmp_path / "run") == outcome(small_run)
 
 
-def test_p02_stopped_in_an_evaluation(
+def test_stopped_in_an_evaluation_p02(
     small_run: Path, shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evaluation is given up at the next batch, and done again by the resumed run."""
@@ -82,13 +82,13 @@ def test_p02_stopped_in_an_evaluation(
     assert outcome(tmp_path / "run") == outcome(small_run)
 
 
-def test_p04_from_the_keyboard_once(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_from_the_keyboard_once_p04(shapes_tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="stopped on SIGINT at step 2") as caught:
         run.start(small_runs.request(shapes_tiny), tmp_path / "run", None, False, SignalAt(signal.SIGINT, 2))
     assert caught.value.exit_code == 130
 
 
-def test_p04_from_the_keyboard_twice() -> None:
+def test_from_the_keyboard_twice_p04() -> None:
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.received is signal.SIGINT

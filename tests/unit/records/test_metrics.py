@@ -59,7 +59,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], Disk]:
 
 
 @pytest.mark.parametrize("room", [0, 1, 20])
-def test_p12_a_line_is_there_in_full_or_not_at_all(room: int, tmp_path: Path, disk: Callable[[int, str], Disk]) -> None:
+def test_a_line_is_there_in_full_or_not_at_all_p12(room: int, tmp_path: Path, disk: Callable[[int, str], Disk]) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, RECORD)
     before = path.read_bytes()
@@ -73,14 +73,14 @@ def test_p12_a_line_is_there_in_full_or_not_at_all(room: int, tmp_path: Path, di
     assert [record["step"] for record in read_lines(path)] == [1, 2]
 
 
-def test_p12_a_write_in_parts_is_a_whole_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_in_parts_is_a_whole_line_p12(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     append_line(tmp_path / "metrics.jsonl", RECORD)
     assert read_lines(tmp_path / "metrics.jsonl") == [RECORD]
 
 
-def test_p12_a_header_without_its_row_is_taken_back(tmp_path: Path, disk: Callable[[int, str], Disk]) -> None:
+def test_a_header_without_its_row_is_taken_back_p12(tmp_path: Path, disk: Callable[[int, str], Disk]) -> None:
     path = tmp_path / "results.csv"
     limited = disk(12, path.name)
     with pytest.raises(OutputError):
@@ -93,7 +93,7 @@ def test_p12_a_header_without_its_row_is_taken_back(tmp_path: Path, disk: Callab
         assert list(csv.DictReader(file)) == [{"step": "1", "loss": "2.5"}] * 2
 
 
-def test_p12_the_warning_comes_once_and_the_count_at_the_end(tmp_path: Path) -> None:
+def test_the_warning_comes_once_and_the_count_at_the_end_p12(tmp_path: Path) -> None:
     said: list[str] = []
     room = LogRoom("warn", said.append)
     room.report()
@@ -111,13 +111,13 @@ def test_p12_the_warning_comes_once_and_the_count_at_the_end(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("policy", ["warn", "error"])
-def test_p12_another_fault_than_lack_of_room_is_never_left_out(policy: str, tmp_path: Path) -> None:
+def test_another_fault_than_lack_of_room_is_never_left_out_p12(policy: str, tmp_path: Path) -> None:
     room = LogRoom("warn" if policy == "warn" else "error", lambda text: None)
     with pytest.raises(OutputError, match="No such file"), room.lines():
         append_line(tmp_path / "missing" / "metrics.jsonl", RECORD)
 
 
-def test_p12_a_run_goes_on_without_its_lines(
+def test_a_run_goes_on_without_its_lines_p12(
     small_run: Path, shapes_tiny: Path, tmp_path: Path, disk: Callable[[int, str], Disk]
 ) -> None:
     metrics = small_run / "metrics.jsonl"
@@ -137,7 +137,7 @@ def test_p12_a_run_goes_on_without_its_lines(
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == names
 
 
-def test_p12_a_run_that_must_have_its_lines_ends(
+def test_a_run_that_must_have_its_lines_ends_p12(
     shapes_tiny: Path, tmp_path: Path, disk: Callable[[int, str], Disk]
 ) -> None:
     disk(10, "metrics.jsonl")
@@ -147,7 +147,7 @@ def test_p12_a_run_that_must_have_its_lines_ends(
     assert '"code": 5' in (tmp_path / "run" / "exit.json").read_text()
 
 
-def test_x04_a_log_that_is_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_log_that_is_a_link_is_refused_x04(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for name, append in (("metrics.jsonl", append_line), ("results.csv", append_row)):

@@ -24,7 +24,7 @@ def damage(checkpoint: Path) -> None:
     path.write_bytes(data)
 
 
-def test_c09_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_c09(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.create(resume=False)
     with directory.lock(), pytest.raises(ConfigError, match="another process trains here") as caught, directory.lock():
@@ -42,7 +42,7 @@ def test_an_empty_start_leaves_nothing(tmp_path: Path) -> None:
     assert not directory.path.exists()
 
 
-def test_k01_resume_goes_past_damaged_checkpoints_and_saves_again(
+def test_resume_goes_past_damaged_checkpoints_and_saves_again_k01(
     small_run: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     directory = small_runs.train(shapes_tiny, tmp_path / "run", "train.keep_last=3", "train.max_steps=6").directory

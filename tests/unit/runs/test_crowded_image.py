@@ -47,7 +47,7 @@ def crowd(num_classes: int, image: Target) -> Target:
     [("deformable-tiny-lora3", ()), ("deformable-tiny-lora3", HYBRID), ("relation-tiny", ())],
     ids=["branches", "hybrid and dac", "relation with denoising"],
 )
-def test_s03_n10_ten_thousand_objects(preset: str, changes: tuple[str, ...], shapes_tiny: Path) -> None:
+def test_ten_thousand_objects_s03_n10(preset: str, changes: tuple[str, ...], shapes_tiny: Path) -> None:
     settings = small_runs.reduced(preset, shapes_tiny, f"model.num_queries={QUERIES}", *changes).loaded.config
     splits = small_runs.splits_of(shapes_tiny, settings)
     stepper = small_runs.stepper(settings, splits.categories.num_classes)
@@ -71,7 +71,7 @@ def test_the_limit_itself() -> None:
     assert torch.zeros(300_000_000).numel() == 300_000_000
 
 
-def test_n10_images_with_more_objects_than_queries_are_counted(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_images_with_more_objects_than_queries_are_counted_n10(shapes_tiny: Path, tmp_path: Path) -> None:
     lines = small_runs.Lines()
     resolved = small_runs.request(shapes_tiny, "model.num_queries=6", "branches=[]", "train.max_steps=1")
     run.start(resolved, tmp_path / "run", None, True, lines)

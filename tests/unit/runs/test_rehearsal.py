@@ -119,7 +119,7 @@ def test_a_run_with_an_estimate_equals_one_without(
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), OSError(12, "Cannot allocate memory")],
     ids=lambda error: type(error).__name__,
 )
-def test_p19_too_little_memory_is_named_before_the_run_starts(
+def test_too_little_memory_is_named_before_the_run_starts_p19(
     error: Exception, shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> float:
@@ -134,7 +134,7 @@ def test_p19_too_little_memory_is_named_before_the_run_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_p19_the_size_that_did_not_fit_is_named(
+def test_the_size_that_did_not_fit_is_named_p19(
     shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trainer(shapes_tiny, tmp_path)
@@ -148,7 +148,7 @@ def test_p19_the_size_that_did_not_fit_is_named(
     assert all(parameter.grad is None for parameter in one.model.parameters())
 
 
-def test_p19_other_faults_keep_their_own_words() -> None:
+def test_other_faults_keep_their_own_words_p19() -> None:
     with pytest.raises(RuntimeError, match="another fault"), report_out_of_memory():
         raise RuntimeError("another fault")
 
@@ -175,7 +175,7 @@ def train_until_memory_ends(room: int, data: Path, output: Path) -> None:
 
 @pytest.mark.skipif(not PAGES.exists(), reason="the limit and its effect are those of Linux")
 @pytest.mark.parametrize("room", [0, 100_000_000])
-def test_p19_a_later_larger_batch_leaves_the_checkpoint_intact(room: int, shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_later_larger_batch_leaves_the_checkpoint_intact_p19(room: int, shapes_tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=train_until_memory_ends, args=(room, shapes_tiny, output))

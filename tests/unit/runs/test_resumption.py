@@ -47,7 +47,7 @@ def test_where_and_how_long_may_change(key: str, value: Any) -> None:
     assert (found["key"], found["now"], found["override"]) == (key, value, False)
 
 
-def test_c07_what_comes_together_in_a_batch_may_not_change() -> None:
+def test_what_comes_together_in_a_batch_may_not_change_c07() -> None:
     with pytest.raises(ConfigError, match=r"data\.group_by_shape: the run has False, this command True") as caught:
         checked(small_runs.config(), {"data.group_by_shape": True})
     assert caught.value.code == "C07"
@@ -96,7 +96,7 @@ def test_checkpoints_kept_for_good_outlive_a_change_of_mind(shapes_tiny: Path, t
     assert found == {f"step-{step:08d}" for step in (6, 12, 24)} | {best}
 
 
-def test_c07_changes_of_what_is_learned_are_all_listed() -> None:
+def test_changes_of_what_is_learned_are_all_listed_c07() -> None:
     with pytest.raises(ConfigError) as caught:
         checked(small_runs.config(), {"train.optimizer.lr": 0.5, "branches.1.matcher.k": 5, "train.epochs": 5})
     assert (caught.value.code, caught.value.exit_code) == ("C07", 2)
@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_data_that_moved(shapes_tiny: Path, tmp_path: Path) -
     run.resume(directory, {"train.max_steps": 4}, Lines())
 
 
-def test_c08_other_data_of_the_same_shape_is_refused(own_run: Path, learned_data: Path) -> None:
+def test_other_data_of_the_same_shape_is_refused_c08(own_run: Path, learned_data: Path) -> None:
     with pytest.raises(ConfigError, match="is not what the run started on") as caught:
         run.resume(own_run, {"train.epochs": 3, "data.path": learned_data}, Lines())
     assert caught.value.code == "C08"
@@ -138,7 +138,7 @@ def resumed(run_directory: Path, changes: Mapping[str, object], *overrides: str)
     return lines.lines
 
 
-def test_c07_a_change_by_name_is_made_and_recorded(own_run: Path) -> None:
+def test_a_change_by_name_is_made_and_recorded_c07(own_run: Path) -> None:
     changes = {"train.epochs": 5, "train.optimizer.lr": 0.5, "train.optimizer.weight_decay": 0.25}
     with pytest.raises(ConfigError) as caught:
         resumed(own_run, changes, "train.optimizer.lr")
@@ -159,17 +159,17 @@ def test_c07_a_change_by_name_is_made_and_recorded(own_run: Path) -> None:
     assert 0.25 in {group["weight_decay"] for group in groups}
 
 
-def test_c07_an_override_that_names_nothing() -> None:
+def test_an_override_that_names_nothing_c07() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'train\.optimizer\.lr'"):
         checked(small_runs.config(), {}, "train.optimiser.lr")
 
 
-def test_k08_groups_that_do_not_fit_are_no_traceback(own_run: Path) -> None:
+def test_groups_that_do_not_fit_are_no_traceback_k08(own_run: Path) -> None:
     with pytest.raises(CheckpointError, match="groups of parameters are not those of this run"):
         resumed(own_run, {"train.epochs": 5, "train.optimizer.lr_rules": []}, "train.optimizer.lr_rules")
 
 
-def test_c08_another_batch_by_name_goes_on_in_the_same_epoch(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_another_batch_by_name_goes_on_in_the_same_epoch_c08(shapes_tiny: Path, tmp_path: Path) -> None:
     """Eight steps of two images are one epoch and two steps; then come steps of four images."""
     directory = small_runs.train(shapes_tiny, tmp_path / "run", "train.max_steps=8", "train.save_every=8").directory
     with pytest.raises(ConfigError, match=r"train\.batch_size: the run has 2, this command 4"):
@@ -182,7 +182,7 @@ def test_c08_another_batch_by_name_goes_on_in_the_same_epoch(shapes_tiny: Path, 
     assert [(line["epoch"], line["step"]) for line in read_lines(directory / "log.txt")][-1] == (2, 13)
 
 
-def test_c08_other_data_by_name(own_run: Path, shapes_tiny: Path, learned_data: Path, tmp_path: Path) -> None:
+def test_other_data_by_name_c08(own_run: Path, shapes_tiny: Path, learned_data: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(shapes_tiny, tmp_path / "data"))
     path = data / "annotations" / "instances_train.json"
     content = json.loads(path.read_text())
@@ -217,7 +217,7 @@ def test_a_checkpoint_every_so_many_steps(small_run: Path, shapes_tiny: Path, tm
 def again(data: Path, output: Path, *settings: str, overrides: tuple[str, ...] = ()) -> list[str]:
     """Run the command that starts or goes on, and return what was said."""
     lines = Lines()
-    run.start(small_runs.request(data, *settings), output, None, False, lines, go_on=True, overrides=overrides)
+    run.start(small_runs.request(data, *settings), output, None, False, lines, auto_resume=True, overrides=overrides)
     return lines.lines
 
 
@@ -245,7 +245,7 @@ def test_killed_before_its_first_checkpoint_it_starts_anew(shapes_tiny: Path, tm
     assert [line["step"] for line in read_lines(output / "metrics.jsonl")] == [1, 2]
 
 
-def test_c10_a_broken_checkpoint_is_no_reason_to_start_anew(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_no_reason_to_start_anew_c10(shapes_tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     again(shapes_tiny, output, "train.max_steps=1")
     (only,) = (output / "checkpoints").glob("step-*")
@@ -254,7 +254,7 @@ def test_c10_a_broken_checkpoint_is_no_reason_to_start_anew(shapes_tiny: Path, t
         again(shapes_tiny, output, "train.max_steps=2")
 
 
-def test_k02_a_damaged_pointer_to_the_best_is_said_before_anything_is_trained(own_run: Path) -> None:
+def test_a_damaged_pointer_to_the_best_is_said_before_anything_is_trained_k02(own_run: Path) -> None:
     (own_run / "checkpoints" / "best").write_text("step-0000001x\n")
     before = (own_run / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match="found 'step-0000001x'"):
@@ -262,7 +262,7 @@ def test_k02_a_damaged_pointer_to_the_best_is_said_before_anything_is_trained(ow
     assert (own_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_r8_a_kill_between_saving_and_pointing_at_the_best_loses_nothing(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_kill_between_saving_and_pointing_at_the_best_loses_nothing_r8(shapes_tiny: Path, tmp_path: Path) -> None:
     directory = small_runs.train(shapes_tiny, tmp_path / "run", "train.save_every=1", "train.keep_last=3").directory
     checkpoints = directory / "checkpoints"
     best, names = (checkpoints / "best").read_bytes(), {path.name for path in checkpoints.iterdir()}

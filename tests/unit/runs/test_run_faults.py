@@ -47,20 +47,20 @@ def read_only() -> Path:
 
 
 class TestPlaces:
-    def test_p14_read_only_folder(self, shapes_tiny: Path) -> None:
+    def test_read_only_folder_p14(self, shapes_tiny: Path) -> None:
         self._refused(shapes_tiny, read_only() / "run")
 
-    def test_p14_folder_that_cannot_be_made(self, shapes_tiny: Path, tmp_path: Path) -> None:
+    def test_folder_that_cannot_be_made_p14(self, shapes_tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         self._refused(shapes_tiny, tmp_path / "file" / "run")
         assert (tmp_path / "file").read_text() == "mine"
 
-    def test_p14_path_that_is_a_file(self, shapes_tiny: Path, tmp_path: Path) -> None:
+    def test_path_that_is_a_file_p14(self, shapes_tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("mine")
         self._refused(shapes_tiny, tmp_path / "run")
         assert (tmp_path / "run").read_text() == "mine"
 
-    def test_p14_missing_folder_is_made(self, shapes_tiny: Path, tmp_path: Path) -> None:
+    def test_missing_folder_is_made_p14(self, shapes_tiny: Path, tmp_path: Path) -> None:
         place = tmp_path / "missing" / "run"
         small_runs.train(shapes_tiny, place, "train.max_steps=1")
         assert latest(place / "checkpoints") is not None
@@ -76,7 +76,7 @@ class TestPlaces:
 
 class TestRemoved:
     @pytest.mark.parametrize("log_every", [1, 100])
-    def test_p15_run_directory(self, log_every: int, shapes_tiny: Path, tmp_path: Path) -> None:
+    def test_run_directory_p15(self, log_every: int, shapes_tiny: Path, tmp_path: Path) -> None:
         place = tmp_path / "run"
         shown = AfterStep(2, lambda: shutil.rmtree(place))
         with pytest.raises(OutputError, match="cannot be written: No such file") as caught:
@@ -85,21 +85,21 @@ class TestRemoved:
         assert str(place) in caught.value.message
         assert not (place / "checkpoints").exists()
 
-    def test_p15_folder_of_checkpoints(self, shapes_tiny: Path, tmp_path: Path) -> None:
+    def test_folder_of_checkpoints_p15(self, shapes_tiny: Path, tmp_path: Path) -> None:
         place = tmp_path / "run"
         shown = AfterStep(2, lambda: shutil.rmtree(place / "checkpoints"))
         with pytest.raises(OutputError, match="checkpoints: cannot be written"):
             small_runs.train(shapes_tiny, place, display=shown)
         assert json.loads((place / "exit.json").read_text())["code"] == 5
 
-    def test_p15_while_it_is_resumed(self, own_run: Path) -> None:
+    def test_while_it_is_resumed_p15(self, own_run: Path) -> None:
         shown = AfterStep(14, lambda: shutil.rmtree(own_run))
         with pytest.raises(OutputError):
             run.resume(own_run, {"train.epochs": 3}, shown)
 
 
 class TestClock:
-    def test_p16_a_clock_that_jumps_changes_nothing(
+    def test_a_clock_that_jumps_changes_nothing_p16(
         self, small_run: Path, shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now, draw = time.time(), random.Random(0)
@@ -122,7 +122,7 @@ class TestClock:
         assert (place / "checkpoints" / "step-00000012").is_dir()
         assert not (place / "checkpoints" / "step-00000002").exists()
 
-    def test_p16_the_time_of_day_is_read_for_one_column_only(self) -> None:
+    def test_the_time_of_day_is_read_for_one_column_only_p16(self) -> None:
         """Order and durations come from steps and from clocks that never jump."""
         package = Path(lora_detr.__file__).parent
         reads = [
@@ -139,7 +139,7 @@ class TestClock:
 
 
 class TestLock:
-    def test_c09_names_process_and_host(self, own_run: Path) -> None:
+    def test_names_process_and_host_c09(self, own_run: Path) -> None:
         directory = RunDirectory(own_run)
         with directory.lock(), pytest.raises(LoraDetrError) as caught:
             run.resume(own_run, {"train.epochs": 3}, Lines())

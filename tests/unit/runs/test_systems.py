@@ -95,7 +95,7 @@ def images() -> list[Images]:
 
 
 @per_system
-def test_r2_a_resumed_run_equals_an_uninterrupted_one(
+def test_a_resumed_run_equals_an_uninterrupted_one_r2(
     system: str, run_of: Runs, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     directory = train(system, shapes_tiny, tmp_path / "run", "train.max_steps=2")
@@ -278,12 +278,12 @@ def test_heads_and_tables_of_other_classes_start_anew(system: str) -> None:
     weights = InitialWeights("other", config.build_model(3, load_weights=False).state_dict(), CLASSES)
     other = CategoryMap(CLASSES.ids, ("red", "green", "blue"))
     model, report = build_from_weights(config, other, weights)
-    assert set(report.anew) == of_classes
-    assert all("the file's classes are 3 (cat, dog, owl)" in reason for reason in report.anew.values())
+    assert set(report.reinitialised) == of_classes
+    assert all("the file's classes are 3 (cat, dog, owl)" in reason for reason in report.reinitialised.values())
     assert set(report.taken) == shapes.keys() - of_classes
     assert all(torch.equal(model.state_dict()[name], weights.tensors[name]) for name in report.taken)
     _, report = build_from_weights(config, CLASSES, weights)
-    assert report.anew == {}
+    assert report.reinitialised == {}
 
 
 class TestFreezing:

@@ -95,7 +95,7 @@ def test_the_average_does_not_change_what_is_trained(averaged_run: Path, shapes_
     assert all(torch.equal(raw[name], other[name]) for name in raw)
 
 
-def test_r2_a_resumed_average_equals_an_uninterrupted_one(
+def test_a_resumed_average_equals_an_uninterrupted_one_r2(
     averaged_run: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     directory = small_runs.train(shapes_tiny, tmp_path / "run", EMA[0], "train.max_steps=5").directory

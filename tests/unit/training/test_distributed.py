@@ -115,7 +115,7 @@ def ranks(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 @pytest.mark.parametrize("size", SEVERAL)
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-12), (False, 1e-6)], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", KEPT)
-def test_r4_loss_and_gradients_are_those_of_one_process(
+def test_loss_and_gradients_are_those_of_one_process_r4(
     name: str, double: bool, tolerance: float, size: int, ranks: Ranks
 ) -> None:
     assert max(ranks.differences(f"{name} {double}", size)) <= tolerance
@@ -125,20 +125,20 @@ def test_r4_loss_and_gradients_are_those_of_one_process(
 @pytest.mark.parametrize("size", SEVERAL)
 @pytest.mark.parametrize("name", ["all", "one of two without objects", "no object"])
 @pytest.mark.parametrize("system", ["hybrid and dac", "relation without denoising", "clipped apart"])
-def test_r4_other_systems(system: str, name: str, size: int, ranks: Ranks) -> None:
+def test_other_systems_r4(system: str, name: str, size: int, ranks: Ranks) -> None:
     assert max(ranks.differences(f"{name} {system}", size)) <= 1e-12
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", SEVERAL)
-def test_r4_denoising_differs_in_the_number_of_groups_and_in_noise_alone(size: int, ranks: Ranks) -> None:
+def test_denoising_differs_in_the_number_of_groups_and_in_noise_alone_r4(size: int, ranks: Ranks) -> None:
     assert max(ranks.differences("denoising as crowded", size)) <= 1e-12
     assert max(ranks.differences("denoising uneven", size)) > 1e-3
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", SEVERAL)
-def test_n08_all_ranks_hold_the_same_afterwards_even_without_objects(size: int, ranks: Ranks) -> None:
+def test_all_ranks_hold_the_same_afterwards_even_without_objects_n08(size: int, ranks: Ranks) -> None:
     for name in ranks.cases:
         (alone,) = ranks.found(name, 1)
         first, *others = ranks.found(name, size)

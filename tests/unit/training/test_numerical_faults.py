@@ -39,14 +39,14 @@ def branch_output(precision: torch.dtype) -> Tensor:
         return lora_feed_forward([branch], 0, ffn, published)
 
 
-def test_n13_bf16_holds_a_sum_that_fp16_does_not() -> None:
+def test_bf16_holds_a_sum_that_fp16_does_not_n13() -> None:
     """The reason why ``train.precision`` offers no fp16."""
     assert not branch_output(torch.float16).isfinite().any()
     assert branch_output(torch.bfloat16).isfinite().all()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_n13_an_overflow_in_a_branch_is_found(precision: str, shapes_tiny: Path) -> None:
+def test_an_overflow_in_a_branch_is_found_n13(precision: str, shapes_tiny: Path) -> None:
     settings = small_runs.config(*small_runs.WITHOUT_CHANCE, f"train.precision={precision}")
     splits = small_runs.splits_of(shapes_tiny, settings)
     stepper = small_runs.stepper(settings, splits.categories.num_classes)
@@ -59,7 +59,7 @@ def test_n13_an_overflow_in_a_branch_is_found(precision: str, shapes_tiny: Path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in stepper.model.state_dict().items())
 
 
-def test_n14_a_huge_rate_ends_the_run_and_saves_no_nan(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_huge_rate_ends_the_run_and_saves_no_nan_n14(shapes_tiny: Path, tmp_path: Path) -> None:
     """A checkpoint after each of at most twenty steps: all that were written are finite, moments included."""
     changes = ("train.optimizer.lr=1e6", "train.epochs=4", "train.max_steps=20", "train.save_every=1")
     with pytest.raises(NumericalError) as caught:
@@ -74,7 +74,7 @@ def test_n14_a_huge_rate_ends_the_run_and_saves_no_nan(shapes_tiny: Path, tmp_pa
             assert all(tensor.isfinite().all() for tensor in read_tensors(path / name, finite=False)[0].values())
 
 
-def test_n03_weights_that_are_not_finite_end_the_run_before_they_are_saved(
+def test_weights_that_are_not_finite_end_the_run_before_they_are_saved_n03(
     shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever spoils them behind the last step, the checkpoint before it stays."""

@@ -24,8 +24,8 @@ def test_the_limit_of_steps_counts_only_where_it_comes_first() -> None:
 
 
 def test_the_same_batch_goes_on_as_it_was() -> None:
-    assert PLAN.going_on(json.loads(json.dumps(PLAN.to_json())), 13) == PLAN
-    assert PLAN.going_on(None, 13) == PLAN  # a checkpoint that says nothing of it
+    assert PLAN.resume(json.loads(json.dumps(PLAN.to_json())), 13) == PLAN
+    assert PLAN.resume(None, 13) == PLAN  # a checkpoint that says nothing of it
 
 
 @pytest.mark.parametrize(
@@ -33,20 +33,20 @@ def test_the_same_batch_goes_on_as_it_was() -> None:
     [(5, 16, 3), (20, 4, 10), (10, 8, 5), (3, 32, 2), (1, 80, 1)],
     ids=["double", "half", "same", "four times", "an epoch in one step"],
 )
-def test_c08_another_batch_goes_on_in_the_same_epoch(steps: int, batch: int, place: int) -> None:
+def test_another_batch_goes_on_in_the_same_epoch_c08(steps: int, batch: int, place: int) -> None:
     """After 25 steps of 8 images the run is in its third epoch and has seen 40 images of it."""
-    other = Plan(steps, 4, None, batch).going_on(PLAN.to_json(), 25)
+    other = Plan(steps, 4, None, batch).resume(PLAN.to_json(), 25)
     seen_all = place == steps
     assert other.epoch(25) == (3 if seen_all else 2)
     assert other.place(25) == (0 if seen_all else place)
     assert other.total_steps - 25 == 2 * steps - place
     # A second change starts from where the first one has led.
-    back = PLAN.going_on(other.to_json(), 25)
+    back = PLAN.resume(other.to_json(), 25)
     assert (back.epoch(25), back.place(25)) == ((3, 0) if seen_all else (2, -(-place * batch // 8)))
 
 
 def test_at_the_end_of_an_epoch_nothing_is_left_over() -> None:
-    other = Plan(7, 4, None, 12).going_on(PLAN.to_json(), 20)
+    other = Plan(7, 4, None, 12).resume(PLAN.to_json(), 20)
     assert (other.epoch(20), other.place(20), other.is_end(20)) == (2, 0, True)
     assert other.total_steps == 20 + 14
     assert other.length == 28

@@ -77,7 +77,7 @@ def test_at_most_three_copies_to_the_host(stepper: Stepper, batch: Batch) -> Non
     assert 1 <= HostCopies.count - before <= HOST_COPIES
 
 
-def test_n01_a_loss_that_is_not_finite_stops_before_the_update(stepper: Stepper, batch: Batch) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_update_n01(stepper: Stepper, batch: Batch) -> None:
     # The primary path stays finite, so that matching still works and the loss is what fails.
     with torch.no_grad():
         stepper.model.get_parameter("branches.members.1.layers.1.b2").fill_(float("nan"))
@@ -98,7 +98,7 @@ def test_n01_a_loss_that_is_not_finite_stops_before_the_update(stepper: Stepper,
     assert set(changed(stepper, before)) == {"branches.members.1.layers.1.b2"}  # only NaN differs from itself
 
 
-def test_n01_in_any_batch_of_an_accumulated_step(stepper: Stepper, splits: Splits, batch: Batch) -> None:
+def test_in_any_batch_of_an_accumulated_step_n01(stepper: Stepper, splits: Splits, batch: Batch) -> None:
     images = replace(batch.images, pixels=batch.images.pixels * float("inf"))
     before = weights(stepper)
     with pytest.raises(NumericalError) as caught:
@@ -112,7 +112,7 @@ def test_n01_in_any_batch_of_an_accumulated_step(stepper: Stepper, splits: Split
     assert all(term.value > 0 for term in rank.batches[0].terms)
 
 
-def test_n01_a_sum_that_is_too_large_is_named(stepper: Stepper, batch: Batch) -> None:
+def test_a_sum_that_is_too_large_is_named_n01(stepper: Stepper, batch: Batch) -> None:
     """Every term is finite, and their sum is not."""
     weights = stepper.config.loss.primary.weights.model_copy(update={"l1": 3e38, "giou": 3e38})
     primary = stepper.config.loss.primary.model_copy(update={"weights": weights})
@@ -121,7 +121,7 @@ def test_n01_a_sum_that_is_too_large_is_named(stepper: Stepper, batch: Batch) ->
         stepper([batch], 0)
 
 
-def test_n06_a_matching_cost_that_is_not_finite_stops_before_the_update(stepper: Stepper, batch: Batch) -> None:
+def test_a_matching_cost_that_is_not_finite_stops_before_the_update_n06(stepper: Stepper, batch: Batch) -> None:
     with torch.no_grad():
         stepper.model.get_parameter("detector.heads.classes.1.bias").fill_(float("nan"))
     before = weights(stepper)
@@ -137,7 +137,7 @@ def test_n06_a_matching_cost_that_is_not_finite_stops_before_the_update(stepper:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_n02_a_gradient_that_is_not_finite_skips_the_update(stepper: Stepper, batch: Batch, value: float) -> None:
+def test_a_gradient_that_is_not_finite_skips_the_update_n02(stepper: Stepper, batch: Batch, value: float) -> None:
     hook = spoil_gradient(stepper, value)
     before = weights(stepper)
     result = stepper([batch], 0)
@@ -153,7 +153,7 @@ def test_n02_a_gradient_that_is_not_finite_skips_the_update(stepper: Stepper, ba
     assert (stepper.skipped, stepper.skipped_in_a_row) == (1, 0)
 
 
-def test_n02_ten_skipped_updates_in_a_row_end_the_run(stepper: Stepper, batch: Batch) -> None:
+def test_ten_skipped_updates_in_a_row_end_the_run_n02(stepper: Stepper, batch: Batch) -> None:
     spoil_gradient(stepper, float("inf"))
     before = weights(stepper)
     for step in range(MAX_SKIPPED - 1):
@@ -164,7 +164,7 @@ def test_n02_ten_skipped_updates_in_a_row_end_the_run(stepper: Stepper, batch: B
     assert changed(stepper, before) == []
 
 
-def test_n07_a_batch_without_objects_trains_on_background_alone(stepper: Stepper, batch: Batch) -> None:
+def test_a_batch_without_objects_trains_on_background_alone_n07(stepper: Stepper, batch: Batch) -> None:
     empty = tuple(replace(target, boxes=target.boxes[:0], labels=target.labels[:0]) for target in batch.targets)
     result = stepper([replace(batch, targets=empty)], 0)
     assert not result.skipped

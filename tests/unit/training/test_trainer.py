@@ -52,7 +52,7 @@ def data(shapes_tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shapes_tiny, tmp_path / "data"))
 
 
-def test_r1_the_same_seed_gives_the_same_bits(small_run: Path, shapes_tiny: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits_r1(small_run: Path, shapes_tiny: Path, tmp_path: Path) -> None:
     again = small_runs.train(shapes_tiny, tmp_path / "again", *SHORT).directory
     assert losses(again) == losses(small_run)[:3]
     other = small_runs.train(shapes_tiny, tmp_path / "other", *SHORT, "train.seed=43").directory
@@ -64,7 +64,7 @@ def test_r1_the_same_seed_gives_the_same_bits(small_run: Path, shapes_tiny: Path
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 7, 11])
-def test_r2_a_resumed_run_equals_an_uninterrupted_one(
+def test_a_resumed_run_equals_an_uninterrupted_one_r2(
     stop: int, small_run: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
     # Stops inside an epoch, at its end, and inside the next; dropout and the candidate cap draw random numbers.
@@ -194,7 +194,7 @@ def test_padding_is_told_and_grouping_by_shape_saves_some(shapes_tiny: Path, tmp
     assert shares[1] < 0.8 * shares[0]
 
 
-def test_r2_a_run_grouped_by_shape_goes_on_within_an_epoch(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_run_grouped_by_shape_goes_on_within_an_epoch_r2(shapes_tiny: Path, tmp_path: Path) -> None:
     settings = ("data.train.square=false", "data.group_by_shape=true", "train.epochs=1", "train.save_every=2")
     whole = small_runs.train(shapes_tiny, tmp_path / "whole", *settings, "train.keep_last=9").directory
     stopped = Path(shutil.copytree(whole, tmp_path / "stopped"))
@@ -224,7 +224,7 @@ def test_the_small_network_learns_two_images(learned_run: Path) -> None:
     assert last["loss"] < 0.7 * first["loss"]
 
 
-def test_c06_a_directory_that_is_not_empty_is_refused_and_untouched(own_run: Path, shapes_tiny: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused_and_untouched_c06(own_run: Path, shapes_tiny: Path) -> None:
     before = content(own_run)
     with pytest.raises(ConfigError, match="is not empty; nothing was touched") as caught:
         small_runs.train(shapes_tiny, own_run)
@@ -240,7 +240,7 @@ def test_a_fault_before_the_first_step_leaves_no_directory(data: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_c08_data_that_changed_since_is_refused(data: Path, tmp_path: Path) -> None:
+def test_data_that_changed_since_is_refused_c08(data: Path, tmp_path: Path) -> None:
     directory = small_runs.train(data, tmp_path / "run", *SHORT).directory
     before = content(directory)
     path = data / "annotations" / "instances_train.json"
@@ -254,14 +254,14 @@ def test_c08_data_that_changed_since_is_refused(data: Path, tmp_path: Path) -> N
     assert content(directory) == before
 
 
-def test_c10_resuming_nothing(tmp_path: Path) -> None:
+def test_resuming_nothing_c10(tmp_path: Path) -> None:
     for directory in (tmp_path / "absent", tmp_path):
         with pytest.raises(ConfigError) as caught:
             run.resume(directory, {}, Silent())
         assert (caught.value.exit_code, caught.value.code) == (2, "C10")
 
 
-def test_c10_resuming_where_every_checkpoint_is_broken(own_run: Path) -> None:
+def test_resuming_where_every_checkpoint_is_broken_c10(own_run: Path) -> None:
     for path in (own_run / "checkpoints").glob("step-*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError) as caught:
@@ -301,7 +301,7 @@ def test_overfitting_trains_and_evaluates_on_the_first_images_with_objects(shape
     assert len((finished.directory / "command.txt").read_text().splitlines()) == 2
 
 
-def test_p13_no_room_for_a_checkpoint_is_found_before_the_first_step(
+def test_no_room_for_a_checkpoint_is_found_before_the_first_step_p13(
     shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -363,7 +363,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_n01_a_run_that_diverges_keeps_its_last_checkpoint_and_tells_why(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_keeps_its_last_checkpoint_and_tells_why_n01(shapes_tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(NumericalError) as caught:
         small_runs.train(shapes_tiny, tmp_path / "run")
     assert caught.value.exit_code == 6
@@ -382,7 +382,7 @@ def test_n01_a_run_that_diverges_keeps_its_last_checkpoint_and_tells_why(shapes_
     assert not (tmp_path / "run" / "checkpoints" / "step-00000007").exists()
 
 
-def test_n14_a_huge_learning_rate_never_saves_a_nan(shapes_tiny: Path, tmp_path: Path) -> None:
+def test_a_huge_learning_rate_never_saves_a_nan_n14(shapes_tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(NumericalError):
         small_runs.train(shapes_tiny, tmp_path / "run", "train.optimizer.lr=1e6", "train.epochs=4")
     for path in (tmp_path / "run" / "checkpoints").glob("step-*/model.safetensors"):

@@ -46,7 +46,7 @@ def found(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_n01_n06_all_processes_end_the_same_step(name: str, found: list[dict[str, dict[str, Any]]]) -> None:
+def test_all_processes_end_the_same_step_n01_n06(name: str, found: list[dict[str, dict[str, Any]]]) -> None:
     case, ends = CASES[name], [rank[name] for rank in found]
     assert ends[0]["code"] == ends[1]["code"] == ("N06" if "cost" in name else "N01")
     assert ends[0]["message"] == ends[1]["message"]
@@ -59,7 +59,7 @@ def test_n01_n06_all_processes_end_the_same_step(name: str, found: list[dict[str
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_n01_n06_the_report_has_every_batch_of_every_process(name: str, found: list[dict[str, dict[str, Any]]]) -> None:
+def test_the_report_has_every_batch_of_every_process_n01_n06(name: str, found: list[dict[str, dict[str, Any]]]) -> None:
     case, seen = CASES[name], found[0][name]["seen"]
     assert (seen["step"], seen["message"]) == (5, found[0][name]["message"])
     for rank, own in enumerate(seen["ranks"]):
@@ -82,7 +82,7 @@ def test_n01_n06_the_report_has_every_batch_of_every_process(name: str, found: l
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_n08_a_step_in_order_shares_two_numbers_and_copies_once(
+def test_a_step_in_order_shares_two_numbers_and_copies_once_n08(
     name: str, found: list[dict[str, dict[str, Any]]]
 ) -> None:
     """The number of objects, and the flags; to the host go the costs of each micro-batch, and all numbers at once."""

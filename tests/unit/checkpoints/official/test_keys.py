@@ -100,7 +100,7 @@ def test_the_order_of_k_is_that_of_the_system() -> None:
 def test_a_system_without_model_is_refused_by_its_first_strange_names() -> None:
     (name,) = [name for name in LISTS if name.startswith(UNSUPPORTED)]
     with pytest.raises(
-        CheckpointError, match=r"20 of \d+ names are strange: transformer\.fusion\.0\.0\.weight"
+        CheckpointError, match=r"20 of \d+ tensor names are not recognised: transformer\.fusion\.0\.0\.weight"
     ) as caught:
         recognise(empty_file(name))
     assert caught.value.code == "K08"

@@ -92,7 +92,7 @@ def test_categories_of_the_validation_split_must_be_those_of_training(tmp_path: 
     assert "9 'other'" in problem.text
 
 
-def test_d12_d29_and_what_was_dropped_are_warnings(tmp_path: Path) -> None:
+def test_and_what_was_dropped_are_warnings_d12_d29(tmp_path: Path) -> None:
     train = content(3)
     train["categories"][1]["name"] = "cell"
     train["annotations"][0]["bbox"] = [1, 1, 0, 5]
@@ -105,7 +105,7 @@ def test_d12_d29_and_what_was_dropped_are_warnings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["same folder", "same name and bytes", "link"])
-def test_d27_shared_images_are_found(tmp_path: Path, kind: str) -> None:
+def test_shared_images_are_found_d27(tmp_path: Path, kind: str) -> None:
     data = _data(tmp_path, content(3), content(2))
     if kind == "same folder":
         shutil.rmtree(data / "val")
@@ -126,7 +126,7 @@ def test_d27_shared_images_are_found(tmp_path: Path, kind: str) -> None:
     assert "instances_val.json: image id 11 (1.png) is image id 11 of instances_train.json" in strict.problems[-1].text
 
 
-def test_d27_a_copy_of_another_name_is_found_when_files_are_verified(tmp_path: Path) -> None:
+def test_a_copy_of_another_name_is_found_when_files_are_verified_d27(tmp_path: Path) -> None:
     data = _data(tmp_path, content(3), content(2))
     shutil.copy(data / "train" / "2.png", data / "val" / "0.png")
     assert audit(data).warnings == ()
@@ -134,7 +134,7 @@ def test_d27_a_copy_of_another_name_is_found_when_files_are_verified(tmp_path: P
     assert "share 1 of 2 validation images (ids 12 and 10)" in warning
 
 
-def test_d27_names_that_both_splits_use_for_different_images_are_fine(tmp_path: Path) -> None:
+def test_names_that_both_splits_use_for_different_images_are_fine_d27(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()

@@ -31,14 +31,14 @@ def _fault(folder: Path, value: Any, code: str, *texts: str, **options: Any) -> 
 
 
 @pytest.mark.parametrize("share", [i / 20 for i in range(20)])
-def test_d01_truncated_file_names_line_and_column(tmp_path: Path, share: float) -> None:
+def test_truncated_file_names_line_and_column_d01(tmp_path: Path, share: float) -> None:
     text = json.dumps(content(), indent=1)
     message = _fault(tmp_path, text[: int(share * len(text))], "D01")
     assert re.match(r"error\[D01\]: train\.json:\d+:\d+: ", message)
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xfe{}", b"[" * 100_000, b'{"images": ' + b"9" * 5000 + b"}"])
-def test_d01_bytes_that_no_parser_takes(tmp_path: Path, raw: bytes) -> None:
+def test_bytes_that_no_parser_takes_d01(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=r"train\.json(:1:1)?: not valid JSON") as caught:
@@ -46,17 +46,17 @@ def test_d01_bytes_that_no_parser_takes(tmp_path: Path, raw: bytes) -> None:
     assert caught.value.code == "D01"
 
 
-def test_d01_absent_file(tmp_path: Path) -> None:
+def test_absent_file_d01(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json: the annotation file cannot be read"):
         load_coco(tmp_path / "absent.json", tmp_path)
 
 
-def test_d02_root_is_a_list(tmp_path: Path) -> None:
+def test_root_is_a_list_d02(tmp_path: Path) -> None:
     _fault(tmp_path, [], "D02", "the root must be an object, found a list")
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_d02_missing_or_wrong_section(tmp_path: Path, key: str) -> None:
+def test_missing_or_wrong_section_d02(tmp_path: Path, key: str) -> None:
     value = content()
     value[key] = {}
     _fault(tmp_path, value, "D02", f"'{key}' must be a list, found an object")
@@ -65,33 +65,33 @@ def test_d02_missing_or_wrong_section(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_d02_section_that_appears_twice(tmp_path: Path, key: str) -> None:
+def test_section_that_appears_twice_d02(tmp_path: Path, key: str) -> None:
     text = json.dumps(content())
     _fault(tmp_path, text[:-1] + f', "{key}": []}}', "D02", f"key '{key}' appears twice")
 
 
 @pytest.mark.parametrize("key", ["width", "height", "file_name", "id"])
-def test_d02_image_without_a_key(tmp_path: Path, key: str) -> None:
+def test_image_without_a_key_d02(tmp_path: Path, key: str) -> None:
     value = content()
     del value["images"][1][key]
     _fault(tmp_path, value, "D02", "train.json: images[1]", key)
 
 
 @pytest.mark.parametrize("key", ["width", "height"])
-def test_d02_a_size_that_no_column_holds(tmp_path: Path, key: str) -> None:
+def test_a_size_that_no_column_holds_d02(tmp_path: Path, key: str) -> None:
     value = content()
     value["images"][1][key] = 10**30
     _fault(tmp_path, value, "D02", f"images[1] (id=11): {key} must be below 2^63")
 
 
-def test_d02_a_category_name_that_cannot_be_printed(tmp_path: Path) -> None:
+def test_a_category_name_that_cannot_be_printed_d02(tmp_path: Path) -> None:
     value = content()
     value["categories"][1]["name"] = "plate\ud800"
     _fault(tmp_path, value, "D02", "categories[1] (id=2): name", "holds half a character").encode()
 
 
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
-def test_d02_row_that_is_no_object(tmp_path: Path, section: str) -> None:
+def test_row_that_is_no_object_d02(tmp_path: Path, section: str) -> None:
     value = content()
     value[section].append([1, 2])
     index = len(value[section]) - 1
@@ -99,26 +99,26 @@ def test_d02_row_that_is_no_object(tmp_path: Path, section: str) -> None:
     assert "1 problem in" in message
 
 
-def test_d03_duplicate_image_id_names_both_indices(tmp_path: Path) -> None:
+def test_duplicate_image_id_names_both_indices_d03(tmp_path: Path) -> None:
     value = content()
     value["images"][2]["id"] = 10
     _fault(tmp_path, value, "D03", "images[2] (id=10)", "images[0]")
 
 
-def test_d04_duplicate_annotation_id_names_both_indices(tmp_path: Path) -> None:
+def test_duplicate_annotation_id_names_both_indices_d04(tmp_path: Path) -> None:
     value = content()
     value["annotations"][2]["id"] = 100
     _fault(tmp_path, value, "D04", "annotations[2] (id=100, image_id=12)", "annotations[0]")
 
 
-def test_d06_unknown_image(tmp_path: Path) -> None:
+def test_unknown_image_d06(tmp_path: Path) -> None:
     value = content()
     value["annotations"][1]["image_id"] = 999
     _fault(tmp_path, value, "D06", "annotations[1] (id=101, image_id=999)")
 
 
 @pytest.mark.parametrize("image_id", ["10", 10.0, True, None, [10]])
-def test_d06_image_id_of_another_type(tmp_path: Path, image_id: object) -> None:
+def test_image_id_of_another_type_d06(tmp_path: Path, image_id: object) -> None:
     value = content()
     value["annotations"][1]["image_id"] = image_id
     _fault(tmp_path, value, "D06", "annotations[1]", "image_id must be a 64-bit integer")
@@ -134,7 +134,7 @@ def test_d06_image_id_of_another_type(tmp_path: Path, image_id: object) -> None:
         ([1, 1, 10**400, 5], "must be finite"),
     ],
 )
-def test_d07_negative_or_not_finite(tmp_path: Path, box: list[float], text: str) -> None:
+def test_negative_or_not_finite_d07(tmp_path: Path, box: list[float], text: str) -> None:
     value = content()
     value["annotations"][1]["bbox"] = box
     _fault(tmp_path, value, "D07", "annotations[1] (id=101, image_id=11)", text)
@@ -145,7 +145,7 @@ def test_d07_negative_or_not_finite(tmp_path: Path, box: list[float], text: str)
 
 
 @pytest.mark.parametrize("box", [[1, 1, 0, 5], [1, 1, 5, 0], [1, 1, 0, 0], [20, 1, 1e-9, 5]])
-def test_d07_zero_size_is_dropped_and_counted(tmp_path: Path, box: list[float]) -> None:
+def test_zero_size_is_dropped_and_counted_d07(tmp_path: Path, box: list[float]) -> None:
     value = content()
     value["annotations"][1]["bbox"] = box
     report = load(tmp_path, value).report
@@ -153,7 +153,7 @@ def test_d07_zero_size_is_dropped_and_counted(tmp_path: Path, box: list[float]) 
     assert any("1 boxes without width or height" in line for line in report.lines())
 
 
-def test_d07_zero_size_stops_when_strict(tmp_path: Path) -> None:
+def test_zero_size_stops_when_strict_d07(tmp_path: Path) -> None:
     value = content()
     value["annotations"][1]["bbox"] = [1, 1, 0, 5]
     _fault(tmp_path, value, "D07", "annotations[1] (id=101, image_id=11): bbox width 0 must be > 0", strict=True)
@@ -172,37 +172,37 @@ def test_d07_zero_size_stops_when_strict(tmp_path: Path) -> None:
         ({"x": 1}, "found an object"),
     ],
 )
-def test_d09_malformed_box(tmp_path: Path, box: object, text: str) -> None:
+def test_malformed_box_d09(tmp_path: Path, box: object, text: str) -> None:
     value = content()
     value["annotations"][1]["bbox"] = box
     _fault(tmp_path, value, "D09", "annotations[1] (id=101, image_id=11): bbox must be a list of 4 numbers", text)
 
 
-def test_d09_missing_box(tmp_path: Path) -> None:
+def test_missing_box_d09(tmp_path: Path) -> None:
     value = content()
     del value["annotations"][1]["bbox"]
     _fault(tmp_path, value, "D09", "missing key 'bbox'")
 
 
-def test_d10_unknown_category(tmp_path: Path) -> None:
+def test_unknown_category_d10(tmp_path: Path) -> None:
     value = content()
     value["annotations"][0]["category_id"] = 99
     _fault(tmp_path, value, "D10", "annotations[0] (id=100, image_id=10): category_id 99")
 
 
-def test_d12_duplicate_category_id(tmp_path: Path) -> None:
+def test_duplicate_category_id_d12(tmp_path: Path) -> None:
     value = content()
     value["categories"].append({"id": 1, "name": "other"})
     _fault(tmp_path, value, "D12", "categories[2] (id=1)", "categories[0]")
 
 
-def test_d12_duplicate_category_name_is_counted(tmp_path: Path) -> None:
+def test_duplicate_category_name_is_counted_d12(tmp_path: Path) -> None:
     value = content()
     value["categories"][1]["name"] = "cell"
     assert load(tmp_path, value).report.duplicate_category_names == 1
 
 
-def test_d14_missing_area_and_iscrowd_are_filled_and_counted(tmp_path: Path) -> None:
+def test_missing_area_and_iscrowd_are_filled_and_counted_d14(tmp_path: Path) -> None:
     value = content()
     del value["annotations"][0]["area"]
     del value["annotations"][1]["iscrowd"]
@@ -212,27 +212,27 @@ def test_d14_missing_area_and_iscrowd_are_filled_and_counted(tmp_path: Path) -> 
     assert not split.ground_truth.crowd.any()
 
 
-def test_d14_missing_id(tmp_path: Path) -> None:
+def test_missing_id_d14(tmp_path: Path) -> None:
     value = content()
     del value["annotations"][2]["id"]
     _fault(tmp_path, value, "D14", "annotations[2] (image_id=12): missing key 'id'")
 
 
 @pytest.mark.parametrize("area", ["12", -1, float("nan"), None, True])
-def test_d14_area_that_is_no_size(tmp_path: Path, area: object) -> None:
+def test_area_that_is_no_size_d14(tmp_path: Path, area: object) -> None:
     value = content()
     value["annotations"][2]["area"] = area
     _fault(tmp_path, value, "D14", "annotations[2]", "area must be a number of at least 0")
 
 
 @pytest.mark.parametrize("crowd", [2, True, "1", None, 1.0])
-def test_d15_iscrowd_that_is_not_0_or_1(tmp_path: Path, crowd: object) -> None:
+def test_iscrowd_that_is_not_0_or_1_d15(tmp_path: Path, crowd: object) -> None:
     value = content()
     value["annotations"][1]["iscrowd"] = crowd
     _fault(tmp_path, value, "D15", "annotations[1] (id=101, image_id=11): iscrowd must be 0 or 1")
 
 
-def test_d16_partly_outside_is_clipped_and_counted(tmp_path: Path) -> None:
+def test_partly_outside_is_clipped_and_counted_d16(tmp_path: Path) -> None:
     value = content()
     value["annotations"][0]["bbox"] = [-5, 20, 15, 1e300]
     split = load(tmp_path, value)
@@ -241,7 +241,7 @@ def test_d16_partly_outside_is_clipped_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [[40, 3, 5, 5], [-9, 3, 9, 5], [2, 99, 5, 5], [1e308, 3, 1e308, 5]])
-def test_d16_outside_is_dropped_and_counted(tmp_path: Path, box: list[float]) -> None:
+def test_outside_is_dropped_and_counted_d16(tmp_path: Path, box: list[float]) -> None:
     value = content()
     value["annotations"][0]["bbox"] = box
     split = load(tmp_path, value)
@@ -250,7 +250,7 @@ def test_d16_outside_is_dropped_and_counted(tmp_path: Path, box: list[float]) ->
     _fault(tmp_path, value, "D16", "annotations[0]", "outside the image", strict=True)
 
 
-def test_d17_missing_file_names_path_id_and_count(tmp_path: Path) -> None:
+def test_missing_file_names_path_id_and_count_d17(tmp_path: Path) -> None:
     value = content()
     write_images(tmp_path, value)
     load(tmp_path, value, check_files=True)
@@ -261,14 +261,14 @@ def test_d17_missing_file_names_path_id_and_count(tmp_path: Path) -> None:
     _fault(tmp_path, value, "D17", "images[1] (id=11)", text, "2 of 3 image files are missing", check_files=True)
 
 
-def test_d17_name_that_no_file_can_have(tmp_path: Path) -> None:
+def test_name_that_no_file_can_have_d17(tmp_path: Path) -> None:
     value = content()
     write_images(tmp_path, value)
     value["images"][1]["file_name"] = "half \ud800.png"
     _fault(tmp_path, value, "D17", "images[1] (id=11)", "cannot be the name of a file", check_files=True)
 
 
-def test_d17_link_to_itself_hides_no_other_file(tmp_path: Path) -> None:
+def test_link_to_itself_hides_no_other_file_d17(tmp_path: Path) -> None:
     value = content()
     write_images(tmp_path, value)
     (tmp_path / "1.png").unlink()
@@ -279,7 +279,7 @@ def test_d17_link_to_itself_hides_no_other_file(tmp_path: Path) -> None:
     assert "images[1] (id=11)" in str(caught.value)
 
 
-def test_d29_shared_file_name_is_counted(tmp_path: Path) -> None:
+def test_shared_file_name_is_counted_d29(tmp_path: Path) -> None:
     value = content()
     value["images"][1]["file_name"] = "0.png"
     assert load(tmp_path, value).report.duplicate_file_names == 1
@@ -287,7 +287,7 @@ def test_d29_shared_file_name_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "..", "a/..", "x\0.png"])
 @pytest.mark.parametrize("check_files", [False, True])
-def test_x01_file_name_that_leaves_the_folder(tmp_path: Path, name: str, check_files: bool) -> None:
+def test_file_name_that_leaves_the_folder_x01(tmp_path: Path, name: str, check_files: bool) -> None:
     folder = tmp_path / "data"
     (folder / "a").mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(b"")
@@ -299,7 +299,7 @@ def test_x01_file_name_that_leaves_the_folder(tmp_path: Path, name: str, check_f
     _fault(folder, value, code, "images[0] (id=10)", check_files=check_files)
 
 
-def test_x01_link_that_leaves_the_folder(tmp_path: Path) -> None:
+def test_link_that_leaves_the_folder_x01(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     value = content(1)
@@ -309,7 +309,7 @@ def test_x01_link_that_leaves_the_folder(tmp_path: Path) -> None:
     assert len(load(folder, value, check_files=True, allow_outside=True)) == 1
 
 
-def test_x01_linked_folder_is_fine(tmp_path: Path) -> None:
+def test_linked_folder_is_fine_x01(tmp_path: Path) -> None:
     value = content(1)
     real = tmp_path / "real"
     real.mkdir()
@@ -318,7 +318,7 @@ def test_x01_linked_folder_is_fine(tmp_path: Path) -> None:
     assert len(load_coco(write(tmp_path, value), tmp_path / "link")) == 1
 
 
-def test_x02_absolute_file_name(tmp_path: Path) -> None:
+def test_absolute_file_name_x02(tmp_path: Path) -> None:
     value = content(1)
     write_images(tmp_path, value)
     value["images"][0]["file_name"] = str(tmp_path / "0.png")
@@ -327,7 +327,7 @@ def test_x02_absolute_file_name(tmp_path: Path) -> None:
     assert split.records[0].path == tmp_path / "0.png"
 
 
-def test_s01_no_images(tmp_path: Path) -> None:
+def test_no_images_s01(tmp_path: Path) -> None:
     _fault(tmp_path, {"images": [], "annotations": [], "categories": []}, "S01", "found 0")
 
 

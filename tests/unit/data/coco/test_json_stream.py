@@ -72,7 +72,7 @@ def test_outlines_are_left_out_and_nothing_else_is(piece: int, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("piece", [3, 40, 10_000])
-def test_d01_a_cut_or_a_changed_byte_is_placed_as_the_parser_of_the_whole_places_it(
+def test_a_cut_or_a_changed_byte_is_placed_as_the_parser_of_the_whole_places_it_d01(
     piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_stream, "PIECE", piece)
@@ -92,14 +92,14 @@ def test_d01_a_cut_or_a_changed_byte_is_placed_as_the_parser_of_the_whole_places
             assert (caught.value.line, caught.value.column) == place, text
 
 
-def test_d01_a_fault_in_front_is_told_without_reading_on() -> None:
+def test_a_fault_in_front_is_told_without_reading_on_d01() -> None:
     file = io.BytesIO(b'{"rows": [{"a": 1}, {"b": ?}' + b" " * 10 * json_stream.PIECE)
     with pytest.raises(JsonFault, match="Expecting value"):
         _read_file(file)
     assert file.tell() <= 2 * json_stream.PIECE
 
 
-def test_d01_bytes_that_are_no_text_are_placed() -> None:
+def test_bytes_that_are_no_text_are_placed_d01() -> None:
     with pytest.raises(JsonFault, match="byte 0xff is not UTF-8") as caught:
         _read(b'{"rows":\n [1, "\xff"]}')
     assert (caught.value.line, caught.value.column) == (2, 7)

@@ -10,7 +10,7 @@ annotations = pytest.importorskip("benchmarks.annotations", reason="the benchmar
 
 
 @pytest.mark.parametrize("outlines", [False, True], ids=["boxes", "outlines"])
-def test_s04_a_hundred_thousand_annotations(tmp_path: Path, outlines: bool) -> None:
+def test_a_hundred_thousand_annotations_s04(tmp_path: Path, outlines: bool) -> None:
     path = tmp_path / "many.json"
     annotations.write_annotations(path, 100_000, outlines=outlines)
     cost = annotations.measure(path, 100_000)
@@ -20,7 +20,7 @@ def test_s04_a_hundred_thousand_annotations(tmp_path: Path, outlines: bool) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("outlines", [False, True], ids=["boxes", "outlines"])
-def test_s04_a_million_annotations(tmp_path: Path, outlines: bool) -> None:
+def test_a_million_annotations_s04(tmp_path: Path, outlines: bool) -> None:
     path = tmp_path / "many.json"
     annotations.write_annotations(path, 1_000_000, outlines=outlines)
     cost = annotations.measure(path, 1_000_000)

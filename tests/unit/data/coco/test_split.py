@@ -15,7 +15,7 @@ from lora_detr.errors import CheckpointError, ConfigError, DataError
 from tests.unit.data.coco.coco_files import content, load, write
 
 
-def test_d11_any_category_ids_are_mapped(tmp_path: Path) -> None:
+def test_any_category_ids_are_mapped_d11(tmp_path: Path) -> None:
     value = content(4)
     value["categories"] = [{"id": i, "name": f"c{i}"} for i in (7, 3, 10**12, -1)]
     for row, category_id in zip(value["annotations"], (7, 3, 10**12, -1), strict=True):
@@ -73,7 +73,7 @@ def test_crowd_and_empty_images_are_kept_apart(tmp_path: Path) -> None:
     assert split.report.to_json()["crowd"] == 1
 
 
-def test_r6_order_in_the_file_does_not_matter(tmp_path: Path) -> None:
+def test_order_in_the_file_does_not_matter_r6(tmp_path: Path) -> None:
     value = content(6)
     value["annotations"] += [{**row, "id": row["id"] + 100, "bbox": [1, 1, 5, 5]} for row in value["annotations"]]
     first = load(tmp_path, value)

@@ -65,7 +65,7 @@ def test_nothing_is_read_unless_asked_for(tmp_path: Path) -> None:
     assert (found.problems, found.digests) == ({}, {})
 
 
-def test_d19_a_png_with_any_bit_flipped_leaves_the_process_alive(tmp_path: Path) -> None:
+def test_a_png_with_any_bit_flipped_leaves_the_process_alive_d19(tmp_path: Path) -> None:
     split = _split(tmp_path, 1)
     path = tmp_path / "0.png"
     whole = path.read_bytes()
@@ -85,7 +85,7 @@ def test_d19_a_png_with_any_bit_flipped_leaves_the_process_alive(tmp_path: Path)
     assert refused > 50
 
 
-def test_d20_bit_flips_in_a_jpeg_are_caught_by_the_hash_whether_or_not_it_decodes(tmp_path: Path) -> None:
+def test_bit_flips_in_a_jpeg_are_caught_by_the_hash_whether_or_not_it_decodes_d20(tmp_path: Path) -> None:
     value = content(1)
     value["images"][0]["file_name"] = "0.jpg"
     split = load(tmp_path, value)
@@ -107,7 +107,7 @@ def test_d20_bit_flips_in_a_jpeg_are_caught_by_the_hash_whether_or_not_it_decode
     assert invisible > 50  # which is why there are hashes
 
 
-def test_d20_what_differs_or_is_not_listed_is_named(tmp_path: Path) -> None:
+def test_what_differs_or_is_not_listed_is_named_d20(tmp_path: Path) -> None:
     split = _split(tmp_path)
     _list(tmp_path)
     text = (tmp_path / SHA256SUMS).read_text().splitlines()
@@ -121,7 +121,7 @@ def test_d20_what_differs_or_is_not_listed_is_named(tmp_path: Path) -> None:
     assert f"{SHA256SUMS} says " in problems[14].text
 
 
-def test_d20_a_list_that_is_not_there_or_no_list_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_there_or_no_list_is_refused_d20(tmp_path: Path) -> None:
     split = _split(tmp_path)
     with pytest.raises(DataError, match=r"SHA256SUMS: the list of checksums cannot be read") as caught:
         verify_images(split.records, "hash")

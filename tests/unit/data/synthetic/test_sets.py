@@ -26,9 +26,9 @@ from lora_detr.data.synthetic.sets import (
     SHAPES_SPARSE,
     ShapesSpec,
     cached,
+    display_name,
     generate,
-    located,
-    spoken,
+    resolve_generated,
 )
 from lora_detr.data.synthetic.shapes import LABELLED, REACH
 from lora_detr.errors import ConfigError, DataError, OutputError
@@ -202,16 +202,16 @@ def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     name = Path("shapes-sparse")
-    folder = located(name)
-    assert (folder, spoken(folder)) == (cached("shapes-sparse"), "shapes-sparse")
+    folder = resolve_generated(name)
+    assert (folder, display_name(folder)) == (cached("shapes-sparse"), "shapes-sparse")
     assert find_splits(name).val_images == folder / "val"
-    assert located(Path("absent")) == Path("absent")
-    assert spoken(tmp_path / "cells") == "cells"
+    assert resolve_generated(Path("absent")) == Path("absent")
+    assert display_name(tmp_path / "cells") == "cells"
     with pytest.raises(ConfigError, match="found nothing there") as caught:
         find_splits(Path("absent"))
     assert "shapes-sparse" in caught.value.remedy
     name.mkdir()
-    assert located(name) == name
+    assert resolve_generated(name) == name
 
 
 def test_sparse_images_have_at_most_five_objects(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_request_to_end_lets_trainings_save_and_starts_no_other(
 
     asking = threading.Thread(target=ask)
     asking.start()
-    with pytest.raises(Stopped, match="stopped on SIGTERM; the same command goes on"):
+    with pytest.raises(Stopped, match="stopped on SIGTERM; the same command resumes"):
         runner_of(study, []).run()
     asking.join()
     assert {"saved-base", "saved-three"} <= {path.name for path in notes.iterdir()}
