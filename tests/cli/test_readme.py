@@ -1,4 +1,4 @@
-"""Everything that README.md shows is run, in its order, in one folder, on small data."""
+"""Everything that README.md and the pages that continue it show is run, in order, in one folder, on small data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import subprocess
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from tests.conftest import REPOSITORY
 from tests.small_runs import REDUCED, SMALL
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# README first: the other pages use the runs that its commands make.
+CONTINUED = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("presets.md", "results.md")]
+ALL = "\n".join([README, *CONTINUED])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 
@@ -45,7 +49,7 @@ PLACEHOLDERS = {"N": "1"}
 
 @dataclass(frozen=True)
 class Shown:
-    """Something that README shows, outside of diagrams.
+    """Something that a page shows, outside of diagrams.
 
     Attributes:
         kind: ``command``, ``mention`` (the name of a command alone), ``make``, ``python``, ``yaml`` or ``code``.
@@ -57,13 +61,13 @@ class Shown:
 
 
 def in_order() -> Iterator[Shown]:
-    """Give what README shows from top to bottom."""
+    """Give what the pages show from top to bottom."""
     at = 0
-    for fence in FENCE.finditer(README):
-        yield from in_prose(README[at : fence.start()])
+    for fence in FENCE.finditer(ALL):
+        yield from in_prose(ALL[at : fence.start()])
         yield from in_block(fence[1], fence[2])
         at = fence.end()
-    yield from in_prose(README[at:])
+    yield from in_prose(ALL[at:])
 
 
 def in_prose(text: str) -> Iterator[Shown]:
@@ -173,8 +177,8 @@ def test_everything_that_can_be_run_works(text: str, visited: Visited) -> None:
 
 def test_nothing_is_left_out(visited: Visited) -> None:
     # Counted in the text as it is, so that a command which the reading above misses shows.
-    assert len(re.findall(r"\bloradetr\s+[a-z]", README)) == len(COMMANDS) + len(shown("mention"))
-    assert README.count("```python\n") == len(PYTHON)
+    assert len(re.findall(r"\bloradetr\s+[a-z]", ALL)) == len(COMMANDS) + len(shown("mention"))
+    assert ALL.count("```python\n") == len(PYTHON)
     assert visited.ended.keys() == {*COMMANDS, *PYTHON}
     assert {step.kind for step in STEPS} == {"command", "mention", "make", "python", "yaml", "code"}
     for text in shown("mention"):
@@ -285,8 +289,14 @@ def test_links_and_images_lead_somewhere() -> None:
     assert [target for target in local if not (REPOSITORY / target).exists()] == []
 
 
+def names_of(line: str) -> Iterator[str]:
+    """Give the folders and modules that a line of the tree begins with; what follows describes them."""
+    return takewhile(lambda word: word.endswith(("/", ".py")), line.split())
+
+
 def test_the_list_of_folders_is_true() -> None:
     (tree,) = [text for _, text in FENCE.findall(README) if text.startswith("lora_detr/\n")]
-    entries = re.findall(r"^( *)(\S+)", tree, re.MULTILINE)
-    paths = [("lora_detr/" if indent else "") + name for indent, name in entries]
+    lines = tree.splitlines()
+    paths = [("lora_detr/" if line.startswith(" ") else "") + name for line in lines for name in names_of(line)]
+    assert len(paths) > len(lines)
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
