@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lora_detr.errors import NumericalError
 from lora_detr.losses.branch_matching import BranchMatching
-from lora_detr.losses.config import CriterionConfig, EncoderLossConfig
+from lora_detr.losses.config import Classification, CriterionConfig, EncoderLossConfig, TermWeights
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossKey, LossReport
 from lora_detr.losses.source import Source, all_terms, source_keys
@@ -24,7 +25,6 @@ from lora_detr.structures import (
     Matcher,
     PaddedTargets,
     Prediction,
-    QueryGroupOutput,
 )
 
 
@@ -42,30 +42,54 @@ class NonFiniteMatchError(NumericalError):
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """A one-to-one matching of a stack: what it is called, its cost [G, B, T, Q], and copies of each target."""
+class _Row:
+    """How the queries of one group, or one list of proposals, are supervised.
 
-    name: str
-    cost: Tensor
+    Attributes:
+        title: what error messages call it.
+        classification: loss of the class logits.
+        weights: of the terms.
+        matcher: one to one at least cost, or one to many by score; None where the pairs are known beforehand.
+        quality: soft target of a pair.
+        repeats: how often each target is matched; the normaliser counts all of them.
+        proposals: which proposals, classes and boxes count; None for queries that the decoder refines.
+    """
+
+    title: str
+    classification: Classification
+    weights: TermWeights
+    matcher: Hungarian | BranchMatching | None
+    quality: Literal["score", "iou"] = "iou"
     repeats: int = 1
-    has_layers: bool = True
+    proposals: EncoderLossConfig | None = None
 
 
 @dataclass(frozen=True)
-class _Proposals:
-    """The proposals that are supervised, as a stack of one, and the boxes [1, B, S, 4] that targets are matched to."""
+class _Stack:
+    """Predictions that wait for their pairs.
 
-    stack: Prediction
-    matched_by: Tensor
+    Attributes:
+        row: how they are supervised.
+        keys: names of the terms.
+        prediction: logits [G, B, Q, K], boxes [G, B, Q, 4].
+        labels: int64 [B, T].
+        cost: [G, B, T, Q] where the row matches at least cost. Costs leave their matchers unsolved, because scipy works
+            on the host: solved one by one, every stack of a step would make the GPU wait for a copy of its own.
+        known: pairs that the row does not match.
+        copies: how often each target stands in ``known``.
+        priority: see ``Criterion.match``.
+        scale: factor on the weights.
+    """
 
-
-@dataclass(frozen=True)
-class _Group:
-    """A query group as it is supervised: its layers as one stack, and its proposals, None where it has none."""
-
-    output: QueryGroupOutput
-    stack: Prediction
-    proposals: _Proposals | None
+    row: _Row
+    keys: tuple[LossKey, ...]
+    prediction: Prediction
+    labels: Tensor
+    cost: Tensor | None = None
+    known: Assignment | None = None
+    copies: int = 1
+    priority: Tensor | None = None
+    scale: float = 1.0
 
 
 class Criterion(nn.Module):
@@ -93,14 +117,38 @@ class Criterion(nn.Module):
             raise ValueError(f"{len(branch_names)} branch names but {len(branch_matchers)} branch matchers")
         self.num_layers = num_layers
         self.config = config
-        self.primary_matcher = config.primary.matcher.build()
-        self.encoder_matcher = config.encoder.matcher.build()
-        self.hybrid_matcher = config.hybrid.matcher.build()
-        self.hybrid_encoder_matcher = config.hybrid.encoder.matcher.build()
-        self.branch_matching = BranchMatching(branch_matchers, num_layers, config.branch)
-        self.dac_matching = BranchMatching([config.dac.matcher.build()], num_layers)
+        primary, branch = config.primary, config.branch
+        denoising, hybrid, dac = config.denoising, config.hybrid, config.dac
+        # A row for everything that is supervised. Query groups stand by their names, and proposals of a group as
+        # ``NAME_encoder``.
+        self.rows = {
+            "primary": _Row("primary path", primary.classification, primary.weights, primary.matcher.build()),
+            "branches": _Row(
+                "branches",
+                branch.classification,
+                branch.weights,
+                BranchMatching(branch_matchers, num_layers, branch),
+                branch.quality,
+            ),
+            "encoder": _encoder_row("encoder", config.encoder),
+            "denoising": _Row("denoising queries", denoising.classification, denoising.weights, None),
+            "hybrid": _Row(
+                "hybrid queries",
+                hybrid.classification or primary.classification,
+                hybrid.weights,
+                hybrid.matcher.build(),
+                repeats=hybrid.repeats,
+            ),
+            "hybrid_encoder": _encoder_row("hybrid encoder", hybrid.encoder, hybrid.repeats),
+            "dac": _Row(
+                "queries without self-attention",
+                dac.classification or primary.classification,
+                dac.weights,
+                BranchMatching([dac.matcher.build()], num_layers),
+                "score",
+            ),
+        }
         self.branch_keys = source_keys([(name, layer) for name in branch_names for layer in range(num_layers)])
-        branch = config.branch
         self.branch_scale = branch.factor * (branch.denoising_factor if has_denoising else 1.0)
         self.branch_scale /= max(len(branch_names), 1)
 
@@ -141,53 +189,46 @@ class Criterion(nn.Module):
         Raises:
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
-        config = self.config
-        primary = stacked([layer.prediction for layer in output.layers])
-        problems = [_Problem("primary path", self.primary_matcher.cost(primary, targets))]
-        proposals = None if output.encoder is None else _supervised(output.encoder, config.encoder)
-        if proposals is not None:
-            problems.append(_encoder_problem("encoder", proposals, config.encoder, self.encoder_matcher, targets))
-        groups = [self._group(group) for group in output.groups]
-        for group in groups:
-            if group.output.name == "hybrid":
-                problems += self._hybrid_problems(group, targets)
-        matched = _solve(problems, targets)
-
-        sources = [
-            Source(
-                self._layer_keys("primary"),
-                primary,
-                matched["primary path"],
-                targets.labels,
-                config.primary.classification,
-                quality="iou",
-                one_to_one=True,
-                weights=config.primary.weights,
-                normaliser=normaliser.of(),
-            )
-        ]
+        stacks = [self._queries("primary", [layer.prediction for layer in output.layers], targets)]
         if branches is not None:
-            stack = _flatten_branches(branches)
-            sources.append(
-                Source(
+            stacks.append(
+                _Stack(
+                    self.rows["branches"],
                     self.branch_keys,
-                    stack,
-                    self.branch_matching(stack, targets, matched["primary path"], priority),
+                    _flatten_branches(branches),
                     targets.labels,
-                    config.branch.classification,
-                    quality=config.branch.quality,
-                    one_to_one=self.branch_matching.uses_queries_once,
-                    weights=config.branch.weights,
-                    normaliser=normaliser.of(),
+                    priority=priority,
                     scale=self.branch_scale * branch_share,
                 )
             )
-        if proposals is not None:
+        stacks += self._proposals("encoder", output.encoder, targets)
+        for group in output.groups:
+            stacks.append(self._queries(group.name, group.layers, targets, group.pairs, group.copies))
+            stacks += self._proposals(f"{group.name}_encoder", group.encoder, targets)
+
+        matched = _solve(stacks, targets)
+        sources = []
+        for stack in stacks:
+            row, matcher = stack.row, stack.row.matcher
+            if isinstance(matcher, BranchMatching):
+                pairs = matcher(stack.prediction, targets, matched["primary path"], stack.priority)
+                one_to_one = matcher.uses_queries_once
+            else:
+                pairs, one_to_one = matched[row.title], True
             sources.append(
-                _encoder_source("encoder", proposals, config.encoder, matched["encoder"], targets, normaliser.of())
+                Source(
+                    stack.keys,
+                    stack.prediction,
+                    pairs,
+                    stack.labels,
+                    row.classification,
+                    quality=row.quality,
+                    one_to_one=one_to_one,
+                    weights=row.weights,
+                    normaliser=normaliser.of(row.repeats) * stack.copies,
+                    scale=stack.scale,
+                )
             )
-        for group in groups:
-            sources += self._group_sources(group, matched, targets, normaliser)
         return sources
 
     def losses(self, sources: Sequence[Source], targets: PaddedTargets) -> LossReport:
@@ -199,149 +240,60 @@ class Criterion(nn.Module):
         keys = tuple(key for source in sources for key in source.keys)
         return LossReport(weighted.sum(), keys, values.detach(), weights, weighted)
 
-    def _layer_keys(self, name: str) -> tuple[LossKey, ...]:
-        return source_keys([(name, layer) for layer in range(self.num_layers)])
-
-    def _group(self, output: QueryGroupOutput) -> _Group:
-        # Hybrid queries alone have an encoder of their own.
-        proposals = None if output.encoder is None else _supervised(output.encoder, self.config.hybrid.encoder)
-        return _Group(output, stacked(output.layers), proposals)
-
-    def _hybrid_problems(self, group: _Group, targets: PaddedTargets) -> list[_Problem]:
-        config = self.config.hybrid
-        problems = [_Problem("hybrid queries", self.hybrid_matcher.cost(group.stack, targets), config.repeats)]
-        if group.proposals is not None:
-            matcher = self.hybrid_encoder_matcher
-            problems.append(
-                _encoder_problem("hybrid encoder", group.proposals, config.encoder, matcher, targets, config.repeats)
-            )
-        return problems
-
-    def _group_sources(
+    def _queries(
         self,
-        group: _Group,
-        matched: dict[str, Assignment],
+        name: str,
+        layers: Sequence[Prediction],
         targets: PaddedTargets,
-        normaliser: Normaliser,
-    ) -> list[Source]:
-        """Return the sources of a query group."""
-        output, stack = group.output, group.stack
-        keys = self._layer_keys(output.name)
-        if output.name == "denoising":
-            known = output.pairs
-            assert known is not None
-            denoising = self.config.denoising
+        known: Assignment | None = None,
+        copies: int = 1,
+    ) -> _Stack:
+        """Stack the layers of the primary path or of a query group; ``known`` [1, B, T, k] holds for every layer."""
+        row, prediction = self.rows[name], stacked(layers)
+        keys = source_keys([(name, layer) for layer in range(self.num_layers)])
+        if known is not None:
             shape = (self.num_layers, -1, -1, -1)
-            pairs = Assignment(known.query.expand(shape), known.score.expand(shape), known.mask.expand(shape))
-            return [
-                Source(
-                    keys,
-                    stack,
-                    pairs,
-                    targets.labels,
-                    denoising.classification,
-                    quality="iou",
-                    one_to_one=True,
-                    weights=denoising.weights,
-                    normaliser=normaliser.of() * output.copies,
-                )
-            ]
-        if output.name == "dac":
-            dac = self.config.dac
-            return [
-                Source(
-                    keys,
-                    stack,
-                    self.dac_matching(stack, targets, matched["primary path"], None),
-                    targets.labels,
-                    dac.classification or self.config.primary.classification,
-                    quality="score",
-                    one_to_one=False,
-                    weights=dac.weights,
-                    normaliser=normaliser.of(),
-                )
-            ]
-        assert output.name == "hybrid", output.name
-        hybrid = self.config.hybrid
-        divisor = normaliser.of(hybrid.repeats)
-        sources = [
-            Source(
-                keys,
-                stack,
-                matched["hybrid queries"],
-                targets.labels,
-                hybrid.classification or self.config.primary.classification,
-                quality="iou",
-                one_to_one=True,
-                weights=hybrid.weights,
-                normaliser=divisor,
-            )
-        ]
-        if group.proposals is not None:
-            pairs = matched["hybrid encoder"]
-            sources.append(_encoder_source("hybrid_encoder", group.proposals, hybrid.encoder, pairs, targets, divisor))
-        return sources
+            known = Assignment(known.query.expand(shape), known.score.expand(shape), known.mask.expand(shape))
+        cost = row.matcher.cost(prediction, targets) if isinstance(row.matcher, Hungarian) else None
+        return _Stack(row, keys, prediction, targets.labels, cost, known, copies)
+
+    def _proposals(self, name: str, encoder: EncoderOutput | None, targets: PaddedTargets) -> list[_Stack]:
+        """Return the proposals that are supervised, all or those that became queries, as a stack of one group."""
+        if encoder is None:
+            return []
+        row = self.rows[name]
+        config, matcher = row.proposals, row.matcher
+        assert config is not None and isinstance(matcher, Hungarian)
+        logits, boxes, anchors = encoder.prediction.logits, encoder.prediction.boxes, encoder.anchors
+        if config.tokens == "selected":
+            assert encoder.selected is not None
+            index = encoder.selected[..., None]
+            logits = logits.gather(1, index.expand(-1, -1, logits.shape[-1]))
+            boxes, anchors = (part.gather(1, index.expand(-1, -1, 4)) for part in (boxes, anchors))
+        prediction = Prediction(logits[None], boxes[None])
+        matched_by = anchors[None] if config.match_to == "anchors" else prediction.boxes
+        labelled = targets.with_single_class() if config.classes == "foreground" else targets
+        # A cost that reads no label takes the targets whose corners are computed already.
+        cost = matcher.cost(Prediction(prediction.logits, matched_by), labelled if matcher.class_cost else targets)
+        return [_Stack(row, source_keys([(name, None)]), prediction, labelled.labels, cost)]
 
 
-def _solve(problems: Sequence[_Problem], targets: PaddedTargets) -> dict[str, Assignment]:
-    """Solve all one-to-one problems of a step after one copy to the host."""
+def _encoder_row(title: str, config: EncoderLossConfig, repeats: int = 1) -> _Row:
+    matcher = config.matcher.build()
+    return _Row(title, config.classification, config.weights, matcher, repeats=repeats, proposals=config)
+
+
+def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> dict[str, Assignment]:
+    """Return the pairs that are known or matched at least cost, by title; one copy to the host for all costs."""
+    waiting = [(stack, stack.cost) for stack in stacks if stack.cost is not None]
     try:
-        solved = solve_together(
-            [problem.cost for problem in problems], targets, [problem.repeats for problem in problems]
-        )
+        solved = solve_together([cost for _, cost in waiting], targets, [stack.row.repeats for stack, _ in waiting])
     except NonFiniteCostError as error:
-        problem = problems[error.problem]
-        where = f"{problem.name} at layer {error.group}" if problem.has_layers else problem.name
+        row = waiting[error.problem][0].row
+        where = row.title if row.proposals is not None else f"{row.title} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error
-    return {problem.name: assignment for problem, assignment in zip(problems, solved, strict=True)}
-
-
-def _supervised(encoder: EncoderOutput, config: EncoderLossConfig) -> _Proposals:
-    """Return all proposals, or those that became queries, as the settings say."""
-    logits, boxes, anchors = encoder.prediction.logits, encoder.prediction.boxes, encoder.anchors
-    if config.tokens == "selected":
-        assert encoder.selected is not None
-        index = encoder.selected[..., None]
-        logits = logits.gather(1, index.expand(-1, -1, logits.shape[-1]))
-        boxes, anchors = (part.gather(1, index.expand(-1, -1, 4)) for part in (boxes, anchors))
-    matched_by = anchors if config.match_to == "anchors" else boxes
-    return _Proposals(Prediction(logits[None], boxes[None]), matched_by[None])
-
-
-def _encoder_problem(
-    name: str,
-    proposals: _Proposals,
-    config: EncoderLossConfig,
-    matcher: Hungarian,
-    targets: PaddedTargets,
-    repeats: int = 1,
-) -> _Problem:
-    if config.classes == "foreground" and matcher.class_cost != 0:
-        targets = targets.with_single_class()
-    matched_by = Prediction(proposals.stack.logits, proposals.matched_by)
-    return _Problem(name, matcher.cost(matched_by, targets), repeats, has_layers=False)
-
-
-def _encoder_source(
-    name: str,
-    proposals: _Proposals,
-    config: EncoderLossConfig,
-    assignment: Assignment,
-    targets: PaddedTargets,
-    normaliser: float,
-) -> Source:
-    labels = targets.with_single_class().labels if config.classes == "foreground" else targets.labels
-    return Source(
-        source_keys([(name, None)]),
-        proposals.stack,
-        assignment,
-        labels,
-        config.classification,
-        quality="iou",
-        one_to_one=True,
-        weights=config.weights,
-        normaliser=normaliser,
-    )
+    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
+    return known | {stack.row.title: pairs for (stack, _), pairs in zip(waiting, solved, strict=True)}
 
 
 def stacked(predictions: Sequence[Prediction]) -> Prediction:
