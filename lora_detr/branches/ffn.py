@@ -39,6 +39,7 @@ class FFNBranch(nn.Module):
         self.layers = nn.ModuleList(FeedForward(hidden_dim, ffn_dim, dropout) for _ in range(num_layers))
         self.reads = reads
         self.follows_reference = reads == "cross_output"
+        # Both matrices by Xavier, as all of the transformer (authors' code).
         for layer in self.layers:
             assert isinstance(layer, FeedForward)
             nn.init.xavier_uniform_(layer.linear1.weight)

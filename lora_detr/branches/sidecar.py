@@ -47,6 +47,8 @@ class AuxiliaryBranches(nn.Module):
         if not self.members:
             return None
         members = cast(list[LoRABranch | FFNBranch], list(self.members))
+        # After the decoder and not in it: no branch feeds the next layer (Eqs. 5-6). Branches are stacked, and heads
+        # shared with the primary path run once on the stack: five branches issue about as many operations as one.
         predictions, hidden_states = [], []
         for i, layer in enumerate(output.layers):
             parts: list[Tensor] = []
@@ -57,6 +59,8 @@ class AuxiliaryBranches(nn.Module):
                     for same in kinds
                 ]
                 hidden = _joined(stacks)  # [N of the run, B, Q, D]
+                # With look forward twice the reference has a gradient to the heads of the layer before. Branches
+                # do not train those in the authors' code; that of MS-DETR does.
                 reference = layer.reference if follows else layer.reference.detach()
                 answers.append(detector.predict(i, hidden, reference))
                 parts.append(hidden)

@@ -1,0 +1,1 @@
+"""Model files: writing, verifying and opening them, and what a run starts from."""

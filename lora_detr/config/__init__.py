@@ -1,1 +1,1 @@
-"""Configuration: the strict base, reading and merging of YAML, presets, and the composed run."""
+"""Configuration: the strict base, reading and merging of YAML, presets, and the origin of each value."""

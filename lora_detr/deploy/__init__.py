@@ -1,0 +1,1 @@
+"""What leaves the program: stripped detectors, the proof that they predict the same, and converted checkpoints."""

@@ -46,6 +46,7 @@ def box_losses(sources: Sequence[tuple[Tensor, Assignment]], targets: Tensor) ->
     terms = torch.where(torch.cat([assignment.mask.flatten() for _, assignment in sources]), terms, 0.0)
     sizes = [assignment.mask.numel() for _, assignment in sources]
     results = []
+    # Detached: quality is a target, and classification losses must not move boxes to meet it.
     parts = zip(terms.split(sizes, dim=1), iou.detach().split(sizes), sources, strict=True)
     for term, overlap, (_, assignment) in parts:
         sums = term.view(2, assignment.mask.shape[0], -1).sum(-1)

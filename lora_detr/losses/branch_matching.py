@@ -49,6 +49,8 @@ class BranchMatching:
             one_to_one: the primary's pairs, [L, B, T, 1]; read only if they are to be added.
             priority: float [N * L, B, Q] in place of the random draw that caps candidates.
         """
+        # Conflicts are settled here and not by matchers, which may give a query two targets (the official top-k does):
+        # what becomes of them is a setting of the loss.
         parts = []
         start = 0
         for matcher, groups in self.stacks:
@@ -57,6 +59,8 @@ class BranchMatching:
                 score = matcher.score(part, targets)
                 chosen = None if priority is None else priority[start : start + groups]
                 pairs = matcher.match(score, targets.mask, chosen)
+                # While the scores of this part exist. What the primary trains as an object is then background to no
+                # branch, as in the authors' code for 900 queries.
                 if self.config.merge_one_to_one:
                     pairs = merge_one_to_one(pairs, one_to_one, score)
             else:
@@ -64,6 +68,7 @@ class BranchMatching:
             parts.append(pairs)
             start += groups
         pairs = _join(parts)
+        # After merging, which leaves no duplicates, and once for all branches.
         if self.config.duplicates == "clean":
             pairs = without_duplicates(pairs, stack.logits.shape[-2])
         return pairs

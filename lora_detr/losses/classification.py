@@ -50,6 +50,7 @@ def class_targets(
     groups, batch = assignment.mask.shape[:2]
     cells = (assignment.query * num_classes + labels.view(1, batch, -1, 1)).flatten(2)  # [G, B, P] into Q * K
     mask = assignment.mask.flatten(2)
+    # The authors' code writes pairs by rising score, so the best one is what remains.
     best = mask if one_to_one else best_pair_of_query(assignment, num_queries).flatten(2)
     empty = torch.zeros((groups, batch, num_queries * num_classes), device=labels.device)
     hard = empty.scatter_add(-1, cells, best.float())
@@ -94,6 +95,7 @@ def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, f
         negative_gamma: gamma of Eq. 8.
         factor: multiplies positives and negatives alike (0.25 in the official code; absent from the paper).
     """
+    # As in the authors' code: here the weight only ranks negatives; in the focal loss it has a gradient.
     weight = (logits.detach().sigmoid() ** negative_gamma).masked_fill(targets.hard > 0, 1.0)
     entropy = F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none")
     return factor * entropy.flatten(1).sum(1)

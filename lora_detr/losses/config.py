@@ -17,6 +17,7 @@ Classification = Literal["focal", "quality", "iou-aware"]
 class TermWeights(Strict):
     """Weights of the three terms of a source; the same at every decoder layer."""
 
+    # Deformable-DETR's 2, 5, 2. Class weights that differ are listed in docs/deviations.md.
     classification: float = Field(2.0, ge=0)
     """Weight of the classification loss."""
     l1: float = Field(5.0, ge=0)
@@ -32,10 +33,12 @@ class TermWeights(Strict):
 class ClassificationConfig(Strict):
     """Constants of the classification losses."""
 
+    # Both as in Lin et al. (2017) and every DETR of the family.
     focal_alpha: float = Field(0.25, ge=0, le=1)
     """Weight of positives in the focal loss; negatives have the rest, in the IoU-aware loss too."""
     focal_gamma: float = Field(2.0, ge=0)
     """Exponent of the focal loss, and of the weight of negatives in the IoU-aware one."""
+    # Paper, below Eq. 8.
     negative_gamma: float = Field(1.5, ge=0)
     """gamma of Eq. 8: exponent of the weight of negatives in the assignment-quality loss."""
     quality_factor: float = Field(0.25, gt=0)
@@ -66,6 +69,7 @@ class BranchLossConfig(Strict):
     """Add the primary's pairs of the same layer to each branch's pairs."""
     duplicates: Literal["official", "clean"] = "official"
     """A query paired with several targets: all pairs count (official code), or only the best."""
+    # Paper, "Training": auxiliary losses weigh half beside denoising queries.
     denoising_factor: float = Field(0.5, ge=0)
     """Further factor on the weights where the detector has denoising queries."""
     factor: float = Field(1.0, ge=0)
@@ -105,6 +109,7 @@ class EncoderLossConfig(Strict):
     """Weights of the terms."""
     match_to: Literal["anchors", "predictions"] = "anchors"
     """Boxes that targets are matched to."""
+    # An anchor has no class of its own, so boxes alone decide (authors' code).
     matcher: HungarianConfig = HungarianConfig(class_cost=0.0)
     """One-to-one matching."""
 
@@ -112,10 +117,12 @@ class EncoderLossConfig(Strict):
 class HybridLossConfig(Strict):
     """Hybrid queries: matched one to one with targets that are repeated."""
 
+    # H-DETR's K.
     repeats: int = Field(6, ge=1)
     """K, how often every target is repeated; the normaliser counts the repeated list."""
     classification: Classification | None = None
     """Null: that of the primary path."""
+    # 1, 5, 2 are Relation-DETR's, for the proposals below and denoising too; so is eps=1e-6.
     weights: TermWeights = TermWeights(classification=1.0)
     """Weights of the terms."""
     matcher: HungarianConfig = HungarianConfig()
@@ -147,6 +154,7 @@ class DacLossConfig(Strict):
     """Null: that of the primary path, with the matching score as quality."""
     weights: TermWeights = TermWeights()
     """Weights of the terms."""
+    # As MS-DETR's branch.
     matcher: MatcherConfig = TopKConfig(k=6)
     """One-to-many assignment."""
 

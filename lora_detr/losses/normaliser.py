@@ -26,6 +26,9 @@ class Normaliser:
     def of(self, copies: int = 1) -> float:
         """Return the divisor where every target counts ``copies`` times."""
         total = self.total * copies
+        # Data-parallel training averages gradients over ranks, so dividing by the mean number of targets per rank gives
+        # the gradient of one process on the whole batch. At least 1, since a batch may have no object; the official
+        # rule bounds the mean and not the total, so a few objects on many ranks weigh less.
         if self.rule == "exact":
             return max(total, 1.0) / self.world_size
         return max(total / self.world_size, 1.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_detr.ops.host import to_host
 
 Kind = Literal["class", "l1", "giou"]
+# Also the order in which ``all_terms`` lays out the terms of a group.
 KINDS: tuple[Kind, ...] = ("class", "l1", "giou")
 
 

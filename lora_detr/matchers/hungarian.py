@@ -110,6 +110,7 @@ class HungarianConfig(Strict):
     """One-to-one matching at least cost."""
 
     kind: Literal["hungarian"] = "hungarian"
+    # Deformable-DETR's weights and eps; presets of Relation-DETR set its eps, 1e-6.
     class_cost: float = Field(2.0, ge=0)
     """Weight of the focal class cost."""
     l1_cost: float = Field(5.0, ge=0)

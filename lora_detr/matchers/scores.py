@@ -8,7 +8,7 @@ from torch import Tensor
 from lora_detr.ops.boxes import corners, iou, iou_and_giou
 from lora_detr.structures import PaddedTargets, Prediction
 
-# The focal form of the class cost, as all members of the family match by it (golden settings of Deformable-DETR).
+# Of the focal class cost (with gamma 2), as all members of the family match by it (Deformable-DETR's code).
 COST_FOCAL_ALPHA = 0.25
 
 

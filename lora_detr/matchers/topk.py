@@ -104,6 +104,7 @@ class TopK:
         threshold = _per_group(self.threshold, score).view(-1, 1, 1)
         reaches = preferred_score > threshold if self.strict_threshold else preferred_score >= threshold
         candidate = reaches
+        # Not in the paper. In the authors' code targets have positives even while no score reaches the threshold.
         if self.force_best and self.candidates == "official":
             best = score.argmax(-1)  # [G, B, T]
             forced = torch.zeros_like(preferred_score).scatter_add(-1, best, mask.to(score.dtype).expand_as(best))
@@ -127,6 +128,8 @@ class TopK:
         """Keep at most the given share of the queries [G, B, Q] as candidates, those of highest priority."""
         if self.positive_fraction is None:
             return candidate
+        # The paper has no cap; the authors' code keeps the first int(0.25 Q) of a random permutation of each image's
+        # candidates. The highest random priorities are as likely, and need no loop over images and no host copy.
         limit = int(self.positive_fraction * candidate.shape[-1])
         if priority is None:
             priority = torch.rand(candidate.shape, device=candidate.device)
@@ -146,6 +149,7 @@ class TopKConfig(Strict):
     kind: Literal["topk"] = "topk"
     k: int = Field(ge=1)
     """Most queries a target receives."""
+    # Threshold and class weight of the authors' code for every branch.
     threshold: float = Field(0.4, ge=0, le=1)
     """tau: score that a query must reach."""
     class_weight: float = Field(0.3, ge=0, le=1)

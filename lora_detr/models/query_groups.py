@@ -26,6 +26,7 @@ Decode = Callable[[InitialQueries, DecoderPass], tuple[DecoderLayerOutput, ...]]
 class HybridConfig(Strict):
     """A group of further queries that are matched one to one with repeated targets (H-DETR)."""
 
+    # H-DETR's number, and that of Relation-DETR's code.
     num_queries: int = Field(1500, ge=1)
     """Queries of the group; as many of them are used as there are memory tokens left."""
 
@@ -121,6 +122,7 @@ class QueryGroups(nn.Module):
         """
         groups = []
         if self.denoising is not None and targets is not None:
+            # One pass, since noised queries attend to the primary ones; the mask keeps the primary from seeing targets.
             noised = self.denoising(targets, queries.content.shape[1])
             slots = noised.content.shape[1]
             reference = torch.cat((noised.reference, queries.reference), 1)
@@ -132,9 +134,11 @@ class QueryGroups(nn.Module):
         else:
             layers = decode(queries, INFERENCE)
         if self.hybrid is not None:
+            # A pass of its own needs no mask. No position relation, as in Relation-DETR's code.
             further, encoder = self.hybrid(proposals, described, proposed)
             found = tuple(layer.prediction for layer in decode(further, DecoderPass(relation=False)))
             groups.append(QueryGroupOutput("hybrid", found, encoder))
+        # Self-attention is what lets queries suppress duplicates; one-to-many targets reward them (DAC-DETR).
         if self.dac:
             found = tuple(layer.prediction for layer in decode(queries, DecoderPass(self_attention=False)))
             groups.append(QueryGroupOutput("dac", found))

@@ -1,0 +1,1 @@
+"""Processes of a run: launching, the world of ranks, stopping, and faults."""

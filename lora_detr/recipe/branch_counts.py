@@ -21,6 +21,7 @@ def branch_ks(count: int, system: str = BASELINES[0], kind: str = BRANCH_KINDS[0
         kind: of the branches.
     """
     table = TABLE_4 if kind == "lora" else TABLE_4_FFN
+    # From the largest to the smallest k of Table 4.
     spread = tuple(round(6 - 4 * i / (count - 1)) for i in range(count)) if count > 1 else ()
     ks = table.get(count, spread)
     return tuple(sorted(ks)) if system == "relation" else ks

@@ -24,6 +24,7 @@ class LrRule(Strict):
 class OptimizerConfig(Strict):
     """AdamW and its groups."""
 
+    # Rate, decay, norm and batch are those of the authors' scripts; the moments are PyTorch's defaults.
     lr: float = Field(2e-4, gt=0)
     """Learning rate for the reference batch."""
     weight_decay: float = Field(1e-4, ge=0)
@@ -62,5 +63,6 @@ class ScheduleConfig(Strict):
     """Epochs at whose start the rate is multiplied by ``factor``."""
     drop_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """The same, as shares of all steps of the run."""
+    # The authors' schedules drop tenfold.
     factor: float = Field(0.1, gt=0, le=1)
     """Factor of each drop."""

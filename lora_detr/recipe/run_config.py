@@ -64,6 +64,7 @@ class DataConfig(Strict):
 class EvalConfig(Strict):
     """How the detector is evaluated."""
 
+    # COCO's AP counts as many.
     max_detections: int = Field(100, ge=1)
     """Detections kept of each image."""
     min_score: float | None = Field(None, ge=0, le=1)
@@ -79,6 +80,7 @@ class EvalConfig(Strict):
 class TrainConfig(Strict):
     """How long and with what."""
 
+    # The paper's 12 epochs. Batches of 2 are those of the authors' scripts, on 8 GPUs.
     epochs: int = Field(12, ge=1)
     """Passes over the training split."""
     max_steps: int | None = Field(None, ge=1)
@@ -93,6 +95,7 @@ class TrainConfig(Strict):
     """``bf16``: forward pass under autocast; matching and losses stay in float32."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
+    # Half an hour, PyTorch's default for gloo: the others wait while one rank computes COCO's numbers.
     rank_timeout: float = Field(1800.0, gt=0)
     """Seconds that a process waits for the others before the run is given up."""
     log_every: int = Field(10, ge=1)
@@ -101,6 +104,7 @@ class TrainConfig(Strict):
     """When a disk is too full for a line of a log: leave it out, warn once and train on, or end the run."""
     save_every: int | None = Field(None, ge=1)
     """Steps between checkpoints within an epoch, which a killed run loses at most; null saves at evaluations only."""
+    # Two, so that one is left if the newest is damaged.
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best."""
     keep_every: int | None = Field(None, ge=1)

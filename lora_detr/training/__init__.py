@@ -1,1 +1,1 @@
-"""The trainer and what only it needs: optimiser, checkpoints, seeds, distribution, metrics."""
+"""The training loop alone: trainer, step, optimiser, plan, weight averaging, seeding and the run log."""

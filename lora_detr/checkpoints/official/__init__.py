@@ -1,0 +1,1 @@
+"""Official ``.pth`` files: which system they hold, their keys and classes."""

@@ -1,0 +1,1 @@
+"""COCO annotations: reading, checking and verifying them."""

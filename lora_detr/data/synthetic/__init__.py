@@ -1,0 +1,1 @@
+"""Generated data sets: shapes, scenes and whole sets."""

@@ -1,0 +1,1 @@
+"""What systems cost: time, memory and parameters of a step (Table 6)."""

@@ -1,0 +1,1 @@
+"""Losses and branch diversity of several runs, side by side."""

@@ -1,0 +1,1 @@
+"""The paper's tables: their rows as runs, and the reports."""
