@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_detr.errors import ConfigError
-from lora_detr.ops.compiled_sampling import hub_sampling, package_sampling
+from lora_detr.ops.compiled_sampling import package_sampling
 from lora_detr.ops.sampling import bag_sampling, grid_sampling
 
 # Names a kernel; without it, or with ``auto``, the choice is made here.
@@ -32,14 +32,12 @@ class CompiledKernel:
         sample: runs it.
         module: what the package is imported as.
         package: what pip calls it.
-        unasked: taken without being named, where the package is there. Not if it fetches something first.
         devices: types of device it runs on.
     """
 
     sample: Kernel
     module: str
     package: str
-    unasked: bool
     devices: tuple[str, ...]
 
 
@@ -66,9 +64,8 @@ class Choice:
 PLAIN: dict[str, Kernel] = {"grid-sample": grid_sampling, "embedding-bag": bag_sampling}
 COMPILED: dict[str, CompiledKernel] = {
     "torch-ms-deform-attn": CompiledKernel(
-        package_sampling, "torch_ms_deform_attn", "torch-ms-deform-attn", True, ("cpu", "cuda")
+        package_sampling, "torch_ms_deform_attn", "torch-ms-deform-attn", ("cpu", "cuda")
     ),
-    "hf-kernels": CompiledKernel(hub_sampling, "kernels", "kernels", False, ("cuda",)),
 }
 # The winner in plain PyTorch where it has been measured (docs/performance.md); elsewhere the reference.
 BEST_PLAIN = {"cpu": "embedding-bag"}
@@ -128,7 +125,7 @@ def _best(device: str) -> Choice:
     """Return the first compiled kernel that is there and right, else the best plain one."""
     faults = []
     for name, kernel in COMPILED.items():
-        if kernel.unasked and device in kernel.devices and find_spec(kernel.module) is not None:
+        if device in kernel.devices and find_spec(kernel.module) is not None:
             fault = fault_of(kernel.sample, device)
             if not fault:
                 return Choice(name, name, "installed; equals the reference")

@@ -116,48 +116,21 @@ def test_the_environment_names_one(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "device", "message"),
     [
-        ("fastest", "no such kernel"),
-        ("torch-ms-deform-attn", "is not installed"),
-        ("hf-kernels", "runs on cuda, not on cpu"),
+        ("fastest", "cpu", "no such kernel"),
+        ("torch-ms-deform-attn", "cpu", "is not installed"),
+        ("torch-ms-deform-attn", "xpu", "runs on cpu, cuda, not on xpu"),
     ],
 )
 def test_what_cannot_be_had_is_refused(
-    name: str, message: str, install: Install, monkeypatch: pytest.MonkeyPatch
+    name: str, device: str, message: str, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(None)
     monkeypatch.setenv(VARIABLE, name)
     with pytest.raises(ConfigError, match=message) as caught:
-        choose("cpu")
+        choose(device)
     assert caught.value.remedy
-
-
-def test_the_kernel_of_the_hub_is_called_as_it_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in that computes by the reference; the real one needs a GPU and a network."""
-    repositories = []
-
-    def leaves(*tensors: Tensor) -> list[Tensor]:
-        return [tensor.detach().requires_grad_() for tensor in tensors]
-
-    def forward(value: Tensor, sizes: Tensor, starts: Tensor, places: Tensor, weights: Tensor, step: int) -> Tensor:
-        return of_the_package(value, sizes, starts, places, weights).detach()
-
-    def backward(
-        value: Tensor, sizes: Tensor, starts: Tensor, places: Tensor, weights: Tensor, gradient: Tensor, step: int
-    ) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            value, places, weights = leaves(value, places, weights)
-            return torch.autograd.grad(
-                of_the_package(value, sizes, starts, places, weights), (value, places, weights), gradient
-            )
-
-    module, kernel = ModuleType("kernels"), ModuleType("deformable_detr")
-    kernel.ms_deform_attn_forward, kernel.ms_deform_attn_backward = forward, backward  # type: ignore[attr-defined]
-    module.get_kernel = lambda name: repositories.append(name) or kernel  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kernels", module)
-    assert fault_of(COMPILED["hf-kernels"].sample, "cpu") == ""
-    assert set(repositories) == {"kernels-community/deformable-detr"}
 
 
 def test_the_check_leaves_random_state_and_gradients_as_they_were(install: Install) -> None:
