@@ -1,4 +1,7 @@
-"""One of several processes of ``self_test.several_processes``: ``python -m lora_detr.doctor.rank_trial cpu 60``."""
+"""The process that ``loradetr doctor`` starts several of: it joins the others and adds up a tensor with them.
+
+``self_test.several_processes`` runs ``python -m lora_detr.doctor.rank_trial DEVICE SECONDS`` once for each rank.
+"""
 
 from __future__ import annotations
 
