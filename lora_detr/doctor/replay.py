@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from lora_detr.branches import BranchedDetector
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError, ConfigError, DataError
-from lora_detr.json_value import JSON
+from lora_detr.json_value import JSON, read_json
 from lora_detr.losses.criterion import NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.models import TwoStageDetector
@@ -150,7 +149,8 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
         DataError: the data cannot be used, or lacks an image of the step.
     """
     file = path / REPORT if path.is_dir() else path
-    report = _read_report(file)
+    remedy = f"give a run that ended with {REPORT}, or that file"
+    report = read_json(file, lambda message: CheckpointError(message, remedy))
     try:
         config = RunConfig.model_validate(report["config"])
         categories = CategoryMap.from_json(report["categories"])
@@ -257,18 +257,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from _tensors(getattr(value, name))
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_bytes())
-    except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}", f"give a run that ended with {REPORT}, or that file"
-        ) from error
-    if not isinstance(report, dict):
-        raise CheckpointError(f"{path}: expected a mapping, found {type(report).__name__}", "give the file of a run")
-    return report
 
 
 def _read_weights(path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:

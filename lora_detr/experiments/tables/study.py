@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic.sets import display_name
-from lora_detr.errors import ConfigError, OutputError, nearest
+from lora_detr.errors import ConfigError, nearest
 from lora_detr.experiments.tables.table import SCALES, Answer, Scale, TableInfo, TableRow, find_table
-from lora_detr.json_value import JSON
+from lora_detr.json_value import JSON, read_json
 from lora_detr.runs.request import resolve
 
 RECORD = "study.json"
@@ -265,15 +265,7 @@ def _describe(study: Study) -> dict[str, JSON]:
 
 
 def _read(path: Path) -> dict[str, JSON]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: damaged", "run the ablation in another --output-dir")
-    return found
+    return read_json(path, lambda message: ConfigError(message, "run the ablation in another --output-dir"))
 
 
 def _mapping(value: object) -> Mapping[str, JSON]:
