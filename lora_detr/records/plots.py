@@ -1,18 +1,14 @@
 """Pictures of a run, drawn from its logs alone: ``results.png``, and a small one of losses and AP.
 
-A line of a log that has no end or makes no sense is passed over. Matplotlib is slow to import, so callers import this
-module where they draw.
+Matplotlib is slow to import, so callers import this module where they draw.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,8 +19,8 @@ from numpy.typing import NDArray
 from lora_detr.atomic_files import write_file
 from lora_detr.losses.report import KINDS
 from lora_detr.records.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
-from lora_detr.records.log_reading import complete_lines, json_lines, json_object, number
-from lora_detr.records.run_directory import RunDirectory
+from lora_detr.records.log_reading import read_epochs, read_evaluations, read_object, read_steps
+from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
 
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
 
@@ -101,27 +97,22 @@ def read_curves(directory: RunDirectory) -> RunCurves | None:
     Raises:
         OutputError: a file is there and the system refuses to read it.
     """
-    rows: list[dict[str, float]] = []
-    rates: list[dict[str, float]] = []
-    layers: list[dict[str, dict[str, float]]] = []
-    for record in _records(directory.metrics):
-        rows.append({key: number(value) for key, value in record.items()})
-        rates.append({group: number(rate) for group, rate in record.get("lr", {}).items()})
-        layers.append(_last_layers(record.get("terms", {})))
-    if not rows:
+    logged = list(read_steps(directory.metrics))
+    if not logged:
         return None
-    results = list(_results(directory.results))
-    report = json_object("".join(complete_lines(directory.path / "data_report.json")))
+    last_layers = [{source: layers[max(layers)] for source, layers in one.terms.items()} for one in logged]
+    results = list(read_evaluations(directory.results))
+    report = read_object(directory.path / DATA_REPORT)
     return RunCurves(
         name=directory.path.resolve().name,
-        steps=_column(rows, "step"),
-        loss=_column(rows, "loss"),
-        gradient_norm=_column(rows, "gradient_norm"),
-        seconds=_column(rows, "seconds"),
-        rates=_columns(rates),
-        primary={kind: _column([found.get("primary", {}) for found in layers], kind) for kind in KINDS},
-        sources=_columns([{key: number(sum(kinds.values())) for key, kinds in found.items()} for found in layers]),
-        epoch_ends=np.array([number(record["step"]) for record in _records(directory.log)]),
+        steps=np.array([one.step for one in logged]),
+        loss=np.array([one.loss for one in logged]),
+        gradient_norm=np.array([one.gradient_norm for one in logged]),
+        seconds=np.array([one.seconds for one in logged]),
+        rates=_columns([one.rates for one in logged]),
+        primary={kind: _column([found.get("primary", {}) for found in last_layers], kind) for kind in KINDS},
+        sources=_columns([{name: sum(kinds.values()) for name, kinds in found.items()} for found in last_layers]),
+        epoch_ends=np.array([one.step for one in read_epochs(directory.log) if math.isfinite(one.step)]),
         evaluated=_column(results, "step"),
         precision={name: _column(results, name) for name in ("AP", "AP50", "AP75")},
         has_validation=not report or "val" in report,
@@ -305,31 +296,3 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> Values:
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Values]:
     return {name: _column(rows, name) for name in dict.fromkeys(name for row in rows for name in row)}
-
-
-def _last_layers(terms: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the terms of the deepest layer of every source that has layers: source -> kind -> value."""
-    layers: dict[str, dict[int, dict[str, float]]] = {}
-    for key, value in terms.items():
-        source, _, rest = key.partition("/layer")
-        layer, _, kind = rest.partition("/")
-        if layer.isdecimal():
-            layers.setdefault(source, {}).setdefault(int(layer), {})[kind] = number(value)
-    return {source: found[max(found)] for source, found in layers.items()}
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines that have a step, and whose terms and rates are objects if they are there."""
-    for record in json_lines(path):
-        objects = all(isinstance(record.get(key, {}), dict) for key in ("terms", "lr"))
-        if objects and math.isfinite(number(record.get("step"))):
-            yield record
-
-
-def _results(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the rows of ``results.csv`` that have a step; -1, COCO's word for nothing to measure, becomes NaN."""
-    with contextlib.suppress(csv.Error):
-        for row in csv.DictReader(complete_lines(path)):
-            numbers = {str(name): number(text) for name, text in row.items()}
-            if numbers.get("step", -1) >= 0:
-                yield {name: value if value >= 0 else math.nan for name, value in numbers.items()}

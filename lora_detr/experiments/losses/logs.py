@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +15,14 @@ from lora_detr.config.load import load_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import ConfigError
 from lora_detr.experiments.tables.study import RECORD, read_study
-from lora_detr.json_value import JSON
 from lora_detr.losses.report import KINDS, Kind
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.records.log_reading import json_lines, number
-from lora_detr.records.metrics import DETR_NAMES
+from lora_detr.records.log_reading import Layers, read_epochs, read_steps
 from lora_detr.records.run_directory import RunDirectory
 
 Values = NDArray[np.float64]
 Term = tuple[int, Kind]
 """Decoder layer, 0 first, and which loss."""
-
-_OURS = re.compile(r"primary/layer(\d+)/(\w+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,31 +135,19 @@ def read_run(folder: Path, label: str) -> LossLog:
         OutputError: a file cannot be read.
     """
     directory = RunDirectory(folder)
-    records = [record for record in json_lines(directory.metrics) if isinstance(record.get("terms"), dict)]
+    logged = [one for one in read_steps(directory.metrics) if one.terms]
     factor, classification = _weighing(folder)
-    rows: list[dict[Term, float]] = []
-    for record in records:
-        named = record["terms"]
-        assert isinstance(named, dict)
-        row: dict[Term, float] = {}
-        for name, value in named.items():
-            match = _OURS.fullmatch(name)
-            for kind in KINDS:
-                if match is not None and match[2] == kind:
-                    row[int(match[1]), kind] = factor[kind] * number(value)
-        rows.append(row)
-    epochs = list(json_lines(directory.log))
-    evaluations = [(epoch["step"], epoch["test_coco_eval_bbox"]) for epoch in epochs if "test_coco_eval_bbox" in epoch]
+    epochs = list(read_epochs(directory.log))
+    evaluated = [one for one in epochs if one.precision is not None]
     # The first epoch that is over tells how many steps there are in one; a run may be shorter.
-    whole = [number(record["step"]) for record in records if record.get("epoch") == 0]
-    steps = max(whole, default=math.nan)
-    scale = _epoch_length(epochs, steps)
+    first = [one.step for one in epochs if one.epoch == 0 and one.step > 0]
+    scale = first[0] if first else max((one.step for one in logged if one.epoch == 0), default=math.nan)
     return LossLog(
         label,
-        np.array([number(record["step"]) for record in records]) / scale,
-        _terms(rows, directory.metrics),
-        np.array([number(step) for step, _ in evaluations]) / scale,
-        np.array([_first(values) for _, values in evaluations]),
+        np.array([one.step for one in logged]) / scale,
+        _terms([one.terms.get("primary", {}) for one in logged], directory.metrics, factor),
+        np.array([one.step for one in evaluated]) / scale,
+        np.array([one.precision for one in evaluated]),
         classification,
     )
 
@@ -189,54 +172,30 @@ def _weighing(folder: Path) -> tuple[dict[str, float], str]:
 def read_epoch_log(path: Path, label: str) -> LossLog:
     """Return the losses of a ``log.txt`` with a JSON line an epoch, as DETR and its forks write it.
 
-    The last layer's terms have no number there, those before it 0, 1 and so on; all of them are weighted.
+    All of its terms are weighted.
 
     Raises:
         ConfigError: no line has such a term.
         OutputError: the file cannot be read.
     """
-    rows: list[dict[Term, float]] = []
-    records = [record for record in json_lines(path) if "epoch" in record]
-    for record in records:
-        numbers = {int(key.rsplit("_", 1)[1]) for key in record if re.fullmatch(r"train_loss_ce_\d+", key)}
-        last = max(numbers, default=-1) + 1
-        row: dict[Term, float] = {}
-        for kind, name in DETR_NAMES.items():
-            for layer in range(last + 1):
-                key = f"train_{name}" if layer == last else f"train_{name}_{layer}"
-                row[layer, _kind(kind)] = number(record.get(key))
-        rows.append(row)
-    evaluations = [
-        (record["epoch"], record["test_coco_eval_bbox"]) for record in records if "test_coco_eval_bbox" in record
-    ]
+    epochs = list(read_epochs(path))
+    evaluated = [one for one in epochs if one.precision is not None]
     return LossLog(
         label,
-        np.array([number(record["epoch"]) for record in records]) + 1,
-        _terms(rows, path),
-        np.array([number(epoch) for epoch, _ in evaluations]) + 1,
-        np.array([_first(values) for _, values in evaluations]),
+        np.array([one.epoch for one in epochs]) + 1,
+        _terms([one.losses for one in epochs], path, dict.fromkeys(KINDS, 1.0)),
+        np.array([one.epoch for one in evaluated]) + 1,
+        np.array([one.precision for one in evaluated]),
     )
 
 
-def _kind(name: str) -> Kind:
-    return next(kind for kind in KINDS if kind == name)
-
-
-def _epoch_length(epochs: Sequence[Mapping[str, JSON]], logged: float) -> float:
-    first = [number(record.get("step")) for record in epochs if record.get("epoch") == 0]
-    return first[0] if first and first[0] > 0 else logged
-
-
-def _terms(rows: Sequence[Mapping[Term, float]], path: Path) -> dict[Term, Values]:
-    keys = sorted({key for row in rows for key, value in row.items() if math.isfinite(value)})
-    if not keys:
+def _terms(rows: Sequence[Layers], path: Path, factor: Mapping[str, float]) -> dict[Term, Values]:
+    """Return the losses of all layers, each kind times its factor."""
+    known = {layer for row in rows for layer in row for kind in KINDS if math.isfinite(row[layer].get(kind, math.nan))}
+    if not known:
         raise ConfigError(f"{path}: no line has a one-to-one loss of the primary path", "give the log of a training")
-    layers = 1 + max(layer for layer, _ in keys)
-    every: list[Term] = [(layer, kind) for layer in range(layers) for kind in KINDS]
-    return {key: np.array([row.get(key, math.nan) for row in rows]) for key in every}
-
-
-def _first(values: JSON) -> float:
-    """Return AP of COCO's twelve numbers; NaN where there is none."""
-    value = number(values[0]) if isinstance(values, list) and values else math.nan
-    return value if value >= 0 else math.nan
+    return {
+        (layer, kind): factor[kind] * np.array([row.get(layer, {}).get(kind, math.nan) for row in rows])
+        for layer in range(1 + max(known))
+        for kind in KINDS
+    }

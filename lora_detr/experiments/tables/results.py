@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from lora_detr.experiments.tables.runner import is_done
 from lora_detr.experiments.tables.study import Run, Study
 from lora_detr.experiments.tables.table import Scale, TableRow
 from lora_detr.json_value import JSON
-from lora_detr.records.log_reading import json_lines, json_object, number
+from lora_detr.records.log_reading import read_evaluations, read_object, read_steps
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
 from lora_detr.runs.request import resolve
 
-COCO_CLASSES = 91
+COCO_CLASSES = 91  # as official models have it: the ids of COCO's categories reach 90, and 0 is none of them
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def not_comparable(study: Study) -> list[str]:
     reasons = study.settings.scaled_down()
     needed = study.info.table.comparable
     for run in study.runs:
-        report = _json(run.folder / DATA_REPORT)
+        report = read_object(run.folder / DATA_REPORT)
         for split, expected in (("train", needed.train_images), ("val", needed.val_images)):
             part = report.get(split)
             count = part.get("images") if isinstance(part, dict) else None
@@ -146,47 +145,39 @@ def _images_a_step(run: Run, report: Mapping[str, JSON]) -> int | None:
     """Return the global batch, of a run that has ended an epoch: an epoch goes once through all images."""
     train = report.get("train")
     images = train.get("images") if isinstance(train, dict) else None
-    results = RunDirectory(run.folder).results
-    if not isinstance(images, int) or not results.is_file():
+    rows = list(read_evaluations(RunDirectory(run.folder).results))
+    if not isinstance(images, int) or not rows:
         return None
-    with results.open(encoding="utf-8", newline="") as file:
-        last = list(csv.DictReader(file))[-1:]
-    steps = [number(row.get("step")) / number(row.get("epoch")) for row in last]
-    return round(images / steps[0]) if steps and math.isfinite(steps[0]) else None
+    steps = rows[-1]["step"] / rows[-1].get("epoch", math.nan)
+    return round(images / steps) if math.isfinite(steps) else None
 
 
 def _result(run: Run, study: Study) -> RunResult:
     directory = RunDirectory(run.folder)
-    with directory.results.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("step")]
-    last = rows[-1]
-    values = {name: 100 * float(last[name]) for name in METRICS if float(last[name]) >= 0}
+    rows = list(read_evaluations(directory.results))
+    values = {name: 100 * rows[-1][name] for name in METRICS if math.isfinite(rows[-1][name])}
     for question in study.questions(run):
-        said = _json(question.file).get(METRICS[0])
+        said = read_object(question.file).get(METRICS[0])
         if isinstance(said, int | float) and said >= 0:
             values[question.answer.figure] = 100 * float(said)
-    curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * float(row[METRICS[0]]) for row in rows))
+    curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * row[METRICS[0]] for row in rows))
     return RunResult(run.seed, values, curve, _seconds(directory.metrics))
 
 
 def _seconds(metrics: Path) -> float:
-    times = [seconds for record in json_lines(metrics) if math.isfinite(seconds := number(record.get("seconds")))]
+    times = [one.seconds for one in read_steps(metrics) if math.isfinite(one.seconds)]
     return statistics.median(times) if times else math.nan
 
 
 def _classes(study: Study) -> int:
     """Return K of the data that the runs were trained on; that of COCO while there is none."""
     for run in study.runs:
-        train = _json(run.folder / DATA_REPORT).get("train")
+        train = read_object(run.folder / DATA_REPORT).get("train")
         if isinstance(train, dict) and isinstance(train.get("categories"), int):
             count = train["categories"]
             assert isinstance(count, int)
             return count
     return COCO_CLASSES
-
-
-def _json(path: Path) -> dict[str, JSON]:
-    return json_object(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ same command goes on with them.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -25,10 +24,11 @@ from lora_detr.atomic_files import write_file
 from lora_detr.errors import ConfigError, Stopped, WorkerError
 from lora_detr.experiments.tables.study import Run, Study
 from lora_detr.processes.process import REQUESTS_TO_END, handled_by
+from lora_detr.records.log_reading import read_object
 from lora_detr.records.run_directory import RunDirectory
 
 TAIL = 3
-"""Last lines of a failed training that are shown."""
+"""Last lines of a failed training that are shown: the message, its remedy, and one before them."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,13 @@ class Runner:
 
 
 def is_done(run: Run) -> bool:
-    """Return whether a run has come to its end: the folder says so, and holds the results."""
+    """Return whether a run has come to its end: the folder says so, and holds the results.
+
+    Raises:
+        OutputError: the system refuses to read how it ended.
+    """
     directory = RunDirectory(run.folder)
-    if not (directory.exit.is_file() and directory.results.is_file()):
-        return False
-    with contextlib.suppress(ValueError, OSError):
-        ended = json.loads(directory.exit.read_text(encoding="utf-8"))
-        return isinstance(ended, dict) and ended.get("code") == 0
-    return False
+    return directory.results.is_file() and read_object(directory.exit).get("code") == 0
 
 
 def refuse_failures(outcomes: Sequence[Outcome], study: Study) -> None:
