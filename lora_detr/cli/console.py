@@ -18,11 +18,14 @@ from lora_detr.processes.process import REQUEUE, handled_by, launcher_may_end_fi
 PLAIN_WIDTH = 120
 """Columns where the output is not a terminal and ``COLUMNS`` is unset, so that logs do not depend on who reads them."""
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 INTERNAL = 1
 
 PATIENCE = 30
-"""Seconds that a process leaves the first one to tell of a fault which they all have."""
+"""Seconds that a process leaves the first one to tell of a fault which they all have.
+
+All meet it at the same point, so the first is not far; if it hangs all the same, this process tells in its place.
+"""
 
 
 def console(*, stderr: bool = False) -> Console:

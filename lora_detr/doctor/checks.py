@@ -92,7 +92,8 @@ def installation_checks(device: torch.device) -> Iterator[Check]:
     Args:
         device: that would compute.
     """
-    yield Check("versions", "ok", f"Python {platform.python_version()}, {_versions()}")
+    versions = ", ".join(f"{package} {installed_version(package) or f'({NOT_INSTALLED})'}" for package in PACKAGES)
+    yield Check("versions", "ok", f"Python {platform.python_version()}, {versions}")
     yield Check("optional", "ok", "; ".join(_optional(*item) for item in OPTIONAL.items()))
     yield Check(
         "processor",
@@ -124,10 +125,6 @@ def image_folders(data: Path) -> str:
         if first is not None and not os.access(first, os.R_OK):
             raise CheckFailedError(f"{first}: may not be read", f"chmod -R u+r {folder}")
     return f"{' and '.join(map(str, folders))} can be read; --data {data} checks what is in them"
-
-
-def _versions() -> str:
-    return ", ".join(f"{package} {installed_version(package) or f'({NOT_INSTALLED})'}" for package in PACKAGES)
 
 
 def _attention(device: torch.device) -> str:

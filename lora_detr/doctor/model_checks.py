@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def model_checks(model: Path, device: torch.device) -> Iterator[Check]:
         path = resolve_checkpoint(model, "last")
         # A checkpoint that is named alone is not judged by others that lie beside it.
         paths = [path] if path.resolve() == model.resolve() else _checkpoints(path.parent)
-        checks = {path: attempt(path.name, _verification(path)) for path in paths}
+        checks = {path: attempt(path.name, partial(_verified, path)) for path in paths}
         yield from _of_run(checks)
         if checks[paths[-1]].state == "ok":
             yield attempt("weights", lambda: _load(opened, paths[-1]))
@@ -70,10 +71,6 @@ def _of_run(checks: Mapping[Path, Check]) -> Iterator[Check]:
         yield newest
     else:
         yield Check(newest.name, newest.state, newest.found, f"train --resume goes on from {whole[-1]}")
-
-
-def _verification(path: Path) -> Callable[[], str]:
-    return lambda: _verified(path)
 
 
 def _verified(path: Path) -> str:

@@ -26,9 +26,10 @@ from lora_detr.processes.world import visible_gpus
 SAVING = 60
 # Loggers of torch that report every signal and every end of a process; the processes and this one say what matters.
 TALKING = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
-# Seconds that the other processes have to go once one has ended before its time; then they are killed.
+# Seconds that the other processes have to go once one has ended before its time; then they are killed. To find out whom
+# they have lost takes them 1.2 (``World.silent``); torch by itself would wait for half a minute.
 GRACE = 3
-# Seconds between two looks.
+# Seconds between two looks, here and by torch: short beside GRACE, and too rare to take time from the training.
 INTERVAL = 0.1
 
 
@@ -109,7 +110,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",  # a machine may not know its own name
         max_restarts=0,
-        monitor_interval=0.1,
+        monitor_interval=INTERVAL,
         signals_to_handle=",".join(number.name for number in REQUESTS_TO_END),
         shutdown_timeout=SAVING,
     )

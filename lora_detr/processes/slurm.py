@@ -11,9 +11,11 @@ from lora_detr.errors import ConfigError
 
 # Options of ``loradetr train`` that the script replaces, and whether a value follows.
 REPLACED = {"--launcher": True, "--nodes": True, "--gpus": True, "--nproc": True, "--auto-resume": False}
-# Seconds before the end of its time that a job is told, so that it can save.
+# Seconds before the end of its time that a job is told, so that it can save; the last minute is left for the script,
+# which puts the job back into the queue.
 NOTICE = 300
-# How often torchrun starts all processes again after one has failed.
+# How often torchrun starts all processes again after one has failed: enough for lost nodes, while a fault that
+# comes back each time ends the job.
 RESTARTS = 3
 
 

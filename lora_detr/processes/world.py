@@ -26,7 +26,8 @@ KINDS = ("cpu", "cuda")
 
 # What gloo and NCCL say when another process is gone, or silent for longer than they wait.
 _GONE = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited", "NCCL")
-# Between two signs of life of a process.
+# Seconds between two signs of life of a process. No load for the store; and the four that ``silent`` waits for fit into
+# the time that a launcher leaves this process once another has ended (GRACE).
 SIGN_SECONDS = 0.3
 _SILENT = ("Timed out waiting", "timed out", "timeout")
 

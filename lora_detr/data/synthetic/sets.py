@@ -29,6 +29,7 @@ VERSION = 1
 
 _SPLITS = ("train", "val")
 _RECORD = "generated.json"
+# Places that are drawn for an object before it is left out; with another number the same seed gives other images.
 _TRIES_PER_OBJECT = 6
 
 
