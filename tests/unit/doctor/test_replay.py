@@ -97,7 +97,7 @@ def test_no_room_for_the_report_does_not_hide_the_error(
     def full(path: Path, data: bytes) -> None:
         raise OutputError(f"{path}: cannot be written: No space left on device")
 
-    monkeypatch.setattr("lora_detr.doctor.replay.write_file", full)
+    monkeypatch.setattr("lora_detr.training.nonfinite.write_file", full)
     error = diverge(shapes_tiny, tmp_path / "run")
     assert error.code == "N01"
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 6
