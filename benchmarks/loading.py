@@ -43,7 +43,7 @@ from lora_detr.data import dataset as dataset_module
 from lora_detr.data import transforms
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, collate
-from lora_detr.data.synthetic.sets import SHAPES, generate
+from lora_detr.data.synthetic.sets import SHAPES, generate, resolve_generated
 from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
@@ -237,7 +237,10 @@ def main() -> None:
     given = parse(parser)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        data = given.data or synthetic_data(Path(folder) / "made-up", given.images, given.size, given.kind)
+        if given.data is None:
+            data = synthetic_data(Path(folder) / "made-up", given.images, given.size, given.kind)
+        else:
+            data = resolve_generated(given.data)
         for preset in given.preset:
             splits, config = opened(data, preset, given.images, given.batch)
             rows += worker_rows(preset, splits, config, given.workers, given.rounds, given.device)

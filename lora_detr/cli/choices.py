@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from lora_detr.errors import ConfigError
@@ -15,6 +16,17 @@ VERIFY: tuple[Literal["none", "decode", "hash"], ...] = ("none", "decode", "hash
 
 OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
+
+
+def data_set(given: Path | None) -> Path | None:
+    """Return the path that ``--data`` means, if it was given; a generated set named there is made on first use.
+
+    Raises:
+        OutputError: the generated set cannot be written.
+    """
+    from lora_detr.data.synthetic.sets import resolve_generated
+
+    return None if given is None else resolve_generated(given)
 
 
 def which_checkpoint(text: str) -> Literal["best", "last"]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lora_detr.cli.choices import which_checkpoint
+from lora_detr.cli.choices import data_set, which_checkpoint
 from lora_detr.cli.console import console
 
 OFFICIAL, OURS = "From an official file", "To an official file"
@@ -45,7 +45,7 @@ def convert(
     """
     from lora_detr.deploy.conversion import convert as convert_model
 
-    which = which_checkpoint(checkpoint)
+    which, data = which_checkpoint(checkpoint), data_set(data)
     done = convert_model(source, output, which=which, ema=not no_ema, preset=preset, baseline=baseline, data=data)
     if as_json:
         sys.stdout.write(json.dumps(done.to_json(), indent=1) + "\n")

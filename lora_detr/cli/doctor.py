@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_detr.cli.choices import bad_data, how_to_verify
+from lora_detr.cli.choices import bad_data, data_set, how_to_verify
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
@@ -76,6 +76,7 @@ def doctor(
     if report is not None:
         prepare_directory(report.parent)  # before the work, not after it
     show_log(console(stderr=True))
+    data = data_set(data)
     out = None if as_json else console()
     found: dict[str, object] = {}
     faults: list[LoraDetrError] = []

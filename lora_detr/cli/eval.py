@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_detr.cli.choices import bad_data, which_checkpoint
+from lora_detr.cli.choices import bad_data, data_set, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
@@ -84,7 +84,7 @@ def evaluate(
     part = _part(branch)
     found = evaluate_parts(
         model,
-        data=data,
+        data=data_set(data),
         which=which_checkpoint(checkpoint),
         part=part,
         nms_iou=nms,

@@ -10,6 +10,7 @@ from pathlib import Path
 from lora_detr.config.dump import as_tree, diff_configs
 from lora_detr.config.load import validate
 from lora_detr.config.tree import is_within, merge, nested, paths
+from lora_detr.data.synthetic.sets import resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.recipe.run_config import RunConfig
@@ -60,7 +61,7 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
     if "train.epochs" in given:
         given.setdefault("train.max_steps", None)
     if "data.path" in given:
-        given["data.path"] = str(Path(str(given["data.path"])).resolve())
+        given["data.path"] = str(resolve_generated(Path(str(given["data.path"]))).resolve())
     tree = as_tree(stored)
     for key, value in given.items():
         # Through JSON, so that paths and tuples become what a file would hold.

@@ -12,11 +12,22 @@ from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.data.synthetic import sets
 from lora_detr.deploy import strip as strip_module
-from tests.cli.conftest import Command, Ended, run_process
+from lora_detr.errors import OutputError
+from tests.cli.conftest import Command, Ended, assert_told, run_process
+from tests.cli.test_help import COMMANDS, command_of
 from tests.small_runs import SMALL, read_lines
 
 FEW = ("--max-steps", 2)
+TAKE_DATA = {
+    "train": ("train --preset {small}", "train --preset {small} --set data.path=shapes-easy", "train --resume {run}"),
+    "eval": ("eval {run}",),
+    "convert": ("convert official.pth out",),
+    "doctor": ("doctor", "doctor --replay {run}"),
+    "ablate run": ("ablate run table1",),
+}
+"""Commands that take ``--data``, with ways to start them."""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +110,26 @@ def test_resuming_for_longer(own_run: Path, loradetr: Command) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[0] == f"resuming {own_run} at step 12 of 18"
     assert len(read_lines(own_run / "metrics.jsonl")) == 18
+
+
+def test_every_command_that_takes_data_is_listed() -> None:
+    taking = {name for name in COMMANDS if any("--data" in option.opts for option in command_of(name).params)}
+    assert taking == set(TAKE_DATA)
+
+
+@pytest.mark.parametrize("line", [line for lines in TAKE_DATA.values() for line in lines])
+def test_data_may_be_the_name_of_a_generated_set(
+    line: str, loradetr: Command, own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command asks for the set; that it is an ordinary folder from then on is tested elsewhere."""
+
+    def draw(name: str) -> Path:
+        raise OutputError(f"asked for {name}", "enough for a test")
+
+    monkeypatch.setattr(sets, "cached", draw)
+    given = () if "data.path" in line else ("--data", "shapes-easy")
+    words = line.format(small=SMALL, run=own_run).split()
+    assert_told(loradetr(*words, *given), 5, ("asked for shapes-easy",))
 
 
 def test_a_dry_run_writes_nothing(loradetr: Command, shapes_tiny: Path) -> None:

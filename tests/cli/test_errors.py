@@ -161,6 +161,7 @@ NO_VALIDATION = a_copy("data", "annotations/instances_val.json")
 BAD_YAML = a_file("bad.yaml", "train: [1\n")
 TWICE = a_file("twice.yaml", "train:\n  epochs: 3\n  epochs: 4\n")
 ODD_KEY = a_file("cells.yaml", "train_labels: a.json\ntrain_images: photos\n")
+TWO_IMAGES = a_file("cells.yaml", "train_images: a\ntrain_images: b\n")
 HALF = a_file("cells.yaml", "train_annotations: a.json\n")
 BAD_JSON = changed_data("train", "a word on line 5", with_a_word_on_line_5)
 TWO_FAULTS = changed_data("train", "two wrong annotations", with_two_wrong_annotations)
@@ -193,7 +194,8 @@ TABLE = {
         mistake("TRAIN --config twice.yaml", "error[C03]: twice.yaml:3:3: ", "on lines 2 and 3", given=TWICE),
         mistake("TRAIN_ON cells.yaml", "unknown key 'train_labels'; did you mean", given=ODD_KEY),
         mistake("TRAIN_ON cells.yaml", "cells.yaml: missing key 'train_images'", given=HALF),
-        mistake("TRAIN_ON file", "expected a mapping with the keys", given=A_FILE),
+        mistake("TRAIN_ON file", "file: expected a mapping of keys", "known keys: train_annotations", given=A_FILE),
+        mistake("TRAIN_ON cells.yaml", "error[C03]: ", "cells.yaml:2:1: key 'train_images'", given=TWO_IMAGES),
         mistake("eval {run} --branch first", "--branch first: expected primary, all or the number of a branch"),
         mistake("eval {run} --on-bad-data ignore", "--on-bad-data ignore: expected error or skip"),
         mistake("eval {run} --device gpu", "--device gpu: unknown", "auto, cpu, cuda"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from lora_detr.data.synthetic.sets import SPECS, resolve_generated
+from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.errors import ConfigError, DataError, nearest
 
 COCO_FOLDER = Path("data/coco")
 """Where COCO is looked for when nothing else is said."""
+
+GENERATED = ("shapes", "shapes-sparse", "shapes-easy")
+"""Names that ``--data`` takes instead of a path. Only for messages: ``resolve_generated`` makes the sets."""
+
+MAX_YAML_BYTES = 100_000
+"""More than four paths ever need; an annotation file given by mistake would take minutes to parse as YAML."""
 
 PATH_KEYS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
@@ -41,21 +46,20 @@ def find_splits(data: Path) -> DataPaths:
     Args:
         data: a folder with ``annotations/instances_{train2017|train}.json`` and images in ``train2017/`` or
             ``train/`` (likewise val), or a YAML file with the keys ``train_annotations``, ``train_images`` and
-            optionally ``val_annotations``, ``val_images``, relative to the YAML file; or the name of a generated set.
+            optionally ``val_annotations``, ``val_images``, relative to the YAML file.
 
     Raises:
-        ConfigError: ``data`` does not exist, or the YAML file is malformed.
+        ConfigError: ``data`` does not exist, or the YAML file is malformed or larger than ``MAX_YAML_BYTES``.
         DataError: the training split, or a path named in the YAML file, is not there.
     """
-    data = resolve_generated(data)
     if data.is_dir():
         return _from_folder(data)
     if data.is_file():
         return _from_yaml(data)
     raise ConfigError(
-        f"--data {data}: expected a COCO folder or a YAML file, found nothing there",
+        f"--data {data}: expected a COCO folder or a YAML file, found nothing there{nearest(data.name, GENERATED)}",
         "check the path; a COCO folder has annotations/instances_train.json and train/; "
-        f"generated sets are {', '.join(SPECS)}",
+        f"generated sets are {', '.join(GENERATED)}",
     )
 
 
@@ -83,26 +87,19 @@ def _find(data: Path, split: str) -> tuple[Path | None, Path | None, str]:
 
 
 def _from_yaml(path: Path) -> DataPaths:
+    size = path.stat().st_size
+    if size > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: expected a YAML file of paths, found {size} bytes", _what_to_write(path))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(
-            f"{path}: expected YAML with the keys {', '.join(PATH_KEYS)}: {where}", "correct the file"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: expected a mapping with the keys {', '.join(PATH_KEYS)}",
-            "give a COCO folder, or such a YAML file",
-        )
+        values = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.remedy}; {_what_to_write(path)}", code=error.code) from error
     for key, value in values.items():
         if key not in PATH_KEYS:
-            raise ConfigError(
-                f"{path}: unknown key '{key}'{nearest(str(key), PATH_KEYS)}", f"known: {', '.join(PATH_KEYS)}"
-            )
+            raise ConfigError(f"{path}: unknown key '{key}'{nearest(key, PATH_KEYS)}", _what_to_write(path))
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"{path}: {key} must be a path, found {value!r}", "write the path as text")
-    paths = {key: path.parent / values[key] for key in PATH_KEYS if values.get(key)}
+    paths = {key: path.parent / str(values[key]) for key in PATH_KEYS if values.get(key)}
     absent = [key for key in PATH_KEYS if key not in paths]
     if absent not in ([], list(PATH_KEYS[2:])):
         raise ConfigError(
@@ -119,3 +116,12 @@ def _from_yaml(path: Path) -> DataPaths:
     return DataPaths(
         paths[PATH_KEYS[0]], paths[PATH_KEYS[1]], paths.get(PATH_KEYS[2]), paths.get(PATH_KEYS[3]), missing
     )
+
+
+def _what_to_write(path: Path) -> str:
+    """Return what is expected in a YAML file of paths; all of it where the file looks like an annotation file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(64).lstrip().startswith(b"{"):
+            file_and_folder = [f"{key}: {'FOLDER' if key.endswith('images') else 'FILE.json'}" for key in PATH_KEYS]
+            return f"name an annotation file in a YAML file of four lines: {', '.join(file_and_folder)}"
+    return f"known keys: {', '.join(PATH_KEYS)}"

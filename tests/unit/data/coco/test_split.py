@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
-from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.layout import MAX_YAML_BYTES, PATH_KEYS, find_splits
 from lora_detr.data.coco.split import load_coco
-from lora_detr.errors import CheckpointError, ConfigError, DataError
+from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
 from tests.unit.data.coco.coco_files import content, load, write
 
 
@@ -156,17 +156,48 @@ def test_find_splits_in_yaml(tmp_path: Path) -> None:
     ("text", "error", "match"),
     [
         ("[1]", ConfigError, "expected a mapping"),
-        ("{a: [", ConfigError, "expected YAML"),
+        ("{a: [", ConfigError, r"data\.yaml:1:6: not valid YAML.*\n.*train_annotations"),
         ("train_anotations: x", ConfigError, "did you mean 'train_annotations'"),
         ("train_annotations: a/train.json", ConfigError, "missing key 'train_images'"),
         ("train_annotations: 3\ntrain_images: pictures", ConfigError, "must be a path"),
         ("train_annotations: a/train.json\ntrain_images: gone", DataError, "no such folder"),
-        ("train_annotations: !!python/object/apply:os.system [x]", ConfigError, "expected YAML"),
+        ("train_annotations: !!python/object/apply:os.system [x]", ConfigError, r"data\.yaml:1:20: tag .* is not read"),
+        ("train_images: 010", ConfigError, r"data\.yaml:1:15: '010' begins with 0"),
+        ("train_images: a\ntrain_images: b", ConfigError, r"data\.yaml:2:1: key 'train_images' .* lines 1 and 2"),
+        ("train_images: &here a\nval_images: *here", ConfigError, r"data\.yaml:1:15: anchor '&here' is not read"),
+        ("", ConfigError, "missing key 'train_annotations'"),
     ],
 )
-def test_find_splits_refuses_bad_yaml(tmp_path: Path, text: str, error: type[Exception], match: str) -> None:
+def test_find_splits_refuses_bad_yaml(tmp_path: Path, text: str, error: type[LoraDetrError], match: str) -> None:
     _folder(tmp_path, "a/train.json", "pictures")
     file = tmp_path / "data.yaml"
     file.write_text(text)
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
+        find_splits(file)
+    assert str(file) in caught.value.message
+    assert caught.value.remedy
+
+
+def test_yaml_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_bytes(b"train_images: \xff")
+    with pytest.raises(ConfigError, match=r"data\.yaml: not UTF-8 at byte 14"):
+        find_splits(file)
+
+
+@pytest.mark.parametrize("images", [1, 2000])
+def test_an_annotation_file_behind_data_is_refused_with_what_to_write(tmp_path: Path, images: int) -> None:
+    file = write(tmp_path, content(images))
+    with pytest.raises(ConfigError) as caught:
+        find_splits(file)
+    is_large = file.stat().st_size > MAX_YAML_BYTES
+    assert is_large == (images > 1)
+    assert ("expected a YAML file of paths, found" if is_large else "unknown key 'images'") in caught.value.message
+    assert all(f"{key}: F" in caught.value.remedy for key in PATH_KEYS)
+
+
+def test_a_large_file_that_is_no_json_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text("# remark\n" * MAX_YAML_BYTES)
+    with pytest.raises(ConfigError, match=r"data\.yaml: expected a YAML file of paths, found 900000 bytes"):
         find_splits(file)

@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.layout import GENERATED, find_splits
 from lora_detr.data.synthetic import sets
 from lora_detr.data.synthetic.scene import Dice, Scene
 from lora_detr.data.synthetic.sets import (
     SHAPES,
     SHAPES_EASY,
     SHAPES_SPARSE,
+    SPECS,
     ShapesSpec,
     cached,
     display_name,
@@ -204,7 +205,7 @@ def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pyte
     name = Path("shapes-sparse")
     folder = resolve_generated(name)
     assert (folder, display_name(folder)) == (cached("shapes-sparse"), "shapes-sparse")
-    assert find_splits(name).val_images == folder / "val"
+    assert find_splits(resolve_generated(name)).val_images == folder / "val"
     assert resolve_generated(Path("absent")) == Path("absent")
     assert display_name(tmp_path / "cells") == "cells"
     with pytest.raises(ConfigError, match="found nothing there") as caught:
@@ -212,6 +213,19 @@ def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pyte
     assert "shapes-sparse" in caught.value.remedy
     name.mkdir()
     assert resolve_generated(name) == name
+
+
+def test_looking_for_splits_makes_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert tuple(SPECS) == GENERATED
+    for name, meant in {"shapes-esy": "shapes-easy", **{name: name for name in GENERATED}}.items():
+        with pytest.raises(
+            ConfigError, match=f"--data {name}: .* found nothing there; did you mean '{meant}'"
+        ) as caught:
+            find_splits(Path(name))
+        assert ", ".join(GENERATED) in caught.value.remedy
+    assert not list(tmp_path.iterdir())
 
 
 def test_sparse_images_have_at_most_five_objects(tmp_path: Path) -> None:
