@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lora_detr.models.heads import Heads
 from lora_detr.models.layers.attention import DeformableBlock, SelfAttentionBlock
 from lora_detr.models.layers.ffn import FeedForward
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Tokens
 from lora_detr.models.proposals import InitialQueries
 from lora_detr.structures import DecoderLayerOutput, Prediction
@@ -56,31 +57,17 @@ class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, feed-forward network.
 
     Args:
-        hidden_dim: D.
-        ffn_dim: F.
-        heads: of both attentions.
-        levels: of the memory.
-        points: sampled on each level.
-        dropout: of all blocks.
+        sizes: of its blocks.
         order: ``self-first`` (paper, Figure 1a), or ``cross-first``, self-attention between cross-attention and
             feed-forward network (MS-DETR; paper, Figure 1b).
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        ffn_dim: int,
-        heads: int,
-        levels: int,
-        points: int,
-        dropout: float,
-        order: Order = "self-first",
-    ) -> None:
+    def __init__(self, sizes: BlockSizes, order: Order = "self-first") -> None:
         super().__init__()
         self.order = order
-        self.self_attention = SelfAttentionBlock(hidden_dim, heads, dropout)
-        self.cross_attention = DeformableBlock(hidden_dim, heads, levels, points, dropout)
-        self.ffn = FeedForward(hidden_dim, ffn_dim, dropout)
+        self.self_attention = SelfAttentionBlock(sizes.hidden_dim, sizes.heads, sizes.dropout)
+        self.cross_attention = DeformableBlock(sizes)
+        self.ffn = FeedForward(sizes.hidden_dim, sizes.ffn_dim, sizes.dropout)
 
     def forward(
         self,
@@ -125,33 +112,15 @@ class DeformableDecoder(nn.Module):
 
     Args:
         layers: L.
-        hidden_dim: D.
-        ffn_dim: F.
-        heads: of both attentions.
-        levels: of the memory.
-        points: sampled on each level.
-        dropout: of all blocks.
+        sizes: of each layer.
         look_forward_twice: let the box of layer l also train the box head of layer l - 1 (Zhang et al., 2022).
         order: of the attentions in a layer.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        hidden_dim: int,
-        ffn_dim: int,
-        heads: int,
-        levels: int,
-        points: int,
-        dropout: float,
-        look_forward_twice: bool,
-        order: Order = "self-first",
-    ) -> None:
+    def __init__(self, layers: int, sizes: BlockSizes, look_forward_twice: bool, order: Order = "self-first") -> None:
         super().__init__()
         self.look_forward_twice = look_forward_twice
-        self.layers = nn.ModuleList(
-            DecoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout, order) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(sizes, order) for _ in range(layers))
 
     def forward(
         self, queries: InitialQueries, memory: Tensor, tokens: Tokens, heads: Heads, run: DecoderPass = INFERENCE

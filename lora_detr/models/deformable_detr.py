@@ -33,14 +33,13 @@ class DeformableFamilyConfig(TransformerConfig):
     """Boxes also train the box head of the layer before (++)."""
 
     def _compose(self, normalisation: PixelNormalisation, backbone: Backbone, num_classes: int) -> TwoStageDetector:
-        blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
         return TwoStageDetector(
             backbone=backbone,
             neck=Neck(backbone.channels, self.hidden_dim, self.levels),
-            encoder=DeformableEncoder(self.encoder_layers, *blocks),
+            encoder=DeformableEncoder(self.encoder_layers, self.block_sizes),
             proposals=Proposals(self.hidden_dim, self.num_queries, self.mixed_selection),
             decoder=DeformableDecoder(
-                self.decoder_layers, *blocks, look_forward_twice=self.look_forward_twice, order=self.order
+                self.decoder_layers, self.block_sizes, look_forward_twice=self.look_forward_twice, order=self.order
             ),
             heads=Heads(self.decoder_layers + 1, self.hidden_dim, num_classes, INVERSE_SIGMOID_EPS),
             hidden_dim=self.hidden_dim,

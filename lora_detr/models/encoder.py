@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from lora_detr.models.layers.attention import DeformableBlock
 from lora_detr.models.layers.ffn import FeedForward
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Tokens
 
 
 class EncoderLayer(nn.Module):
     """Deformable self-attention over the memory, then a feed-forward network."""
 
-    def __init__(self, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float) -> None:
+    def __init__(self, sizes: BlockSizes) -> None:
         super().__init__()
-        self.attention = DeformableBlock(hidden_dim, heads, levels, points, dropout)
-        self.ffn = FeedForward(hidden_dim, ffn_dim, dropout)
+        self.attention = DeformableBlock(sizes)
+        self.ffn = FeedForward(sizes.hidden_dim, sizes.ffn_dim, sizes.dropout)
 
     def forward(self, memory: Tensor, reference: Tensor, tokens: Tokens) -> Tensor:
         """Return the updated memory [B, S, D]."""
@@ -51,31 +52,14 @@ class DeformableEncoder(nn.Module):
 
     Args:
         layers: number of layers.
-        hidden_dim: D.
-        ffn_dim: F.
-        heads: of the attention.
-        levels: of the memory.
-        points: sampled on each level.
-        dropout: of all blocks.
+        sizes: of each layer.
         fusion: return a learned mixture of the input and of all layers' outputs, not the last one (Relation-DETR).
     """
 
-    def __init__(
-        self,
-        layers: int,
-        hidden_dim: int,
-        ffn_dim: int,
-        heads: int,
-        levels: int,
-        points: int,
-        dropout: float,
-        fusion: bool = False,
-    ) -> None:
+    def __init__(self, layers: int, sizes: BlockSizes, fusion: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout) for _ in range(layers)
-        )
-        self.fusion = _fusion((layers + 1) * hidden_dim, hidden_dim) if fusion else None
+        self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(layers))
+        self.fusion = _fusion((layers + 1) * sizes.hidden_dim, sizes.hidden_dim) if fusion else None
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the memory [B, S, D]."""

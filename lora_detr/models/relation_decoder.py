@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_detr.models.decoder import INFERENCE, DecoderLayer, DecoderPass, LayerStates, on_levels
 from lora_detr.models.heads import Heads
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Tokens
 from lora_detr.models.proposals import InitialQueries
 from lora_detr.ops.positional import TEMPERATURE, box_encoding, sine
@@ -77,25 +78,16 @@ class RelationDecoder(nn.Module):
 
     Args:
         layers: L.
-        hidden_dim: D.
-        ffn_dim: F.
-        heads: of both attentions.
-        levels: of the memory.
-        points: sampled on each level.
-        dropout: of all blocks.
+        sizes: of each layer.
     """
 
-    def __init__(
-        self, layers: int, hidden_dim: int, ffn_dim: int, heads: int, levels: int, points: int, dropout: float
-    ) -> None:
+    def __init__(self, layers: int, sizes: BlockSizes) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(hidden_dim, ffn_dim, heads, levels, points, dropout) for _ in range(layers)
-        )
-        self.reference_projection = TwoLayers(2 * hidden_dim, hidden_dim)
-        self.query_scale = TwoLayers(hidden_dim, hidden_dim)
-        self.relation = PositionRelation(heads)
-        self.coordinate_width = hidden_dim // 2
+        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in range(layers))
+        self.reference_projection = TwoLayers(2 * sizes.hidden_dim, sizes.hidden_dim)
+        self.query_scale = TwoLayers(sizes.hidden_dim, sizes.hidden_dim)
+        self.relation = PositionRelation(sizes.heads)
+        self.coordinate_width = sizes.hidden_dim // 2
 
     def forward(
         self, queries: InitialQueries, memory: Tensor, tokens: Tokens, heads: Heads, run: DecoderPass = INFERENCE

@@ -50,15 +50,14 @@ class RelationDetrConfig(TransformerConfig):
         return super().for_inference().model_copy(update={"denoising": None})
 
     def _compose(self, normalisation: PixelNormalisation, backbone: Backbone, num_classes: int) -> TwoStageDetector:
-        blocks = (self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
         return TwoStageDetector(
             backbone=backbone,
             neck=Neck(backbone.channels, self.hidden_dim, self.levels, bias=False),
-            encoder=DeformableEncoder(self.encoder_layers, *blocks, fusion=True),
+            encoder=DeformableEncoder(self.encoder_layers, self.block_sizes, fusion=True),
             proposals=Proposals(
                 self.hidden_dim, self.num_queries, mixed_selection=True, ranking="best-class", encode_boxes=False
             ),
-            decoder=RelationDecoder(self.decoder_layers, *blocks),
+            decoder=RelationDecoder(self.decoder_layers, self.block_sizes),
             heads=Heads(self.decoder_layers + 1, self.hidden_dim, num_classes, INVERSE_SIGMOID_EPS, normalised=True),
             hidden_dim=self.hidden_dim,
             levels=self.levels,

@@ -10,6 +10,7 @@ from pydantic import Field
 from lora_detr.config.base import Strict
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
 from lora_detr.models.detector import TwoStageDetector
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.structures import Backbone
@@ -66,6 +67,11 @@ class TransformerConfig(Strict):
     @abstractmethod
     def _initialise(self, detector: TwoStageDetector) -> None:
         """Give everything but the backbone its start, in place."""
+
+    @property
+    def block_sizes(self) -> BlockSizes:
+        """Sizes of the layers of encoder and decoder."""
+        return BlockSizes(self.hidden_dim, self.ffn_dim, self.heads, self.levels, self.points, self.dropout)
 
     @property
     def has_denoising(self) -> bool:

@@ -16,6 +16,7 @@ from lora_detr.models.decoder import DecoderPass
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Neck, Tokens, flatten_levels
 from lora_detr.models.proposals import InitialQueries, Proposals
 from lora_detr.models.query_groups import HybridQueries, QueryGroups
@@ -58,13 +59,13 @@ def prepare(name: str) -> Case:
 
 def build(entry: dict[str, Any]) -> BranchedDetector[TwoStageDetector]:
     width, num_layers, classes = entry["d_model"], entry["decoder_layers"], entry["num_classes"]
-    sizes = (width, entry["dim_feedforward"], entry["heads"], len(entry["levels"]), entry["points"], 0.0)
+    sizes = BlockSizes(width, entry["dim_feedforward"], entry["heads"], len(entry["levels"]), entry["points"], 0.0)
     detector = TwoStageDetector(
         backbone=NoBackbone(),  # type: ignore[arg-type]
         neck=Neck((1,), width, 1),
-        encoder=DeformableEncoder(entry["encoder_layers"], *sizes, fusion=True),
+        encoder=DeformableEncoder(entry["encoder_layers"], sizes, fusion=True),
         proposals=Proposals(width, entry["num_queries"], True, "best-class", encode_boxes=False),
-        decoder=RelationDecoder(num_layers, *sizes),
+        decoder=RelationDecoder(num_layers, sizes),
         heads=Heads(num_layers + 1, width, classes, INVERSE_SIGMOID_EPS, normalised=True),
         hidden_dim=width,
         levels=len(entry["levels"]),

@@ -20,6 +20,7 @@ from lora_detr.models.deformable_detr import INVERSE_SIGMOID_EPS
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import Heads
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Neck, Tokens, flatten_levels
 from lora_detr.models.proposals import Proposals
 from tests.golden import store
@@ -108,15 +109,15 @@ class NoBackbone(nn.Module):
 
 def build(entry: dict[str, Any]) -> BranchedDetector[TwoStageDetector]:
     width, levels, num_layers = entry["d_model"], len(entry["levels"]), entry["decoder_layers"]
-    sizes = (width, entry["dim_feedforward"], entry["heads"], levels, entry["points"], 0.0)
+    sizes = BlockSizes(width, entry["dim_feedforward"], entry["heads"], levels, entry["points"], 0.0)
     detector = TwoStageDetector(
         backbone=NoBackbone(),  # type: ignore[arg-type]
         neck=Neck((1,), width, 1),
-        encoder=DeformableEncoder(entry["encoder_layers"], *sizes),
+        encoder=DeformableEncoder(entry["encoder_layers"], sizes),
         proposals=Proposals(width, entry["num_queries"], entry["mixed_selection"]),
         decoder=DeformableDecoder(
             num_layers,
-            *sizes,
+            sizes,
             look_forward_twice=entry["look_forward_twice"],
             order="cross-first" if preset(entry) == "ms-detr" else "self-first",
         ),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.ops.deform_attn import deformable_sampling
 
 
@@ -111,11 +112,11 @@ class DeformableAttention(nn.Module):
 class DeformableBlock(nn.Module):
     """Deformable attention with its residual, dropout and norm: norm(x + dropout(attention(x + p)))."""
 
-    def __init__(self, hidden_dim: int, heads: int, levels: int, points: int, dropout: float) -> None:
+    def __init__(self, sizes: BlockSizes) -> None:
         super().__init__()
-        self.attention = DeformableAttention(hidden_dim, heads, levels, points)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.attention = DeformableAttention(sizes.hidden_dim, sizes.heads, sizes.levels, sizes.points)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.norm = nn.LayerNorm(sizes.hidden_dim)
 
     def forward(
         self,

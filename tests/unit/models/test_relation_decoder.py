@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_detr.models.decoder import INFERENCE, DecoderPass
 from lora_detr.models.heads import Heads
+from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.neck import Tokens
 from lora_detr.models.proposals import InitialQueries
 from lora_detr.models.relation_decoder import PositionRelation, RelationDecoder, box_relations
@@ -69,7 +70,7 @@ class Scene:
     """A decoder whose boxes move from layer to layer, with a memory to read; nothing is random after the start."""
 
     def __init__(self) -> None:
-        self.decoder = RelationDecoder(LAYERS, WIDTH, 64, HEADS, 1, 2, 0.0).eval()
+        self.decoder = RelationDecoder(LAYERS, BlockSizes(WIDTH, 64, HEADS, 1, 2, 0.0)).eval()
         self.heads = Heads(LAYERS + 1, WIDTH, CLASSES, 1e-3, normalised=True).eval()
         # At its start the shared norm only repeats that of the layer.
         torch.nn.init.normal_(self.heads.norm.weight)  # type: ignore[arg-type]
