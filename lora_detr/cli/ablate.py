@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from typer.core import TyperGroup
 
-from lora_detr.cli.choices import one_of
+from lora_detr.cli.choices import device_option, one_of
 from lora_detr.cli.console import console
 from lora_detr.errors import ConfigError
 
@@ -88,9 +88,7 @@ def run(
         int | None, typer.Option(help="At a time (1, or as GPUs allow).", metavar="N", rich_help_panel=HOW)
     ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of each training.", metavar="N", min=1, rich_help_panel=HOW)] = 1,
-    device: Annotated[
-        str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=HOW)
-    ] = "auto",
+    device: Annotated[str, device_option(rich_help_panel=HOW)] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="That read images (the preset's).", metavar="N", rich_help_panel=HOW)
     ] = None,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
+
+import typer
 
 from lora_detr.errors import ConfigError
 
@@ -16,6 +19,14 @@ VERIFY: tuple[Literal["none", "decode", "hash"], ...] = ("none", "decode", "hash
 
 OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
+
+# Declared once for all commands that have them; each adds the panel of its help screen.
+checkpoint_option = partial(typer.Option, help="Of a run directory.", metavar="best|last")
+no_ema_option = partial(typer.Option, "--no-ema", help="Raw weights, not the averaged ones.")
+nms_option = partial(typer.Option, help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]")
+device_option = partial(typer.Option, help="Where to compute.", metavar="auto|cpu|cuda")
+json_option = partial(typer.Option, "--json", help="Print one JSON object and nothing else.")
+json_report_option = partial(typer.Option, "--json", help="Print the report as JSON and nothing else.")
 
 
 def data_set(given: Path | None) -> Path | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from lora_detr.cli.choices import json_option
 from lora_detr.cli.console import console, render_error
 from lora_detr.config.presets import list_presets, short_name
 from lora_detr.errors import ConfigError
@@ -113,7 +114,7 @@ def validate(
 def diff(
     a: Annotated[str, typer.Argument(help=SETTINGS, metavar="A")],
     b: Annotated[str, typer.Argument(help="What it is compared with.", metavar="B")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Annotated[bool, json_option()] = False,
 ) -> None:
     """Show where two configurations differ, a line each.
 

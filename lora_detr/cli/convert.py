@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lora_detr.cli.choices import data_set, which_checkpoint
+from lora_detr.cli.choices import checkpoint_option, data_set, json_report_option, no_ema_option, which_checkpoint
 from lora_detr.cli.console import console
 
 OFFICIAL, OURS = "From an official file", "To an official file"
@@ -32,11 +32,9 @@ def convert(
         Path | None,
         typer.Option(help="Data that names its classes (the file, COCO).", metavar="PATH", rich_help_panel=OFFICIAL),
     ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=OURS)
-    ] = "best",
-    no_ema: Annotated[bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
+    checkpoint: Annotated[str, checkpoint_option(rich_help_panel=OURS)] = "best",
+    no_ema: Annotated[bool, no_ema_option()] = False,
+    as_json: Annotated[bool, json_report_option()] = False,
 ) -> None:
     """Convert the authors' checkpoints to ours and back.
 

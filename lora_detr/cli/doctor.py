@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_detr.cli.choices import bad_data, data_set, how_to_verify
+from lora_detr.cli.choices import bad_data, data_set, device_option, how_to_verify, json_option
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
@@ -60,8 +60,8 @@ def doctor(
     nproc: Annotated[
         int | None, typer.Option(help="Processes that must find each other (2, or a GPU each).", min=1, metavar="N")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: Annotated[str, device_option()] = "auto",
+    as_json: Annotated[bool, json_option()] = False,
 ) -> None:
     """Check this machine; or a data set, a model, a failed step.
 

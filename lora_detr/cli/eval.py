@@ -11,7 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_detr.cli.choices import bad_data, data_set, which_checkpoint
+from lora_detr.cli.choices import (
+    bad_data,
+    checkpoint_option,
+    data_set,
+    device_option,
+    json_option,
+    nms_option,
+    no_ema_option,
+    which_checkpoint,
+)
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import ConfigError
@@ -29,19 +38,12 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="COCO folder or YAML (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=WHAT)
-    ] = "best",
+    checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     branch: Annotated[
         str, typer.Option(help="Part that answers.", metavar="primary|N|all", rich_help_panel=WHAT)
     ] = "primary",
-    no_ema: Annotated[
-        bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.", rich_help_panel=WHAT)
-    ] = False,
-    nms: Annotated[
-        float | None,
-        typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
-    ] = None,
+    no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
+    nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
     on_bad_data: Annotated[
         str | None, typer.Option(help="Bad boxes and images (the run's).", metavar="error|skip", rich_help_panel=WHAT)
     ] = None,
@@ -57,18 +59,14 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images (1).", min=0, metavar="N", rich_help_panel=HOW)
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=HOW)
-    ] = "auto",
+    device: Annotated[str, device_option(rich_help_panel=HOW)] = "auto",
     gpus: Annotated[
         int | None, typer.Option(help="Processes, one a GPU (all).", metavar="N", rich_help_panel=HOW)
     ] = None,
     nproc: Annotated[
         int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=HOW)
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else.", rich_help_panel=HOW)
-    ] = False,
+    as_json: Annotated[bool, json_option(rich_help_panel=HOW)] = False,
 ) -> None:
     """Evaluate on the validation split: COCO numbers, class table.
 

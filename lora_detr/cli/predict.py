@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lora_detr.cli.choices import which_checkpoint
+from lora_detr.cli.choices import checkpoint_option, device_option, nms_option, no_ema_option, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.image_plan import DOCUMENT, PlannedImage, find_images, plan
 from lora_detr.cli.progress import show_log
@@ -37,20 +37,11 @@ def predict(
     score: Annotated[
         float, typer.Option(help="Least score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
     ] = 0.3,
-    nms: Annotated[
-        float | None,
-        typer.Option(help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]", rich_help_panel=WHAT),
-    ] = None,
-    checkpoint: Annotated[
-        str, typer.Option(help="Of a run directory.", metavar="best|last", rich_help_panel=WHAT)
-    ] = "best",
-    no_ema: Annotated[
-        bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.", rich_help_panel=WHAT)
-    ] = False,
+    nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
+    checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
+    no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
     batch_size: Annotated[int, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=WHAT)] = 1,
-    device: Annotated[
-        str, typer.Option(help="Where to compute.", metavar="auto|cpu|cuda", rich_help_panel=WHAT)
-    ] = "auto",
+    device: Annotated[str, device_option(rich_help_panel=WHAT)] = "auto",
     output: Annotated[
         Path, typer.Option(help="Folder to write into.", metavar="DIR", rich_help_panel=WRITTEN)
     ] = DEFAULT_OUTPUT,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lora_detr.cli.choices import which_checkpoint
+from lora_detr.cli.choices import checkpoint_option, json_report_option, no_ema_option, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 
@@ -23,11 +23,11 @@ def strip(
     output: Annotated[
         Path | None, typer.Option(help="File to write (RUN/stripped.safetensors).", metavar="FILE")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run directory.", metavar="best|last")] = "best",
-    no_ema: Annotated[bool, typer.Option("--no-ema", help="Raw weights, not the averaged ones.")] = False,
+    checkpoint: Annotated[str, checkpoint_option()] = "best",
+    no_ema: Annotated[bool, no_ema_option()] = False,
     branch: Annotated[int | None, typer.Option(help="Keep this branch, for use with NMS.", min=0, metavar="N")] = None,
     inputs: Annotated[int, typer.Option(help="Images of the proof.", min=1, metavar="N")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
+    as_json: Annotated[bool, json_report_option()] = False,
 ) -> None:
     """Drop the branches and prove that inference is bit-identical.
 
