@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,8 +45,12 @@ def load_tensors(name: str) -> dict[str, Tensor]:
 
 def tensors_of(name: str, case: str) -> dict[str, Tensor]:
     """Return the tensors of one case, keyed without the ``case/`` prefix."""
-    prefix = f"{case}/"
-    return {key.removeprefix(prefix): value for key, value in load_tensors(name).items() if key.startswith(prefix)}
+    return under(load_tensors(name), f"{case}/")
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose key begins with ``prefix``, keyed without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def cases(name: str, group: str = "cases") -> list[str]:

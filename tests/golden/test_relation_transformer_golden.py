@@ -46,9 +46,7 @@ def prepare(name: str) -> Case:
     entry, tensors, inputs = store.load_json(name), store.load_tensors(name), store.load_tensors(INPUTS)
     model = build(entry)
     layers = entry["decoder_layers"]
-    state = store.load_tensors(BASE) | {
-        key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")
-    }
+    state = store.load_tensors(BASE) | store.under(tensors, "state/")
     ours = {to_ours(key, num_layers=layers): value.float() for key, value in state.items()}
     assert [to_official(key or "", family="relation", num_layers=layers) for key in ours] == list(state)
     model.load_state_dict(ours, strict=True)  # type: ignore[arg-type]
@@ -135,6 +133,11 @@ def in_training(case: Case) -> dict[str, Tensor]:
     return published(output, case.model.branches(output, detector))
 
 
+def check_outputs(found: dict[str, Tensor], case: Case, prefix: str) -> None:
+    for key, value in store.require(store.under(case.tensors, prefix), f"outputs {prefix}").items():
+        assert torch.allclose(found[key], value, rtol=0, atol=1e-4), key
+
+
 def test_values_exist() -> None:
     counts = [store.load_json(name)["num_aux_branches"] for name in NAMES]
     store.require([count for count in counts if count], "a Relation transformer with branches")
@@ -147,28 +150,24 @@ def test_outputs_in_evaluation(name: str) -> None:
     detected = case.model.detector.eval().decode(case.tokens)
     found = published(detected, case.model.branches(detected, case.model.detector))
     case.model.train()
-    expected = {key.removeprefix("eval/"): value for key, value in case.tensors.items() if key.startswith("eval/")}
-    for key, value in store.require(expected, "outputs in evaluation").items():
-        assert torch.allclose(found[key], value, rtol=0, atol=1e-4), key
+    check_outputs(found, case, "eval/")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_in_training(name: str) -> None:
     case = prepare(name)
     found = in_training(case)
-    expected = {key.removeprefix("train/"): value for key, value in case.tensors.items() if key.startswith("train/")}
-    for key, value in store.require(expected, "outputs in training").items():
-        assert torch.allclose(found[key], value, rtol=0, atol=1e-4), key
+    check_outputs(found, case, "train/")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vector_jacobian_products(name: str) -> None:
     case = prepare(name)
     found = in_training(case)
-    cotangents = {k.removeprefix("cotangent/"): v for k, v in case.tensors.items() if k.startswith("cotangent/")}
+    cotangents = store.under(case.tensors, "cotangent/")
     objective = torch.stack([(found[key] * value).sum() for key, value in cotangents.items()]).sum()
     assert objective.item() == pytest.approx(case.entry["vjp_objective"], rel=1e-3)
-    expected = {key.removeprefix("vjp/"): value for key, value in case.tensors.items() if key.startswith("vjp/")}
+    expected = store.under(case.tensors, "vjp/")
     parameters = dict(case.model.named_parameters()) | {f"src{i}": level for i, level in enumerate(case.levels)}
     layers = case.entry["decoder_layers"]
     leaves = [parameters[to_ours(key, num_layers=layers) or key] for key in store.require(expected, "gradients")]

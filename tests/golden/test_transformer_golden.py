@@ -138,9 +138,7 @@ def branch(entry: dict[str, Any]) -> LoRABranch | FFNBranch:
 
 
 def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    state = store.load_tensors(BASE) | {
-        key.removeprefix("state/"): value for key, value in tensors.items() if key.startswith("state/")
-    }
+    state = store.load_tensors(BASE) | store.under(tensors, "state/")
     ours = {to_ours(key): value.float() for key, value in state.items()}
     assert None not in ours
     assert [to_official(to_ours(key) or "") for key in state] == list(state)
@@ -148,7 +146,7 @@ def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def check_gradients(computed: Computed, objective: Tensor, prefix: str) -> None:
-    expected = {key.removeprefix(prefix): value for key, value in computed.tensors.items() if key.startswith(prefix)}
+    expected = store.under(computed.tensors, prefix)
     store.require(expected, f"gradients {prefix}")
     leaves = {name: computed.gradient_leaves[to_ours(name) or name] for name in expected}
     found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=True, allow_unused=True)
@@ -179,7 +177,7 @@ def test_masks_and_positions(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs(name: str) -> None:
     computed = compute(name)
-    expected = {key.removeprefix("out/"): value for key, value in computed.tensors.items() if key.startswith("out/")}
+    expected = store.under(computed.tensors, "out/")
     if "memory" in computed.tensors:
         expected["memory"] = computed.tensors["memory"]
     store.require(expected, "outputs")

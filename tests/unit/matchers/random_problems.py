@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -22,6 +23,12 @@ class Problem:
     @property
     def num_queries(self) -> int:
         return self.prediction.boxes.shape[-2]
+
+    def plain(self, g: int, b: int) -> tuple[list[Any], ...]:
+        """Return one problem as numbers: logits, boxes, labels of the targets, boxes of the targets."""
+        prediction, image = self.prediction, self.images[b]
+        tensors = (prediction.logits[g, b], prediction.boxes[g, b], image.labels, image.boxes)
+        return tuple(tensor.tolist() for tensor in tensors)
 
 
 def draw_boxes(*shape: int) -> Tensor:

@@ -85,14 +85,7 @@ def test_cost_and_pairs_equal_the_plain_rules(problem: Problem, class_cost: floa
     check_assignment(assignment, problem.targets, problem.num_queries, at_most=1, unique_queries=True)
     for g in range(cost.shape[0]):
         for b, image in enumerate(problem.images):
-            expected = hungarian.cost_matrix(
-                problem.prediction.logits[g, b].tolist(),
-                problem.prediction.boxes[g, b].tolist(),
-                image.labels.tolist(),
-                image.boxes.tolist(),
-                class_weight=class_cost,
-                epsilon=eps,
-            )
+            expected = hungarian.cost_matrix(*problem.plain(g, b), class_weight=class_cost, epsilon=eps)
             found = cost[g, b, : len(image.labels)].T
             torch.testing.assert_close(found, torch.tensor(expected).view_as(found), rtol=1e-5, atol=1e-4)
             pairs = assignment.pairs(g, b)

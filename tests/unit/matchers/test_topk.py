@@ -74,13 +74,7 @@ def test_scores_equal_equation_7(problem: Problem, class_weight: float) -> None:
     assert score.min() >= 0 and score.max() <= 1 + 1e-6
     for g in range(groups):
         for b, image in enumerate(problem.images):
-            expected = one_to_many.matching_scores(
-                problem.prediction.logits[g, b].tolist(),
-                problem.prediction.boxes[g, b].tolist(),
-                image.labels.tolist(),
-                image.boxes.tolist(),
-                class_weight,
-            )
+            expected = one_to_many.matching_scores(*problem.plain(g, b), class_weight)
             found = score[g, b, : len(image.labels)]
             torch.testing.assert_close(found, torch.tensor(expected).view_as(found), rtol=0, atol=1e-5)
 

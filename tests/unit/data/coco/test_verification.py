@@ -35,6 +35,12 @@ def _list(folder: Path) -> None:
     (folder / SHA256SUMS).write_text("\n".join(lines) + "\n")
 
 
+def _with_one_bit_flipped(whole: bytes, draw: random.Random) -> bytes:
+    damaged = bytearray(whole)
+    damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    return bytes(damaged)
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_decode_finds_every_image_that_cannot_be_used(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
@@ -73,9 +79,7 @@ def test_a_png_with_any_bit_flipped_leaves_the_process_alive_d19(tmp_path: Path)
     draw = random.Random(0)
     refused = 0
     for _ in range(60):
-        damaged = bytearray(whole)
-        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
+        path.write_bytes(_with_one_bit_flipped(whole, draw))
         problems = verify_images(split.records, "decode").problems
         refused += bool(problems)
         if not problems:  # a bit that says nothing about pixels
@@ -99,9 +103,7 @@ def test_bit_flips_in_a_jpeg_are_caught_by_the_hash_whether_or_not_it_decodes_d2
     draw = random.Random(0)
     invisible = 0
     for _ in range(200):
-        damaged = bytearray(whole)
-        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
+        path.write_bytes(_with_one_bit_flipped(whole, draw))
         assert [problem.code for problem in verify_images(split.records, "hash").problems.values()] == ["D20"]
         invisible += not verify_images(split.records, "decode").problems
     assert invisible > 50  # which is why there are hashes
