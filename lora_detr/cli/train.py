@@ -2,238 +2,116 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lora_detr.cli.console import console
+from lora_detr.cli.option_table import option, setting, takes
 from lora_detr.cli.progress import ConsoleDisplay, show_log
 from lora_detr.errors import ConfigError
 from lora_detr.processes.process import may_be_restarted, restarts_share_store
 from lora_detr.records.display import figure
 
 MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
+run_option = functools.partial(typer.Option, rich_help_panel=RUN)
+
+# Options that decide the configuration: by the name of a field of `Request`, or as a name for a setting.
+OPTIONS = (
+    option(MODEL, "baseline", str, "SYSTEM", "deformable, deformable-pp, relation or ms-detr."),
+    option(MODEL, "aux", int, "N", "Number of auxiliary branches."),
+    option(MODEL, "preset", str, "NAME", "Preset name, or a YAML file."),
+    option(MODEL, "rank", int, "R", "Rank of all branches."),
+    option(MODEL, "branch_kind", str, "lora|ffn|cross-ffn", "Kind of all branches."),
+    option(MODEL, "branches", list[str], "SPEC", "Branch, e.g. topk:k=6; repeatable.", "--branch"),
+    option(MODEL, "hybrid", int, "K", "H-DETR copies per target; 0: none."),
+    option(MODEL, "dac", bool, "", "Add DAC-DETR's second pass."),
+    option(DATA, "data", Path, "PATH", "COCO folder, or a YAML of paths."),
+    setting(DATA, "num_classes", "data.num_classes"),
+    setting(DATA, "workers", "data.workers"),
+    setting(DATA, "on_bad_data", "data.on_bad_data"),
+    setting(DATA, "verify", "data.verify"),
+    setting(DATA, "strict", "data.strict"),
+    setting(DATA, "allow_outside", "data.allow_outside"),
+    setting(OPTIMISATION, "epochs", "train.epochs"),
+    setting(OPTIMISATION, "max_steps", "train.max_steps"),
+    setting(OPTIMISATION, "batch_size", "train.batch_size"),
+    setting(OPTIMISATION, "accum", "train.accumulate"),
+    setting(OPTIMISATION, "lr", "train.optimizer.lr", "RATE"),
+    setting(OPTIMISATION, "scale_lr", "train.optimizer.scale_lr"),
+    setting(OPTIMISATION, "ema", "train.ema_decay", "DECAY"),
+    setting(OPTIMISATION, "freeze", "train.freeze", "PREFIX"),
+    setting(OPTIMISATION, "recompute", "train.recompute", "PART"),
+    setting(OPTIMISATION, "precision", "train.precision"),
+    setting(OPTIMISATION, "seed", "train.seed"),
+    option(RUN, "weights", Path, "MODEL", "Start from a run, a file or a .pth."),
+    option(RUN, "files", list[Path], "FILE", "YAML on top of the preset; repeatable.", "--config"),
+    option(RUN, "overrides", list[str], "KEY=VALUE", "Any setting; repeatable.", "--set"),
+    setting(RUN, "save_every", "train.save_every"),
+    setting(RUN, "keep_every", "train.keep_every"),
+    setting(RUN, "tensorboard", "train.tensorboard"),
+    setting(RUN, "diagnostics", "train.diagnostics"),
+    setting(RUN, "device", "train.device", "auto|cpu|cuda"),
+)
+KEYS = {row.parameter.name: row.key for row in OPTIONS if row.key}
+
+# Beside --resume every option that is given is refused, except settings, whose change `resume` judges, and these.
+USED_ON_RESUME = {"resume", "data", "overrides", "override", "gpus", "nproc"}
 
 
+@takes(OPTIONS)
 def train(
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="deformable, deformable-pp, relation or ms-detr.", metavar="SYSTEM", rich_help_panel=MODEL),
-    ] = None,
-    aux: Annotated[
-        int | None, typer.Option(help="Number of auxiliary branches.", metavar="N", rich_help_panel=MODEL)
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="From loradetr config list, or a YAML file.", metavar="NAME", rich_help_panel=MODEL),
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of all branches.", metavar="R", rich_help_panel=MODEL)] = None,
-    branch_kind: Annotated[
-        str | None, typer.Option(help="Kind of all branches.", metavar="lora|ffn|cross-ffn", rich_help_panel=MODEL)
-    ] = None,
-    branch: Annotated[
-        list[str] | None,
-        typer.Option(help="One branch: topk:k=6,tau=0.4; repeatable.", metavar="SPEC", rich_help_panel=MODEL),
-    ] = None,
-    hybrid: Annotated[
-        int | None,
-        typer.Option(help="H-DETR's queries: copies of a target; 0: none.", metavar="K", rich_help_panel=MODEL),
-    ] = None,
-    dac: Annotated[bool, typer.Option("--dac", help="DAC-DETR's second pass.", rich_help_panel=MODEL)] = False,
-    data: Annotated[
-        Path | None, typer.Option(help="COCO folder, or a YAML of paths.", metavar="PATH", rich_help_panel=DATA)
-    ] = None,
-    num_classes: Annotated[
-        str | None,
-        typer.Option(help="Classes of the data, or COCO's.", metavar="auto|coco91", rich_help_panel=DATA),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that read images.", metavar="N", rich_help_panel=DATA)
-    ] = None,
-    on_bad_data: Annotated[
-        str | None, typer.Option(help="Malformed boxes, broken images.", metavar="error|skip", rich_help_panel=DATA)
-    ] = None,
-    verify: Annotated[
-        str | None,
-        typer.Option(help="Look at all images first.", metavar="none|decode|hash", rich_help_panel=DATA),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at empty boxes, shared images.", rich_help_panel=DATA)
-    ] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Images may lie anywhere.", rich_help_panel=DATA)
-    ] = False,
+    context: typer.Context,
     overfit: Annotated[
-        int | None,
-        typer.Option(help="Learn and test the first N images.", metavar="N", min=1, rich_help_panel=DATA),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.", metavar="N", rich_help_panel=OPTIMISATION)
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps.", metavar="N", rich_help_panel=OPTIMISATION)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images of one process and pass.", metavar="N", rich_help_panel=OPTIMISATION)
-    ] = None,
-    accum: Annotated[
-        int | None, typer.Option(help="Passes added up to one step.", metavar="N", rich_help_panel=OPTIMISATION)
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate, at the reference batch.", metavar="RATE", rich_help_panel=OPTIMISATION),
-    ] = None,
-    scale_lr: Annotated[
-        str | None,
-        typer.Option(help="Let the rate follow the global batch.", metavar="linear|sqrt", rich_help_panel=OPTIMISATION),
-    ] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option(help="Average the weights: 0.9997, say.", metavar="DECAY", rich_help_panel=OPTIMISATION),
-    ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option(help="Not to train: detector.backbone, say.", metavar="PREFIX", rich_help_panel=OPTIMISATION),
-    ] = None,
-    recompute: Annotated[
-        list[str] | None,
-        typer.Option(help="Save memory in backbone, encoder, decoder.", metavar="PART", rich_help_panel=OPTIMISATION),
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the forward pass.", metavar="fp32|bf16", rich_help_panel=OPTIMISATION)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random (42).", metavar="N", rich_help_panel=OPTIMISATION)
+        int | None, typer.Option(help="Train and test on N images only.", metavar="N", min=1, rich_help_panel=DATA)
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory (runs/PRESET-n).", metavar="DIR", rich_help_panel=RUN)
+        Path | None, run_option(help="Run directory (default: runs/PRESET-n).", metavar="DIR")
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Start from a run, a file or a .pth.", metavar="MODEL", rich_help_panel=RUN),
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue a run directory.", metavar="RUN", rich_help_panel=RUN)
-    ] = None,
+    resume: Annotated[Path | None, run_option(help="Run directory to resume.", metavar="RUN")] = None,
     auto_resume: Annotated[
-        bool,
-        typer.Option("--auto-resume", help="Start, or go on in --output-dir.", rich_help_panel=RUN),
+        bool, run_option("--auto-resume", help="Resume from --output-dir if it has a checkpoint, else start.")
     ] = False,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(help="What may differ on resume; repeatable.", metavar="KEY", rich_help_panel=RUN),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print summary and cost, then stop.", rich_help_panel=RUN)
-    ] = False,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints in an epoch.", metavar="N", rich_help_panel=RUN)
-    ] = None,
-    keep_every: Annotated[
-        int | None,
-        typer.Option(help="Epochs between checkpoints kept.", metavar="N", rich_help_panel=RUN),
-    ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Log for TensorBoard too.", rich_help_panel=RUN)
-    ] = False,
-    diagnostics: Annotated[
-        int | None,
-        typer.Option(help="Steps between looks at the branches.", metavar="N", rich_help_panel=RUN),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to compute (auto).", metavar="auto|cpu|cuda", rich_help_panel=RUN)
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Processes, one a GPU (all).", metavar="N", rich_help_panel=RUN)
-    ] = None,
-    nproc: Annotated[
-        int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=RUN)
-    ] = None,
-    launcher: Annotated[
-        str | None, typer.Option(help="Print a job script and stop.", metavar="slurm", rich_help_panel=RUN)
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(help="Machines of the job (1).", metavar="N", rich_help_panel=RUN)
-    ] = None,
-    config: Annotated[
-        list[Path] | None,
-        typer.Option(help="YAML on top of the preset; repeatable.", metavar="FILE", rich_help_panel=RUN),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting; repeatable.", metavar="KEY=VALUE", rich_help_panel=RUN),
-    ] = None,
+    override: Annotated[list[str] | None, run_option(help="May differ on resume; repeatable.", metavar="KEY")] = None,
+    dry_run: Annotated[bool, run_option("--dry-run", help="Print summary and cost, then stop.")] = False,
+    gpus: Annotated[int | None, run_option(help="GPUs, one process each (default: all).", metavar="N")] = None,
+    nproc: Annotated[int | None, run_option(help="CPU processes (default: 1).", metavar="N")] = None,
+    launcher: Annotated[str | None, run_option(help="Print a job script and stop.", metavar="slurm")] = None,
+    nodes: Annotated[int | None, run_option(help="Nodes of the job (default: 1).", metavar="N")] = None,
+    **chosen: Any,
 ) -> None:
     """Train a detector with auxiliary branches.
 
-    What is left out keeps the preset's value; see loradetr config show PRESET.
+    Options you omit keep the preset's value; see loradetr config show PRESET.
     Example: loradetr train --baseline deformable --aux 3 --data data/coco
     """
     from lora_detr.processes.launch import launch_if_wanted
 
-    if launcher is None and launch_if_wanted(device or "auto", gpus, nproc):
+    if launcher is None and launch_if_wanted(chosen["device"] or "auto", gpus, nproc):
         return
-    named: dict[str, object] = {
-        "data.num_classes": num_classes,
-        "data.workers": workers,
-        "data.on_bad_data": on_bad_data,
-        "data.verify": verify,
-        "data.strict": strict or None,
-        "data.allow_outside": allow_outside or None,
-        "train.epochs": epochs,
-        "train.max_steps": max_steps,
-        "train.batch_size": batch_size,
-        "train.accumulate": accum,
-        "train.optimizer.lr": lr,
-        "train.optimizer.scale_lr": scale_lr,
-        "train.ema_decay": ema,
-        "train.freeze": freeze or None,
-        "train.recompute": recompute or None,
-        "train.precision": precision,
-        "train.seed": seed,
-        "train.device": device,
-        "train.save_every": save_every,
-        "train.keep_every": keep_every,
-        "train.tensorboard": tensorboard or None,
-        "train.diagnostics": diagnostics,
-    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    named = {KEYS[name]: given.pop(name) for name in KEYS if name in given}
     out = console()
     display = ConsoleDisplay(out)
     show_log(out)
     _check_resume_options(auto_resume, resume, output_dir, override)
     if resume is not None:
-        choosing = {"--baseline": baseline, "--aux": aux, "--preset": preset, "--rank": rank, "--branch": branch}
-        choosing |= {"--branch-kind": branch_kind, "--hybrid": hybrid, "--dac": dac or None}
-        starting: dict[str, object] = {"--overfit": overfit, "--weights": weights, "--output-dir": output_dir}
-        starting |= {"--config": config, "--launcher": launcher}
-        _refuse_beside_resume({**choosing, **starting, "--dry-run": dry_run or None})
+        _refuse_beside_resume(context)
         from lora_detr.runs import run
         from lora_detr.runs.request import settings_of
 
-        given = {key: value for key, value in {**named, "data.path": data}.items() if value is not None}
-        finished = run.resume(resume, {**settings_of(set_ or ()), **given}, display, override or ())
+        if "data" in given:
+            named["data.path"] = given["data"]
+        changes = {**settings_of(given.get("overrides", ())), **named}
+        finished = run.resume(resume, changes, display, override or ())
     else:
         from lora_detr.runs import run
         from lora_detr.runs.request import Request, resolve
 
-        request = Request(
-            preset=preset,
-            baseline=baseline,
-            aux=aux,
-            rank=rank,
-            branches=branch or (),
-            data=data,
-            files=config or (),
-            overrides=set_ or (),
-            named=named,
-            weights=weights,
-            branch_kind=branch_kind,
-            hybrid=hybrid,
-            dac=dac,
-        )
-        resolved = resolve(request)
+        resolved = resolve(Request(**given, named=named))
         if launcher is not None:
             _print_job(launcher, output_dir, resolved.run_name, nodes or 1, gpus, nproc)
             return
@@ -285,9 +163,15 @@ def _print_job(launcher: str, output: Path | None, name: str, nodes: int, gpus: 
     sys.stdout.write(slurm_script(sys.argv[1:], output, nodes=nodes, gpus=gpus, nproc=nproc))
 
 
-def _refuse_beside_resume(options: dict[str, object]) -> None:
+def _refuse_beside_resume(context: typer.Context) -> None:
+    used = {*KEYS, *USED_ON_RESUME}
+    values = [
+        (option.opts[0], context.params[option.name or ""])
+        for option in context.command.params
+        if option.name not in used
+    ]
     # Not by truth: --aux 0 is an answer too.
-    given = [name for name, value in options.items() if value is not None and value != []]
+    given = [name for name, value in values if value not in (None, (), []) and value is not False]
     if given:
         raise ConfigError(
             f"--resume continues a run with its own settings; {', '.join(given)} cannot be given beside it",

@@ -43,7 +43,7 @@ class OptimizerConfig(Strict):
     reference_batch: int = Field(16, ge=1)
     """Global batch that ``lr`` is meant for; printed beside the real one."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
-    """How ``lr`` follows the global batch: not at all, in proportion to it, or to its square root."""
+    """Scale ``lr`` with the global batch. ``linear``: in proportion to it; ``sqrt``: to its square root."""
 
     def rate_for(self, batch: int) -> float:
         """Return the learning rate for a global batch of ``batch`` images, at least 1."""

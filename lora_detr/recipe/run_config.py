@@ -33,24 +33,25 @@ class DataConfig(Strict):
     path: str | None = None
     """COCO folder, or a YAML file that names annotation files and image folders."""
     num_classes: Literal["auto", "coco91"] = "auto"
-    """``auto``: the data set's own categories; ``coco91``: COCO's ids as labels in 91 slots (official weights)."""
+    """Classes to predict. ``auto``: the data set's own; ``coco91``: COCO's ids in 91 slots (official weights)."""
     on_bad_data: Literal["error", "skip"] = "error"
-    """What to do with malformed or negative boxes and images that cannot be read.
+    """Stop at invalid data, or skip it. Invalid are malformed or negative boxes, and images that cannot be read.
 
     ``skip`` drops and counts such boxes; in training the next image that can be read, by id, stands for one that
     cannot, and in evaluation it is left out.
     """
     strict: bool = False
-    """Boxes without width or height, or outside their image, are errors instead of being dropped and counted.
+    """Stop at empty boxes, shared images.
 
-    So are images that the training and the validation split share, instead of a warning.
+    Boxes without width or height, or outside their image, are errors instead of being dropped and counted. So are
+    images that the training and the validation split share, instead of a warning.
     """
     allow_outside: bool = False
-    """File names may be absolute, or lead out of the image folder."""
+    """Allow images outside their folder. File names may then be absolute, or lead out of it."""
     verify: Literal["none", "decode", "hash"] = "none"
-    """Before a run, decode every image, or compare it with a list of ``sha256sum``, ``SHA256SUMS`` in its folder."""
+    """Check all images before a run. Decode each, or compare it with ``SHA256SUMS`` (by ``sha256sum``) beside it."""
     workers: int = Field(2, ge=0)
-    """Processes that read images ahead."""
+    """Processes that load images."""
     size_divisor: int = Field(1, ge=1)
     """Padded sizes are rounded up to a multiple of it."""
     group_by_shape: bool = False
@@ -84,17 +85,17 @@ class TrainConfig(Strict):
     epochs: int = Field(12, ge=1)
     """Passes over the training split."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after so many optimiser steps."""
+    """Stop after this many optimiser steps."""
     batch_size: int = Field(2, ge=1)
-    """Images of one process and forward pass."""
+    """Images per process and forward pass."""
     accumulate: int = Field(1, ge=1)
-    """Forward passes added up to one optimiser step."""
+    """Gradient accumulation steps. Forward passes per optimiser step."""
     seed: int = Field(42, ge=0)
-    """Of everything that is random."""
+    """Random seed."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16``: forward pass under autocast; matching and losses stay in float32."""
+    """Forward-pass precision. ``bf16`` is by autocast; matching and losses stay in float32."""
     device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
+    """Device to train on. ``auto``, ``cpu`` or ``cuda``."""
     # Half an hour, PyTorch's default for gloo: the others wait while one rank computes COCO's numbers.
     rank_timeout: float = Field(1800.0, gt=0)
     """Seconds that a process waits for the others before the run is given up."""
@@ -103,25 +104,25 @@ class TrainConfig(Strict):
     on_full_log: Literal["warn", "error"] = "warn"
     """When a disk is too full for a line of a log: leave it out, warn once and train on, or end the run."""
     save_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints within an epoch, which a killed run loses at most; null saves at evaluations only."""
+    """Steps between checkpoints in an epoch. A killed run loses at most this many; null saves at evaluations only."""
     # Two, so that one is left if the newest is damaged.
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best."""
     keep_every: int | None = Field(None, ge=1)
-    """Epochs between checkpoints that are kept for good; null keeps only the newest and the best."""
+    """Epochs between permanent checkpoints. Null keeps only the newest and the best."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Decay of a running average of all weights, such as 0.9997; what is evaluated and deployed is then the average.
+    """EMA decay of the weights, e.g. 0.9997. What is evaluated and deployed is then this running average.
 
     Early on a smaller decay is used, (1 + n) / (10 + n) after n updates, so a short run hardly depends on this value.
     """
     freeze: tuple[str, ...] = ()
-    """Prefixes of parameter names that are not trained, such as ``detector.backbone``."""
+    """Prefixes of parameters to freeze, e.g. ``detector.backbone``."""
     recompute: tuple[RecomputedPart, ...] = ()
-    """Parts whose layers run again in backward instead of keeping what they computed: less memory, the same numbers."""
+    """Recompute backbone, encoder or decoder to save memory. Layers run again in backward; results stay identical."""
     tensorboard: bool = False
-    """Write what is logged for TensorBoard too, into ``tensorboard/`` of the run."""
+    """Also log for TensorBoard. The files are in ``tensorboard/`` of the run."""
     diagnostics: int | None = Field(None, ge=1)
-    """Steps between lines of ``diagnostics.jsonl``, on how positives and gradients of branches differ; null: never."""
+    """Log branch diversity every N steps. ``diagnostics.jsonl`` compares positives and gradients; null: never."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its parameter groups."""
     schedule: ScheduleConfig = ScheduleConfig()

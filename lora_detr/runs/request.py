@@ -106,17 +106,7 @@ def resolve(request: Request) -> Resolved:
     if request.weights is not None and request.preset is None and request.baseline is None:
         request = _with_settings_of(request, request.weights)
         notes.append(f"settings of {request.weights}; --preset or --baseline would choose others")
-    data = request.data
-    tiny = False
-    if data is None and not _names_data(request):
-        if COCO_FOLDER.is_dir():
-            data = COCO_FOLDER
-            notes.append(f"no --data: using {COCO_FOLDER}")
-        else:
-            data = cached("shapes")
-            tiny = request.preset is None
-            small = ", with the tiny preset" if tiny else ""
-            notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
+    tiny = request.preset is None and request.data is None and not (COCO_FOLDER.is_dir() or _names_data(request))
     preset = request.preset or preset_of(request, tiny)
     if request.hybrid == 0:
         # The option is stronger than what else was said of the group.
@@ -128,6 +118,15 @@ def resolve(request: Request) -> Resolved:
             f"--baseline {request.baseline} contradicts --preset {preset}, which is a '{system_of(base.config)}'",
             "give one of the two",
         )
+    data = request.data
+    if data is None and base.config.data.path is None:
+        if COCO_FOLDER.is_dir():
+            data = COCO_FOLDER
+            notes.append(f"no --data: using {COCO_FOLDER}")
+        else:
+            data = cached("shapes")
+            small = ", with the tiny preset" if tiny else ""
+            notes.append(f"no --data and no {COCO_FOLDER}: using the generated set 'shapes'{small}")
     named = dict(request.named)
     branches = _branches(request, base.config)
     if branches is not None:
@@ -142,8 +141,7 @@ def resolve(request: Request) -> Resolved:
         overrides.append("model.hybrid=null")
     loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
     config = loaded.config.resolved()
-    if config.data.path is None:
-        raise ConfigError("`data.path` is null: there is nothing to train on", "give --data DIR")
+    assert config.data.path is not None
     # Absolute, so that the run can be resumed and stripped from another folder.
     path = resolve_generated(Path(config.data.path)).resolve()
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(path)})})
@@ -182,14 +180,10 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
 
 
 def _names_data(request: Request) -> bool:
-    """Return whether the preset, a file or an override already says where the data is."""
-    if request.preset is not None:
-        loaded = load_config(RunConfig, preset=request.preset, files=request.files, overrides=request.overrides)
-        return loaded.config.data.path is not None
-    # Without a named preset only files and overrides can: no preset of a baseline names data.
-    sections = [read_yaml(path).get("data") for path in request.files]
-    in_files = any(isinstance(section, dict) and section.get("path") is not None for section in sections)
-    return in_files or any(item.startswith("data.path=") for item in request.overrides)
+    """Return whether a file or an override says where the data is; no preset of a baseline does."""
+    given = [*(("", read_yaml(path)) for path in request.files), *map(parse_override, request.overrides)]
+    leaves = (leaf for path, value in given for leaf in flatten(value, path))
+    return any(key == "data.path" and value is not None for key, value in leaves)
 
 
 def system_of(config: RunConfig) -> str:

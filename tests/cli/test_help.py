@@ -97,7 +97,7 @@ def test_help_fits_a_screen_or_grows_with_its_options(name: str, helps: dict[str
 def test_what_an_option_is_when_it_is_left_out_is_said(name: str, helps: dict[str, Ended]) -> None:
     text = helps[name].out
     if name == "train":
-        assert "What is left out keeps the preset's value" in text
+        assert "Options you omit keep the preset's value" in text
         return
     rows = [" ".join(re.sub(r"[│╭╮╰╯─]", " ", row).split()) for row in text.split("\n│ --")]
     for option in (parameter for parameter in command_of(name).params if parameter.param_type_name == "option"):

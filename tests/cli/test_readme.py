@@ -275,7 +275,7 @@ def test_options_without_a_command_are_taken_by_train() -> None:
         if not words[0].startswith("--") or len(words) == 1 or not options <= options_of(train):
             continue
         values = train.make_context("train", words).params
-        branches, overrides = values["branch"] or (), values["set_"] or ()
+        branches, overrides = values["branches"] or (), values["overrides"] or ()
         preset = values["preset"] or "deformable-lora3"
         resolve(Request(preset, None, values["aux"], None, branches, data=Path("my_data"), overrides=overrides))
         taken += 1

@@ -71,18 +71,8 @@ class TrainOptions(Strict):
 
     def request(self, data: Path, overrides: Sequence[str] = ()) -> Request:
         """Return the same as ``train`` understands it, on some data, with further ``--set`` texts."""
-        return Request(
-            preset=self.preset,
-            baseline=self.baseline,
-            aux=self.aux,
-            rank=self.rank,
-            branches=self.branches,
-            branch_kind=self.branch_kind,
-            hybrid=self.hybrid,
-            dac=self.dac,
-            data=data,
-            overrides=(*self.overrides(), *overrides),
-        )
+        chosen = self.model_dump(exclude={"set"})
+        return Request(**chosen, data=data, overrides=(*self.overrides(), *overrides))
 
 
 class TinyChange(Strict):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_detr.config.load import load_config
 from lora_detr.errors import ConfigError
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs import request as module
@@ -283,10 +284,20 @@ class TestWithoutData:
         assert resolved.preset == "deformable-tiny-lora3"
         assert resolved.notes == ("no --data and no data/coco: using the generated set 'shapes'",)
 
-    def test_data_that_a_setting_names_is_used(self) -> None:
-        resolved = self.resolved(baseline="deformable", overrides=("data.path=elsewhere",))
+    @pytest.mark.parametrize("override", ["data.path=elsewhere", "data={path: elsewhere}"])
+    def test_data_that_a_setting_names_is_used(self, override: str) -> None:
+        resolved = self.resolved(baseline="deformable", overrides=(override,))
         assert (resolved.preset, resolved.data, resolved.notes) == ("deformable", Path("elsewhere").resolve(), ())
         assert resolved.loaded.config.data.path == str(Path("elsewhere").resolve())
+
+    @pytest.mark.parametrize("options", [{"aux": 3}, {"preset": "deformable-tiny", "branches": ("topk:k=6",)}])
+    def test_settings_load_twice_once_for_the_checks(
+        self, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loads: list[object] = []
+        monkeypatch.setattr(module, "load_config", lambda *args, **kw: (loads.append(kw), load_config(*args, **kw))[1])
+        self.resolved(**options)
+        assert len(loads) == 2
 
     def test_a_file_of_settings_that_names_no_data_leaves_the_choice(self, tmp_path: Path) -> None:
         (tmp_path / "more.yaml").write_text("train: {epochs: 3}\n")
