@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.report import Row, Value, give, parse
 from benchmarks.systems import SYSTEMS
-from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
+from lora_detr.checkpoints.stripped_file import read_stripped, write_stripped
 from lora_detr.data.coco.categories import COCO_SLOTS, CategoryMap
 from lora_detr.experiments.cost.interleaved import Timing, interleaved
 from lora_detr.experiments.cost.memory import megabytes_alone, rise
@@ -180,8 +180,8 @@ def stripped_row(system: str, inputs: Inputs, rounds: int) -> Row:
     without = config_of(f"{system} --aux 0")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "stripped.safetensors"
-        write_deployed(file, weights, subject.config.deployment(categories))
-        stripped = read_deployed(file).detector.to(inputs.device)
+        write_stripped(file, weights, subject.config.deployment(categories))
+        stripped = read_stripped(file).detector.to(inputs.device)
     plain = without.build_model(classes, load_weights=False).detector.to(inputs.device).eval()
     plain.load_state_dict(weights)
     images = subject.batch.images

@@ -281,9 +281,9 @@ def resolve_checkpoint(model: Path, which: Literal["best", "last"] = "best") -> 
     if not model.is_dir():
         found = "is a file" if model.exists() else "does not exist"
         raise CheckpointError(f"{model}: {found}", "give a run directory or a checkpoint directory")
-    if _STEP.fullmatch(model.name.removesuffix(_REPLACED)) or (model / manifests.NAME).is_file():
+    if is_checkpoint(model):
         return model
-    directory = model / "checkpoints" if (model / "checkpoints").is_dir() else model
+    directory = checkpoints_of(model)
     steps = _steps(directory)
     if not steps:
         remedy = "give a run directory (it has a `checkpoints` folder) or a checkpoint directory"
@@ -295,6 +295,16 @@ def resolve_checkpoint(model: Path, which: Literal["best", "last"] = "best") -> 
     path = steps[best] if best is not None else latest(directory)
     assert path is not None
     return path
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is one checkpoint, complete or not: its name says so, or it has a manifest."""
+    return _STEP.fullmatch(folder.name.removesuffix(_REPLACED)) is not None or (folder / manifests.NAME).is_file()
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Return where the checkpoints of a run lie: below it, or in ``folder`` where that is the place itself."""
+    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
 
 
 def _steps(directory: Path) -> dict[int, Path]:

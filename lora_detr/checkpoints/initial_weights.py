@@ -11,8 +11,8 @@ from torch import Tensor
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
 from lora_detr.checkpoints.official.classes import classes_of
-from lora_detr.checkpoints.official.file import is_official, read_official
-from lora_detr.checkpoints.opened import stored_categories
+from lora_detr.checkpoints.official.file import read_official
+from lora_detr.checkpoints.opened import kind_of, stored_categories
 from lora_detr.checkpoints.stripped_file import read_file
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
@@ -91,23 +91,24 @@ def read_initial_weights(path: Path) -> InitialWeights:
     Raises:
         CheckpointError: there is nothing, or it cannot be read.
     """
-    if path.is_dir():
-        folder = resolve_checkpoint(path)
-        checkpoint = load_checkpoint(folder, with_optimizer=False)
-        categories = stored_categories(checkpoint, folder)
-        return InitialWeights(f"{path} ({folder.name})", checkpoint.ema or checkpoint.model, categories)
-    if is_official(path):
+    kind = kind_of(path)
+    if kind == "official":
         file = read_official(path)
         classes = classes_of(file) if file.num_classes else None
         known = classes.categories if classes is not None and classes.known else None
         return InitialWeights(str(path), file.weights, known)
-    if path.suffix != ".safetensors" and path.exists():
+    if kind == "file":
         raise CheckpointError(
             f"--weights {path}: expected a run, a checkpoint folder, a stripped .safetensors file or an official .pth",
             "give one of these",
         )
-    tensors, config = read_file(path)
-    return InitialWeights(str(path), {f"detector.{name}": t for name, t in tensors.items()}, config.categories)
+    if kind in ("stripped", "missing"):
+        tensors, config = read_file(path)
+        return InitialWeights(str(path), {f"detector.{name}": t for name, t in tensors.items()}, config.categories)
+    folder = resolve_checkpoint(path)
+    checkpoint = load_checkpoint(folder, with_optimizer=False)
+    categories = stored_categories(checkpoint, folder)
+    return InitialWeights(f"{path} ({folder.name})", checkpoint.ema or checkpoint.model, categories)
 
 
 def build_from_weights(

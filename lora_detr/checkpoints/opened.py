@@ -1,4 +1,8 @@
-"""Open what a user names as a model: a run, a checkpoint, an official file, or a stripped file."""
+"""Classify a path that is given as a model (``kind_of``) and open it (``open_model``, ``open_run``).
+
+All commands ask here, so that none of them has rules of its own. A folder is classified by its contents and a file by
+its suffix, since a truncated or damaged file must still be reported as the model file it was meant to be.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,18 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.checkpoint import (
+    LoadedCheckpoint,
+    checkpoints_of,
+    has_checkpoints,
+    is_checkpoint,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 from lora_detr.checkpoints.manifest import Manifest
-from lora_detr.checkpoints.official.file import OfficialFile, is_official, read_official
+from lora_detr.checkpoints.official.file import OfficialFile, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
-from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
+from lora_detr.checkpoints.stripped_file import StrippedFile, read_file, read_stripped
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
@@ -23,6 +34,28 @@ from lora_detr.recipe.run_config import RunConfig
 from lora_detr.tensor_files import load_exact
 
 logger = logging.getLogger("lora_detr")
+
+
+ModelKind = Literal["run", "checkpoint", "official", "stripped", "folder", "file", "missing"]
+"""What a path can be where a model is expected; a ``folder`` holds no checkpoint, a ``file`` is of no other kind."""
+
+_SUFFIXES: dict[str, ModelKind] = {".pth": "official", ".pt": "official", ".safetensors": "stripped"}
+
+
+def kind_of(path: Path) -> ModelKind:
+    """Return what a path is. No file is opened, so a file or checkpoint may still turn out to be damaged."""
+    if path.is_dir():
+        if is_checkpoint(path):
+            return "checkpoint"
+        return "run" if has_checkpoints(checkpoints_of(path)) else "folder"
+    if path.is_file():
+        return kind_of_name(path)
+    return "file" if path.exists() else "missing"
+
+
+def kind_of_name(path: Path) -> ModelKind:
+    """Return what the suffix makes of a file, existing or still to be written: official, stripped or file."""
+    return _SUFFIXES.get(path.suffix, "file")
 
 
 @dataclass(frozen=True)
@@ -58,9 +91,34 @@ class OpenedRun:
         return self.path.with_name(f"{self.path.stem}-stripped.safetensors")
 
     @property
+    def detector(self) -> TwoStageDetector:
+        """The model without its branches."""
+        return self.model.detector
+
+    @property
     def deployment(self) -> DeploymentConfig:
         """What inference needs to know."""
         return self.config.deployment(self.categories)
+
+
+def open_model(
+    model: Path, which: Literal["best", "last"] = "best", *, ema: bool = True, data: Path | None = None
+) -> OpenedRun | StrippedFile:
+    """Open any kind of model.
+
+    Args:
+        model: run or checkpoint directory, official file or stripped file.
+        which: checkpoint of a run directory.
+        ema: take the averaged weights where the checkpoint has them.
+        data: COCO folder or YAML that names the classes of an official file without names.
+
+    Raises:
+        CheckpointError: as ``open_run``, or a stripped file is damaged.
+        LoraDetrError: ``data`` was asked and cannot be read.
+    """
+    if kind_of(model) == "stripped":
+        return read_stripped(model)
+    return open_run(model, which, ema=ema, data=data)
 
 
 def open_run(
@@ -81,10 +139,17 @@ def open_run(
         data: COCO folder or YAML that names the classes of an official file without names.
 
     Raises:
-        CheckpointError: there is none, it is damaged, it does not fit its own config, or it is of no known system.
+        CheckpointError: there is none, it is damaged, it does not fit its own config, or it is of no known system;
+            K12 for a stripped file, which has no branches any more.
         LoraDetrError: ``data`` was asked and cannot be read.
     """
-    if is_official(model):
+    kind = kind_of(model)
+    if kind == "stripped":
+        read_file(model)  # a file that is none of ours has a fault of its own
+        raise CheckpointError(
+            f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
+        )
+    if kind == "official":
         file = read_official(model, ema=ema)
         system = recognise(file, data=data)
         opened = open_official(file, system)
@@ -145,11 +210,3 @@ def stored_categories(checkpoint: LoadedCheckpoint, path: Path) -> CategoryMap:
         return CategoryMap.from_json(checkpoint.state.get("categories"))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", "use an earlier checkpoint of the run") from error
-
-
-def open_stripped(path: Path) -> tuple[TwoStageDetector, DeploymentConfig] | None:
-    """Return a stripped file's detector and config; None when ``path`` is no such file."""
-    if not is_deployed(path):
-        return None
-    deployed = read_deployed(path)
-    return deployed.detector, deployed.config

@@ -28,19 +28,19 @@ HASH = "sha256"
 
 
 @dataclass(frozen=True)
-class Deployed:
+class StrippedFile:
     """A detector that is ready to predict.
 
     Attributes:
         detector: in evaluation mode.
-        config: its input and classes.
+        deployment: its input and classes.
     """
 
     detector: TwoStageDetector
-    config: DeploymentConfig
+    deployment: DeploymentConfig
 
 
-def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: DeploymentConfig) -> None:
+def write_stripped(path: Path, tensors: Mapping[str, Tensor], config: DeploymentConfig) -> None:
     """Write weights and config as one safetensors file, atomically.
 
     Raises:
@@ -55,12 +55,7 @@ def write_deployed(path: Path, tensors: Mapping[str, Tensor], config: Deployment
     write_tensors(path, dict(tensors), {**metadata, HASH: _digest(tensors, metadata)})
 
 
-def is_deployed(path: Path) -> bool:
-    """Return whether ``path`` looks like a stripped file; the contents are not checked."""
-    return path.is_file() and path.suffix == ".safetensors"
-
-
-def read_deployed(path: Path) -> Deployed:
+def read_stripped(path: Path) -> StrippedFile:
     """Read a stripped file; its tensors must be exactly those of the detector it describes.
 
     Raises:
@@ -69,7 +64,7 @@ def read_deployed(path: Path) -> Deployed:
     tensors, config = read_file(path)
     detector = config.build()
     load_exact(detector, tensors, path)
-    return Deployed(detector.eval(), config)
+    return StrippedFile(detector.eval(), config)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:

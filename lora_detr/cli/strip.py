@@ -36,12 +36,11 @@ def strip(
     """
     from lora_detr.checkpoints.opened import open_run
     from lora_detr.deploy.proof_images import proof_images
-    from lora_detr.deploy.strip import refuse_stripped, write_report
     from lora_detr.deploy.strip import strip as strip_run
+    from lora_detr.deploy.strip import write_report
 
     show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)
-    refuse_stripped(model)
     opened = open_run(model, which, ema=not no_ema)
     target = output or opened.stripped
     images, described = proof_images(opened, inputs)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_detr.checkpoints.stripped_file import read_deployed
+from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.errors import LoraDetrError
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -55,9 +55,9 @@ def main(model: str, inputs: str, outputs: str, threads: str) -> int:
     # Results depend on the number of threads in their last bits, so both halves of a proof use the same.
     torch.set_num_threads(int(threads))
     try:
-        deployed = read_deployed(Path(model))
+        stripped = read_stripped(Path(model))
         results, seconds = run_inputs(
-            lambda images: deployed.detector(images).prediction, read_tensors(Path(inputs))[0]
+            lambda images: stripped.detector(images).prediction, read_tensors(Path(inputs))[0]
         )
         imported = sorted(name for name in sys.modules if name.startswith(FORBIDDEN))
         write_tensors(Path(outputs), results, {"seconds": repr(seconds), "imported": " ".join(imported)})

@@ -16,7 +16,6 @@ from lora_detr.checkpoints.official.classes import COCO_MAP, encode_names
 from lora_detr.checkpoints.official.file import (
     BIAS_TABLE,
     CLASSES,
-    OFFICIAL_SUFFIXES,
     POSITION_INDEX,
     OfficialFile,
     position_index,
@@ -25,8 +24,8 @@ from lora_detr.checkpoints.official.file import (
 )
 from lora_detr.checkpoints.official.keys import aliases, to_official
 from lora_detr.checkpoints.official.system import SHOWN, recognise
-from lora_detr.checkpoints.opened import open_official, open_run
-from lora_detr.checkpoints.stripped_file import is_deployed, read_file
+from lora_detr.checkpoints.opened import kind_of, kind_of_name, open_official, open_run
+from lora_detr.checkpoints.stripped_file import read_file
 from lora_detr.config.dump import as_tree, diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.categories import CategoryMap
@@ -118,8 +117,9 @@ def convert(
         CheckpointError: ``source`` cannot be read, is of no known system, or cannot be said in official names.
         OutputError: ``output`` cannot be written.
     """
-    to_ours = source.suffix in OFFICIAL_SUFFIXES
-    if to_ours == (output.suffix in OFFICIAL_SUFFIXES) or output.suffix == ".safetensors":
+    # By name: the source may be missing, which is reported as such, and the output is still to be written.
+    to_ours, written = kind_of_name(source) == "official", kind_of_name(output)
+    if to_ours == (written == "official") or written == "stripped":
         raise ConfigError(
             f"{source} to {output}: one of the two must be an official .pth, the other not",
             "give a .pth and a new run directory, or a run, checkpoint or stripped file and a new .pth",
@@ -181,7 +181,7 @@ def _to_run(
 def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema: bool) -> Conversion:
     state: Mapping[str, JSON] = {}
     kinds: list[str] = []
-    if is_deployed(source):
+    if kind_of(source) == "stripped":
         stripped, deployment = read_file(source)
         weights = {f"detector.{name}": tensor for name, tensor in stripped.items()}
         name, left = str(source), ["preparation of images"]
@@ -256,7 +256,8 @@ def _refuse_half_systems(
     elif model.kind != "ms-detr" and not set(kinds) <= ({"lora"} if model.kind == "relation" else {"lora", "ffn"}):
         fault = f"has {kinds[0]} branches, which no official {model.kind} has"
     if fault:
-        remedy = "convert the run that it comes from" if is_deployed(source) else "there is no official form of it"
+        stripped = kind_of(source) == "stripped"
+        remedy = "convert the run that it comes from" if stripped else "there is no official form of it"
         raise CheckpointError(f"{source}: {fault}", remedy, code="K08")
 
 

@@ -23,10 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, write_file
 from lora_detr.branches import FFNBranch, LoRABranch
-from lora_detr.checkpoints.opened import OpenedRun
-from lora_detr.checkpoints.stripped_file import is_deployed, read_file, write_deployed
+from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.deploy.candidate import FORBIDDEN, run_inputs
-from lora_detr.errors import CheckpointError, ConfigError, OutputError, VerificationError
+from lora_detr.errors import ConfigError, OutputError, VerificationError
 from lora_detr.models import TwoStageDetector
 from lora_detr.structures import Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -111,7 +111,7 @@ def strip(
     inputs = _as_tensors(images)
     expected, seconds_before = run_inputs(reference, inputs)
     plain = opened.deployment.build().eval()
-    if output.suffix != ".safetensors":
+    if kind_of_name(output) != "stripped":
         raise ConfigError(f"--output {output}: expected a name that ends in .safetensors", "rename it")
     if (output.parent / "MANIFEST.json").exists():
         raise ConfigError(f"--output {output}: lies in a checkpoint", "choose another --output")
@@ -159,21 +159,8 @@ def write_report(report: StripReport, output: Path) -> None:
     write_file(output.with_name("strip_report.json"), (text + "\n").encode())
 
 
-def refuse_stripped(model: Path) -> None:
-    """Refuse to strip a file that has no branches any more.
-
-    Raises:
-        CheckpointError: ``model`` is a stripped file, or a file that cannot be read as one.
-    """
-    if is_deployed(model):
-        read_file(model)  # a file that is none of ours has a fault of its own
-        raise CheckpointError(
-            f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
-        )
-
-
 def _write(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    write_deployed(path, tensors, opened.deployment)
+    write_stripped(path, tensors, opened.deployment)
 
 
 def _reference(opened: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:

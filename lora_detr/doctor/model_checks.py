@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint
-from lora_detr.checkpoints.official.file import is_official
-from lora_detr.checkpoints.opened import OpenedRun, open_run
-from lora_detr.checkpoints.stripped_file import is_deployed, read_deployed
+from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_run
+from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.data.loader import collate
 from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
@@ -34,15 +33,16 @@ def model_checks(model: Path, device: torch.device) -> Iterator[Check]:
         CheckpointError: there is no model.
     """
     opened: list[OpenedRun] = []
-    if is_deployed(model):
+    kind = kind_of(model)
+    if kind == "stripped":
         yield attempt("file", lambda: _stripped(model, device))
         return
-    if is_official(model):
+    if kind == "official":
         yield attempt("weights", lambda: _load(opened, model))
     else:
         path = resolve_checkpoint(model, "last")
         # A checkpoint that is named alone is not judged by others that lie beside it.
-        paths = [path] if path.resolve() == model.resolve() else _checkpoints(path.parent)
+        paths = [path] if kind == "checkpoint" else _checkpoints(path.parent)
         checks = {path: attempt(path.name, partial(_verified, path)) for path in paths}
         yield from _of_run(checks)
         if checks[paths[-1]].state == "ok":
@@ -104,12 +104,12 @@ def _load(opened: list[OpenedRun], path: Path) -> str:
 
 
 def _stripped(path: Path, device: torch.device) -> str:
-    deployed = read_deployed(path)
-    tensors = deployed.detector.state_dict()
-    detector = deployed.detector.to(device)
+    stripped = read_stripped(path)
+    tensors = stripped.detector.state_dict()
+    detector = stripped.detector.to(device)
     with torch.no_grad():
         _check_finite("the prediction", detector(_noise().to(device)).prediction)
-    kind = deployed.config.model.kind
+    kind = stripped.deployment.model.kind
     return f"hash fits, all {len(tensors)} tensors fit ({kind}), predictions on noise are finite"
 
 

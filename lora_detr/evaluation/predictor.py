@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr.checkpoints.opened import open_run, open_stripped
+from lora_detr.checkpoints.opened import open_model
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
@@ -249,11 +249,8 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, 
     """
     # A device alone, no `World`: whoever predicts may be one process of another program.
     chosen = choose_device(device)
-    stripped = open_stripped(model)
-    if stripped is not None:
-        return Predictor(*stripped, chosen)
-    run = open_run(model, which, ema=ema)
-    return Predictor(run.model.detector, run.deployment, chosen)
+    opened = open_model(model, which, ema=ema)
+    return Predictor(opened.detector, opened.deployment, chosen)
 
 
 def read_source(image: ImageSource) -> tv_tensors.Image:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory
-from lora_detr.checkpoints.official.file import is_official
-from lora_detr.checkpoints.opened import OpenedRun, open_run, open_stripped
+from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import ConfigError, DataError
@@ -72,25 +71,23 @@ def evaluate_parts(
             raise ConfigError("--predictions: one file cannot hold what all parts find", "give one --branch")
         _check_place(predictions)
     world = World.from_environment(device)
-    stripped = open_stripped(model)
-    if stripped is not None:
+    if data is None and kind_of(model) == "official":
+        data = _coco_folder(model)
+        say(f"no --data: using {data}")
+    opened = open_model(model, which, ema=ema, data=data)
+    config = opened.deployment
+    run = opened if isinstance(opened, OpenedRun) else None
+    if run is None:
         if part is not None:
             raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
-        detector, config = stripped
-        detector.to(world.device)
-        run = None
+        opened.detector.to(world.device)
         policy = _policy(DataConfig(), on_bad_data, allow_outside)
         split = _val_split(data, config, policy)
         default_size = 1
-        predictors = {PRIMARY: plain_predictor(detector)}
+        predictors = {PRIMARY: plain_predictor(opened.detector)}
     else:
-        if data is None and is_official(model):
-            data = _coco_folder(model)
-            say(f"no --data: using {data}")
-        run = open_run(model, which, ema=ema, data=data)
         run.model.to(world.device)
         predictors = _predictors(run, part)
-        config = run.deployment
         policy = _policy(run.config.data, on_bad_data, allow_outside)
         split = _val_split(data, config, policy) if data is not None else _own_split(run, policy)
         default_size = run.config.evaluation.batch_size

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_detr.checkpoints.official.file import is_official, read_official
+from lora_detr.checkpoints.official.file import read_official
 from lora_detr.checkpoints.official.system import announce, recognise
+from lora_detr.checkpoints.opened import kind_of
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.source import RUN_SETTINGS
@@ -160,7 +161,8 @@ def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
 def _with_settings_of(request: Request, weights: Path) -> Request:
     """Return the request on top of the settings of the run, or of the system of the official file, that is given."""
     given = {key for path in request.files for key, _ in flatten(read_yaml(path))}
-    if is_official(weights):
+    kind = kind_of(weights)
+    if kind == "official":
         file = read_official(weights)
         system = recognise(file)
         announce(file, system)
@@ -168,7 +170,7 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
         return replace(request, preset=system.preset, overrides=(*found, *request.overrides))
     settings = weights / RUN_SETTINGS
     if not settings.is_file():
-        if not weights.exists():
+        if kind == "missing":
             raise ConfigError(f"--weights {weights}: nothing is there", "check the path")
         raise ConfigError(
             f"--weights {weights}: brings no settings to train with; only a run directory or an official .pth does",

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.data.synthetic import sets
 from lora_detr.deploy import strip as strip_module
 from lora_detr.errors import OutputError
@@ -148,7 +148,7 @@ def test_the_default_run_directory_is_numbered(loradetr: Command, shapes_tiny: P
 
 def damaged(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
     name = "heads.classes.1.weight"
-    write_deployed(path, {**tensors, name: -tensors[name]}, opened.deployment)
+    write_stripped(path, {**tensors, name: -tensors[name]}, opened.deployment)
 
 
 def test_a_strip_that_fails_its_proof_exits_with_8(

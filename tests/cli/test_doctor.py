@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.doctor import checks as machine
 from lora_detr.doctor import self_test
 from lora_detr.doctor.checks import CheckFailedError, attempt
@@ -145,7 +145,7 @@ class TestModel:
 
     def test_a_stripped_file(self, loradetr: Command, small_run: Path) -> None:
         opened = open_run(small_run)
-        write_deployed(Path("stripped.safetensors"), opened.model.detector.inference_state(), opened.deployment)
+        write_stripped(Path("stripped.safetensors"), opened.model.detector.inference_state(), opened.deployment)
         assert loradetr("doctor", "--model", "stripped.safetensors").code == 0
         with Path("stripped.safetensors").open("r+b") as file:
             file.seek(-1, 2)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lora_detr.atomic_files import remove
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
 from lora_detr.recipe.run_config import RunConfig
@@ -287,7 +287,7 @@ def places(shapes_tiny: Path, small_run: Path, tmp_path_factory: pytest.TempPath
     """Data, a run and a stripped file that no command may change."""
     stripped = tmp_path_factory.mktemp("stripped") / "stripped.safetensors"
     opened = open_run(small_run)
-    write_deployed(stripped, opened.model.detector.state_dict(), opened.deployment)
+    write_stripped(stripped, opened.model.detector.state_dict(), opened.deployment)
     return Places(shapes_tiny, small_run, stripped)
 
 

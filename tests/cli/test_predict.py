@@ -20,7 +20,7 @@ from rich.console import Console
 
 import lora_detr
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.evaluation.drawing import label_colour
 from tests.cli.conftest import Command, Ended, run_process
 
@@ -127,7 +127,7 @@ def test_pictures_show_the_predictions(loradetr: Command, learned_run: Path, pho
 
 def test_a_stripped_file_gives_the_same_as_the_run(loradetr: Command, learned_run: Path, photos: Path) -> None:
     opened = open_run(learned_run)
-    write_deployed(Path("model.safetensors"), opened.model.detector.state_dict(), opened.deployment)
+    write_stripped(Path("model.safetensors"), opened.model.detector.state_dict(), opened.deployment)
     for model, output in ((learned_run, "one"), ("model.safetensors", "two")):
         assert loradetr("predict", model, photos, *LOW, "--output", output).code == 0
     for name in os.listdir("one"):

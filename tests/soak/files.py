@@ -26,7 +26,7 @@ from lora_detr.checkpoints.checkpoint import (
 )
 from lora_detr.checkpoints.manifest import NAME as MANIFEST
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
+from lora_detr.checkpoints.stripped_file import read_stripped, write_stripped
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.json_value import JSON
 from tests.limits import file_size_limit
@@ -125,7 +125,7 @@ def flip_a_stripped_bit(trial: int, folder: Path) -> Mapping[str, JSON]:
     data[position // 8] ^= 1 << position % 8
     path = folder / "stripped.safetensors"
     path.write_bytes(data)
-    _refused(lambda: read_deployed(path), path)
+    _refused(lambda: read_stripped(path), path)
     return {"place": "header" if position < header * 8 else "tensors"}
 
 
@@ -133,7 +133,7 @@ def flip_a_stripped_bit(trial: int, folder: Path) -> Mapping[str, JSON]:
 def _stripped() -> Path:
     path = shared_folder("stripped") / "stripped.safetensors"
     opened = open_run(runs.finished())
-    write_deployed(path, opened.model.detector.inference_state(), opened.deployment)
+    write_stripped(path, opened.model.detector.inference_state(), opened.deployment)
     return path
 
 

@@ -31,7 +31,6 @@ from lora_detr.tensor_files import (
     list_differences,
 )
 
-OFFICIAL_SUFFIXES = (".pth", ".pt")
 CATEGORIES = "categories"
 """Key beside the model: ids and names of labels that official code has no place for."""
 CLASSES = "_classes_"
@@ -135,11 +134,6 @@ class OfficialFile:
                 "use a complete file, or convert it with the --preset it was trained with",
                 code="K08",
             )
-
-
-def is_official(path: Path) -> bool:
-    """Return whether ``path`` looks like an official file; the contents are not checked."""
-    return path.suffix in OFFICIAL_SUFFIXES and path.is_file()
 
 
 def position_index(table: Tensor) -> Tensor:

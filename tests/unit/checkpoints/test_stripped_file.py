@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import FORMAT_VERSION, read_deployed, read_file, write_deployed
+from lora_detr.checkpoints.stripped_file import FORMAT_VERSION, read_file, read_stripped, write_stripped
 from lora_detr.errors import CheckpointError
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.tensor_files import read_tensors, write_tensors
@@ -20,13 +20,13 @@ from lora_detr.tensor_files import read_tensors, write_tensors
 def stripped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = open_run(small_run)
     path = tmp_path_factory.mktemp("deployed") / "stripped.safetensors"
-    write_deployed(path, opened.model.detector.state_dict(), opened.deployment)
+    write_stripped(path, opened.model.detector.state_dict(), opened.deployment)
     return path
 
 
 def test_it_reads_back_as_it_was_written(stripped: Path, small_run: Path) -> None:
-    opened, deployed = open_run(small_run), read_deployed(stripped)
-    assert deployed.config == opened.deployment
+    opened, deployed = open_run(small_run), read_stripped(stripped)
+    assert deployed.deployment == opened.deployment
     expected = opened.model.detector.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in deployed.detector.state_dict().items())
 
@@ -34,8 +34,8 @@ def test_it_reads_back_as_it_was_written(stripped: Path, small_run: Path) -> Non
 def test_pixels_are_normalised_by_the_statistics_in_the_file(small_run: Path, tmp_path: Path) -> None:
     opened, path = open_run(small_run), tmp_path / "stripped.safetensors"
     config = opened.deployment.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
-    write_deployed(path, opened.model.detector.state_dict(), config)
-    normalisation = read_deployed(path).detector.normalisation
+    write_stripped(path, opened.model.detector.state_dict(), config)
+    normalisation = read_stripped(path).detector.normalisation
     assert normalisation is not None
     assert torch.equal(normalisation.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     assert torch.equal(normalisation.std.flatten(), torch.tensor([0.4, 0.5, 0.6]))

@@ -15,7 +15,7 @@ from lora_detr.checkpoints.initial_weights import build_from_weights, read_initi
 from lora_detr.checkpoints.official.classes import encode_names
 from lora_detr.checkpoints.official.file import CLASSES, POSITION_INDEX, read_official, write_official
 from lora_detr.checkpoints.opened import OpenedRun, open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.config.load import load_config
 from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
 from lora_detr.deploy.conversion import convert
@@ -187,7 +187,7 @@ class TestStripped:
         official = official_files.make(system)
         official.save(place / "official.pth")
         opened = open_run(place / "official.pth")
-        write_deployed(place / "stripped.safetensors", opened.model.detector.inference_state(), opened.deployment)
+        write_stripped(place / "stripped.safetensors", opened.model.detector.inference_state(), opened.deployment)
         return place / "stripped.safetensors"
 
     def test_a_detector_of_lora_becomes_a_plain_one(self, place: Path) -> None:

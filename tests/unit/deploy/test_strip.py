@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun, open_run
-from lora_detr.checkpoints.stripped_file import Deployed, read_deployed, write_deployed
+from lora_detr.checkpoints.stripped_file import StrippedFile, read_stripped, write_stripped
 from lora_detr.deploy.proof_images import proof_images
-from lora_detr.deploy.strip import MERGE_TOLERANCE, StripReport, refuse_stripped, strip
+from lora_detr.deploy.strip import MERGE_TOLERANCE, StripReport, strip
 from lora_detr.errors import CheckpointError, ConfigError, VerificationError
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
@@ -48,8 +48,8 @@ def stripped(
 
 
 @pytest.fixture(scope="module")
-def deployed(stripped: tuple[Path, StripReport]) -> Deployed:
-    return read_deployed(stripped[0])
+def deployed(stripped: tuple[Path, StripReport]) -> StrippedFile:
+    return read_stripped(stripped[0])
 
 
 def test_the_proof_is_of_equal_bits(stripped: tuple[Path, StripReport], opened: OpenedRun) -> None:
@@ -98,10 +98,10 @@ def leaves(value: object) -> list[object]:
     return [value]
 
 
-def test_the_file_stores_the_classes_under_their_original_ids(deployed: Deployed, opened: OpenedRun) -> None:
-    assert deployed.config.categories == opened.categories
-    assert deployed.config.category_ids[:3] == (3, 7, 11)
-    assert "circle" in deployed.config.category_names
+def test_the_file_stores_the_classes_under_their_original_ids(deployed: StrippedFile, opened: OpenedRun) -> None:
+    assert deployed.deployment.categories == opened.categories
+    assert deployed.deployment.category_ids[:3] == (3, 7, 11)
+    assert "circle" in deployed.deployment.category_names
 
 
 def test_reading_a_stripped_file_needs_no_branches() -> None:
@@ -114,7 +114,7 @@ def test_reading_a_stripped_file_needs_no_branches() -> None:
 
 @pytest.mark.parametrize("sizes", [((33, 95),), ((97, 64), (64, 129)), ((128, 128), (31, 7), (90, 128))])
 def test_a_reloaded_file_predicts_the_same_bits(
-    sizes: tuple[tuple[int, int], ...], deployed: Deployed, opened: OpenedRun
+    sizes: tuple[tuple[int, int], ...], deployed: StrippedFile, opened: OpenedRun
 ) -> None:
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     pixels, padding = torch.zeros(len(sizes), 3, height, width), torch.ones(len(sizes), height, width, dtype=torch.bool)
@@ -131,7 +131,7 @@ def test_a_reloaded_file_predicts_the_same_bits(
 
 
 def damage_a_bit(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    write_deployed(path, tensors, opened.deployment)
+    write_stripped(path, tensors, opened.deployment)
     data = bytearray(path.read_bytes())
     # The sign of the largest weight there is: a bit that no rounding can hide.
     name, tensor = max(tensors.items(), key=lambda item: float(item[1].abs().max()) if "classes.1" in item[0] else -1.0)
@@ -142,13 +142,13 @@ def damage_a_bit(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -
 
 
 def cut(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    write_deployed(path, tensors, opened.deployment)
+    write_stripped(path, tensors, opened.deployment)
     path.write_bytes(path.read_bytes()[:-5])
 
 
 def nudge(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
     name = "heads.classes.1.bias"
-    write_deployed(path, {**tensors, name: tensors[name] + 1e-5}, opened.deployment)
+    write_stripped(path, {**tensors, name: tensors[name] + 1e-5}, opened.deployment)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_branch_can_be_merged_into_the_last_layer(
     merged, plain = read_tensors(path)[0], read_tensors(stripped[0])[0]
     changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
     assert changed == {f"decoder.layers.1.ffn.linear{i}.weight" for i in (1, 2)}
-    detector = read_deployed(path).detector
+    detector = read_stripped(path).detector
     with torch.no_grad():
         branches = opened.model(images[0])[1]
         found = detector(images[0]).prediction
@@ -208,9 +208,9 @@ def test_an_unknown_branch_is_refused(branch: int, opened: OpenedRun, images: li
 
 def test_a_stripped_file_is_not_stripped_again_k12(stripped: tuple[Path, StripReport], learned_run: Path) -> None:
     with pytest.raises(CheckpointError, match="stripped file already") as caught:
-        refuse_stripped(stripped[0])
+        open_run(stripped[0])
     assert (caught.value.exit_code, caught.value.code) == (4, "K12")
-    refuse_stripped(learned_run)
+    assert open_run(learned_run).model.branches.members
 
 
 def test_a_run_without_branches_and_without_its_data_is_exported_the_same_way(
@@ -225,7 +225,7 @@ def test_a_run_without_branches_and_without_its_data_is_exported_the_same_way(
     report = strip(opened, tmp_path / "model.safetensors", images, described)
     assert report.largest_difference == 0.0
     assert report.parameters_before == report.parameters_after
-    assert read_deployed(tmp_path / "model.safetensors").config.max_detections == 100
+    assert read_stripped(tmp_path / "model.safetensors").deployment.max_detections == 100
 
 
 class TestProofImages:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lora_detr
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.data.coco.categories import UNUSED
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import CheckpointError, ConfigError, DataError
@@ -169,7 +169,7 @@ def test_run_checkpoint_and_stripped_file_give_the_same(
 ) -> None:
     stripped = tmp_path / "model.safetensors"
     opened = open_run(learned_run)
-    write_deployed(stripped, opened.model.detector.state_dict(), opened.deployment)
+    write_stripped(stripped, opened.model.detector.state_dict(), opened.deployment)
     for model in (str(learned_run), opened.path, stripped):
         other = lora_detr.load(model, device="cpu")
         assert other.classes == predictor.classes

@@ -11,7 +11,7 @@ import pytest
 import lora_detr
 from lora_detr.checkpoints.checkpoint import load_checkpoint
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import read_deployed, write_deployed
+from lora_detr.checkpoints.stripped_file import read_stripped, write_stripped
 from lora_detr.data.coco.categories import COCO_NAMES, COCO_SLOTS, UNUSED
 from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs
@@ -69,8 +69,8 @@ def test_results_carry_original_ids(
     run, data = (coco_run, coco_data) if kind == "coco91" else (learned_run, learned_data)
     opened = open_run(run)
     stripped = tmp_path / "stripped.safetensors"
-    write_deployed(stripped, opened.model.detector.state_dict(), opened.deployment)
-    assert read_deployed(stripped).config.categories == opened.categories
+    write_stripped(stripped, opened.model.detector.state_dict(), opened.deployment)
+    assert read_stripped(stripped).deployment.categories == opened.categories
 
     names = original_names(data)
     content = json.loads((data.parent / "two.json").read_text())

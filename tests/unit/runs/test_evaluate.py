@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import box_iou
 
 from lora_detr.checkpoints.opened import open_run
-from lora_detr.checkpoints.stripped_file import write_deployed
+from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.errors import CheckpointError, ConfigError, DataError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.runs.evaluate import evaluate_parts
@@ -40,7 +40,7 @@ def stripped(learned_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A stripped file, without the proof."""
     path = tmp_path_factory.mktemp("stripped") / "model.safetensors"
     opened = open_run(learned_run)
-    write_deployed(path, opened.model.detector.state_dict(), opened.deployment)
+    write_stripped(path, opened.model.detector.state_dict(), opened.deployment)
     return path
 
 
@@ -126,7 +126,7 @@ def test_what_is_a_duplicate_is_a_setting_of_the_run(
         update={"evaluation": opened.config.evaluation.model_copy(update={"suppression": "any-class"})}
     )
     of_any = tmp_path / "any.safetensors"
-    write_deployed(of_any, opened.model.detector.state_dict(), changed.deployment(opened.categories))
+    write_stripped(of_any, opened.model.detector.state_dict(), changed.deployment(opened.categories))
     overlaps, counts = [], []
     for model, nms_iou in ((stripped, 0.2), (of_any, 0.2), (of_any, None)):
         path = tmp_path / "predictions.json"
@@ -150,7 +150,7 @@ def test_only_what_scores_above_the_limit_of_the_settings_is_kept(
         update={"evaluation": opened.config.evaluation.model_copy(update={"min_score": limit})}
     )
     path = tmp_path / "model.safetensors"
-    write_deployed(path, opened.model.detector.state_dict(), changed.deployment(opened.categories))
+    write_stripped(path, opened.model.detector.state_dict(), changed.deployment(opened.categories))
     evaluate(path, data=learned_data, predictions=tmp_path / "predictions.json")
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 4
 

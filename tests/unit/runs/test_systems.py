@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_detr.checkpoints.initial_weights import InitialWeights, build_from_weights
 from lora_detr.checkpoints.opened import OpenedRun, open_run
-from lora_detr.checkpoints.stripped_file import read_deployed
+from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.deploy.strip import MERGE_TOLERANCE, strip
 from lora_detr.errors import ConfigError
@@ -156,7 +156,7 @@ def test_what_is_deployed_is_the_detector_built_for_inference(
     groups = sum(p.numel() for p in opened.model.detector.query_groups.parameters())
     branches = sum(p.numel() for p in opened.model.branches.parameters())
     assert report.parameters_before - report.parameters_after == groups + branches
-    deployed = read_deployed(path).detector
+    deployed = read_stripped(path).detector
     with torch.no_grad():
         for batch in images:
             output, _ = opened.model(batch)
@@ -179,7 +179,7 @@ def test_a_branch_becomes_the_last_layer(
     assert changed
     assert all(name.startswith("decoder.layers.1.ffn.") for name in changed)
     assert any(".norm." in name for name in changed) == (system == "ffn3")
-    deployed = read_deployed(path).detector
+    deployed = read_stripped(path).detector
     with torch.no_grad():
         output, branches = opened.model(images[0])
         found = deployed(images[0]).prediction

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from lora_detr.checkpoints.official.file import is_official, read_official, write_official
+from lora_detr.checkpoints.official.file import read_official, write_official
 from lora_detr.errors import CheckpointError
 
 RAW, AVERAGE = {"a.weight": torch.tensor([1.0, 2.0])}, {"a.weight": torch.tensor([3.0, 4.0])}
@@ -126,12 +125,3 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_not_read(
     with pytest.raises(CheckpointError, match="not a PyTorch file of tensors") as caught:
         read_official(packed)
     assert isinstance(caught.value.__cause__, ValueError)
-
-
-def test_a_name_alone_makes_no_official_file(tmp_path: Path) -> None:
-    assert not is_official(tmp_path / "absent.pth")
-    (tmp_path / "folder.pth").mkdir()
-    assert not is_official(tmp_path / "folder.pth")
-    weights: dict[str, Tensor] = RAW
-    assert is_official(saved(weights, tmp_path / "file.pt"))
-    assert not is_official(saved(weights, tmp_path / "file.bin"))
