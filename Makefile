@@ -61,7 +61,7 @@ evidence: $(TOOLS)
 	@test -d "$(DATA)" || { echo "error: give the folder of the blood-cell photos: make evidence DATA=path/to/bccd" >&2; exit 2; }
 	$(ABLATE) arms $(STUDY) --data $(DATA) --max-steps 876 $(DIAGNOSED) --output-dir evidence/bccd-arms
 	$(ABLATE) early $(STUDY) --data $(DATA) --max-steps 438 --output-dir evidence/bccd-early \
-		--rows control,lora3,third,rise,fall,apart,zero-b,no-cap,slow-boxes,authors-control,authors
+		--rows control,lora3,third,rise,fall,zero-b,no-cap,slow-boxes,authors-control,authors
 	$(ABLATE) arms $(STUDY) $(SPARSE) --max-steps 1000 $(DIAGNOSED) --rows control,lora3,identical,ffn3 \
 		--output-dir evidence/sparse-arms
 	$(ABLATE) early $(STUDY) $(SPARSE) --max-steps 1000 $(DIAGNOSED) --rows control,lora3,fall,heavier \

@@ -33,9 +33,8 @@ class OptimizerConfig(Strict):
     """Decay of the running moments."""
     clip_norm: float | None = Field(0.1, gt=0)
     """Largest norm of the whole gradient; null does not clip."""
-    clip: Literal["together", "apart"] = "together"
-    """``together`` bounds the whole gradient; ``apart`` that of the branches' losses and that of all others one by one,
-    each by ``clip_norm``, and adds them. A step then has two backward passes."""
+    clip: Literal["together"] = Field("together", exclude=True)
+    """No choice, and never written: settings of earlier runs name it, and must still be read."""
     lr_rules: tuple[LrRule, ...] = ()
     """Parts that learn at a scaled rate. A rule that matches no parameter is an error."""
     no_decay: tuple[str, ...] = ()

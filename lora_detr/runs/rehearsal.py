@@ -176,8 +176,7 @@ def _pass(trainer: Trainer, batch: Batch) -> float:
         batch = batch.to(device)
         output, branches = forward(trainer.model, batch, trainer.config.train.precision)
         report = trainer.criterion(output, branches, PaddedTargets.from_targets(batch.targets), Normaliser(1))
-        trainer.stepper.clipping.backward(report)
-        trainer.stepper.clipping.forget()
+        report.total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - start

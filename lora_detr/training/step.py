@@ -22,14 +22,14 @@ from lora_detr.processes.stopping import StopSignals, named
 from lora_detr.processes.world import World
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Batch, BranchOutput, DetectorOutput, PaddedTargets
-from lora_detr.training.clipping import build_clipping
 from lora_detr.training.nonfinite import BatchRecord, MatchFault, NonFiniteLossError, NonFiniteStep, RankRecord
 from lora_detr.training.seeding import torch_state, torch_state_to_json
 
 # Sees what was matched and the losses of each micro-batch before their backward pass.
 Observer = Callable[[Sequence[Source], LossReport, PaddedTargets], None]
 
-# Updates skipped in a row, for a gradient that is not finite, before the run is given up.
+# Updates skipped in a row, for a gradient that is not finite, before the run is given up: an unlucky batch
+# overflows once, but weights that are past repair give no finite gradient again.
 MAX_SKIPPED = 10
 
 
@@ -102,12 +102,9 @@ class Stepper:
         self.model, self.criterion, self.optimizer, self.world = model, criterion, optimizer, world
         self.signals = signals or StopSignals()
         self.config = config
-        self.clipping = build_clipping(
-            [p for group in optimizer.param_groups for p in group["params"]],
-            config.train.optimizer,
-            config.branch_names,
-            world,
-        )
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = config.train.optimizer.clip_norm
+        self.clip_norm = math.inf if limit is None else limit
         self.skipped_in_a_row = 0
         self.skipped = 0
         self.observer: Observer | None = None
@@ -137,10 +134,13 @@ class Stepper:
         if len(reports) < len(computed):
             loss = loss * math.nan
         values = sum((report.values for report in reports[1:]), reports[0].values) if reports else loss.new_zeros(0)
-        norm = self.clipping.finish()
+        # Backward has averaged the gradients, but losses and signals are those of this rank. Their flags are summed, as
+        # a rank that raised or stopped on its own would leave the others waiting in the next step.
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.stack((loss, norm)).isfinite()
-        # One copy for the log and the checks; the flags are those of all ranks, so that all agree.
         flags = self.world.sum(torch.cat(((~finite).float(), self.signals.flags(self.world.device))))
+        # A copy waits for the device, so log, checks and signals share one. It precedes the update because a NaN cannot
+        # be taken out of weights and moments again.
         host = to_host(torch.cat((values, loss[None], norm[None], flags))).tolist()
         *numbers, loss_value, norm_value, bad_loss, bad_norm, requeue, interrupt = host
         if bad_loss:
@@ -161,19 +161,17 @@ class Stepper:
 
         A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
         """
-        with self.clipping.pass_of(self.model):
-            output, branches = forward(self.model, batch, self.config.train.precision)
-            report: LossReport
-            try:
-                targets = PaddedTargets.from_targets(batch.targets)
-                sources = self.criterion.match(output, branches, targets, normaliser, branch_share=self.branch_share)
-                report = self.criterion.losses(sources, targets)
-            except NonFiniteMatchError as error:
-                (_sum_of_predictions(output, branches) * math.nan).backward()
-                return MatchFault(error.where, batch.targets[error.image].image_id)
-            if self.observer is not None:
-                self.observer(sources, report, targets)
-            self.clipping.backward(report)
+        output, branches = forward(self.model, batch, self.config.train.precision)
+        try:
+            targets = PaddedTargets.from_targets(batch.targets)
+            sources = self.criterion.match(output, branches, targets, normaliser, branch_share=self.branch_share)
+            report = self.criterion.losses(sources, targets)
+        except NonFiniteMatchError as error:
+            (_sum_of_predictions(output, branches) * math.nan).backward()
+            return MatchFault(error.where, batch.targets[error.image].image_id)
+        if self.observer is not None:
+            self.observer(sources, report, targets)
+        report.total.backward()
         return report.detached()
 
     def _skip(self, step: int, norm: float) -> None:

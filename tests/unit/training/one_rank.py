@@ -39,7 +39,6 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         "loss.dac.matcher.positive_fraction=null",
     ),
     "relation without denoising": ("relation-tiny-lora3", "model.denoising=null"),
-    "clipped apart": ("deformable-tiny-lora3", "train.optimizer.clip=apart", "train.optimizer.clip_norm=0.1"),
     "denoising without noise": ("relation-tiny", "model.denoising={num_queries: 12, label_noise: 0, box_noise: 0}"),
 }
 

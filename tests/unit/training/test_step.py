@@ -70,6 +70,14 @@ def test_a_step_updates_every_parameter_and_reports_every_term(stepper: Stepper,
     assert not result.skipped
 
 
+def test_the_gradient_is_scaled_down_to_the_limit(splits: Splits, batch: Batch) -> None:
+    settings = small_runs.config(*small_runs.WITHOUT_CHANCE, "train.optimizer.clip_norm=0.1")
+    stepper = small_runs.stepper(settings, splits.categories.num_classes)
+    assert stepper([batch], 0).gradient_norm > 0.1
+    norm = torch.stack([gradient.norm() for gradient in gradients(stepper).values()]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-3)
+
+
 def test_at_most_three_copies_to_the_host(stepper: Stepper, batch: Batch) -> None:
     stepper([batch], 0)
     before = HostCopies.count
