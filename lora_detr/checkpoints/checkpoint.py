@@ -30,15 +30,17 @@ from lora_detr.atomic_files import (
 )
 from lora_detr.checkpoints import manifest as manifests
 from lora_detr.checkpoints.manifest import Manifest
+from lora_detr.checkpoints.training_state import RECOVER, TrainingState
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.json_value import JSON
 from lora_detr.tensor_files import encode_tensors, read_tensors
 
 MODEL, OPTIMIZER, EMA, STATE, BEST = "model.safetensors", "optim.safetensors", "ema.safetensors", "state.json", "best"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds all of its checkpoints."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 _REPLACED = ".replaced"
-_RECOVER = "use an earlier checkpoint of the run"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class LoadedCheckpoint:
         model: weights.
         optimizer: tensors of the optimiser; empty when they were not asked for.
         ema: averaged weights, or None when none were kept.
-        state: everything else that was saved.
+        state: where the run stood.
         manifest: its facts: world size, configuration hash, versions.
     """
 
@@ -58,8 +60,18 @@ class LoadedCheckpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor] | None
-    state: dict[str, JSON]
+    state: TrainingState
     manifest: Manifest
+
+
+def step_name(step: int) -> str:
+    """Return the name of the checkpoint of a step, such as ``step-00000042``."""
+    return f"step-{step:08d}"
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory that a checkpoint lies in, or None where it stands alone."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
 
 
 def save_checkpoint(
@@ -68,7 +80,7 @@ def save_checkpoint(
     step: int,
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
-    state: Mapping[str, JSON],
+    state: TrainingState,
     ema: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, JSON],
 ) -> Path:
@@ -79,7 +91,7 @@ def save_checkpoint(
         step: optimiser steps done.
         model: weights.
         optimizer: tensors of ``flatten_optimizer``.
-        state: what resuming needs besides tensors, such as random states and the optimiser's JSON.
+        state: what resuming needs besides tensors.
         ema: averaged weights.
         facts: world size, configuration hash; those of the machine are added.
 
@@ -90,11 +102,11 @@ def save_checkpoint(
     parts: dict[str, Callable[[], bytes]] = {
         MODEL: lambda: encode_tensors(model),
         OPTIMIZER: lambda: encode_tensors(optimizer),
-        STATE: lambda: json.dumps(dict(state), indent=1).encode() + b"\n",
+        STATE: lambda: json.dumps(state.to_json(), indent=1).encode() + b"\n",
     }
     if ema is not None:
         parts[EMA] = lambda: encode_tensors(ema)
-    final = directory / f"step-{step:08d}"
+    final = directory / step_name(step)
     with reporting(directory):
         temporary = make_temporary_directory(directory)
         try:
@@ -129,7 +141,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool) -> LoadedCheckpoint:
     manifest = manifests.verify(path)
     absent = [name for name in (MODEL, OPTIMIZER, STATE) if name not in manifest.files]
     if absent:
-        raise CheckpointError(f"{path}: incomplete: the manifest lacks {', '.join(absent)}", _RECOVER, code="K03")
+        raise CheckpointError(f"{path}: incomplete: the manifest lacks {', '.join(absent)}", RECOVER, code="K03")
     model, _ = read_tensors(path / MODEL)
     optimizer = read_tensors(path / OPTIMIZER)[0] if with_optimizer else {}
     ema = read_tensors(path / EMA)[0] if EMA in manifest.files else None
@@ -194,7 +206,7 @@ def set_best(directory: Path, step: int) -> None:
     """
     if step not in _steps(directory):
         raise CheckpointError(f"{directory}: no checkpoint of step {step}", "save it before naming it the best")
-    write_file(directory / BEST, _pointer(f"step-{step:08d}").encode())
+    write_file(directory / BEST, _pointer(step_name(step)).encode())
 
 
 def best_step(directory: Path) -> int | None:
@@ -304,7 +316,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def checkpoints_of(folder: Path) -> Path:
     """Return where the checkpoints of a run lie: below it, or in ``folder`` where that is the place itself."""
-    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    return folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
 
 
 def _steps(directory: Path) -> dict[int, Path]:
@@ -345,11 +357,9 @@ def _publish(temporary: Path, final: Path) -> None:
     remove(replaced)
 
 
-def _read_state(path: Path) -> dict[str, JSON]:
+def _read_state(path: Path) -> TrainingState:
     try:
         state = json.loads(path.read_bytes())
     except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", _RECOVER) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a mapping, found {type(state).__name__}", _RECOVER)
-    return state
+        raise CheckpointError(f"{path}: cannot be read: {error}", RECOVER) from error
+    return TrainingState.from_json(state, path)

@@ -21,11 +21,13 @@ from lora_detr.checkpoints.checkpoint import (
     is_checkpoint,
     load_checkpoint,
     resolve_checkpoint,
+    run_of,
 )
 from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.checkpoints.official.file import OfficialFile, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
 from lora_detr.checkpoints.stripped_file import StrippedFile, read_file, read_stripped
+from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
@@ -81,7 +83,7 @@ class OpenedRun:
     @property
     def run(self) -> Path:
         """The run directory, or the folder beside a checkpoint that stands alone."""
-        return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+        return run_of(self.path) or self.path.parent
 
     @property
     def stripped(self) -> Path:
@@ -180,7 +182,7 @@ def open_official(file: OfficialFile, system: OfficialSystem) -> OpenedRun:
     built = system.config.build_model(categories.num_classes, load_weights=False)
     file.check_fit(built)
     built.load_state_dict(file.weights)
-    checkpoint = LoadedCheckpoint(0, file.weights, {}, None, {}, Manifest(0, {}, {}))
+    checkpoint = LoadedCheckpoint(0, file.weights, {}, None, TrainingState(), Manifest(0, {}, {}))
     return OpenedRun(file.path, system.config, categories, built.eval(), checkpoint, file.averaged)
 
 
@@ -191,7 +193,7 @@ def stored_config(checkpoint: LoadedCheckpoint, path: Path) -> RunConfig:
         CheckpointError: it is missing or of another schema.
     """
     try:
-        return RunConfig.model_validate(checkpoint.state.get("config"))
+        return RunConfig.model_validate(checkpoint.state.config)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -207,6 +209,6 @@ def stored_categories(checkpoint: LoadedCheckpoint, path: Path) -> CategoryMap:
         CheckpointError: they are missing or malformed.
     """
     try:
-        return CategoryMap.from_json(checkpoint.state.get("categories"))
+        return CategoryMap.from_json(checkpoint.state.categories)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", "use an earlier checkpoint of the run") from error

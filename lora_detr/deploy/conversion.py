@@ -26,6 +26,7 @@ from lora_detr.checkpoints.official.keys import aliases, to_official
 from lora_detr.checkpoints.official.system import SHOWN, recognise
 from lora_detr.checkpoints.opened import kind_of, kind_of_name, open_official, open_run
 from lora_detr.checkpoints.stripped_file import read_file
+from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.config.dump import as_tree, diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.categories import CategoryMap
@@ -34,9 +35,6 @@ from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.records.run_directory import RunDirectory
-
-ORIGIN = "official"
-"""Key in the state of a converted checkpoint: what the official file had and our model has not."""
 
 # An official Relation-DETR has these whatever it was trained for; a detector without branches has not.
 RELATION_GROUPS = ("detector.query_groups.hybrid.classes.weight", "detector.query_groups.denoising.labels.weight")
@@ -155,11 +153,7 @@ def _to_run(
             step=0,
             model=tensors,
             optimizer={},
-            state={
-                "config": as_tree(config),
-                "categories": opened.categories.to_json(),
-                ORIGIN: _origin(file),
-            },
+            state=TrainingState(as_tree(config), opened.categories.to_json(), official=_origin(file)),
             facts={"world_size": 1},
         )
     except BaseException:
@@ -179,8 +173,7 @@ def _to_run(
 
 
 def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema: bool) -> Conversion:
-    state: Mapping[str, JSON] = {}
-    kinds: list[str] = []
+    state, kinds = TrainingState(), list[str]()
     if kind_of(source) == "stripped":
         stripped, deployment = read_file(source)
         weights = {f"detector.{name}": tensor for name, tensor in stripped.items()}
@@ -190,11 +183,11 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
         weights, state, deployment = opened.model.state_dict(), opened.checkpoint.state, opened.deployment
         kinds = [branch.kind for branch in opened.config.branches]
         name = f"{source} ({opened.path.name}{', averaged weights' if opened.averaged else ''})"
-        left = ["settings", *(["optimiser", "progress"] if "optimizer" in state else [])]
+        left = ["settings", *(["optimiser", "progress"] if state.optimizer is not None else [])]
     model, categories = deployment.model, deployment.categories
     tensors = _named(weights, model, source)
     _refuse_half_systems(weights, model, kinds, source)
-    origin = state.get(ORIGIN)
+    origin = state.official
     tensors = _as_it_was(tensors, origin) if isinstance(origin, dict) else _with_classes(tensors, model, categories)
     beside = None if CLASSES in tensors or categories == COCO_MAP else categories
     notes = _unsaid(source, OfficialFile(output, tensors, categories=beside), deployment, kinds)

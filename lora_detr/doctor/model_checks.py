@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint, step_name
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_run
 from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.data.loader import collate
@@ -84,7 +84,7 @@ def _best(checks: Mapping[Path, Check]) -> str:
     step = best_step(next(iter(checks)).parent)
     if step is None:
         return "none yet: nothing was evaluated"
-    name = f"step-{step:08d}"
+    name = step_name(step)
     states = {path.name: check.state for path, check in checks.items()}
     if states.get(name) != "ok":
         why = "is damaged" if name in states else "is not there"

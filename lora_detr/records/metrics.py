@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from lora_detr.atomic_files import reporting, write_file
-from lora_detr.errors import OutputError
 from lora_detr.json_value import JSON
-from lora_detr.losses.report import LossTerm
 from lora_detr.structures import Batch
-
-# No room on the disk, in a quota, or below a limit of the size of a file.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class LogRoom:
-    """Says what becomes of lines of a log that the disk has no room for.
-
-    Args:
-        policy: ``warn`` leaves them out, warns once and counts; ``error`` ends the run.
-        say: shows a line.
-    """
-
-    def __init__(self, policy: Literal["warn", "error"], say: Callable[[str], None]) -> None:
-        self.policy, self.say = policy, say
-        self.left_out = 0
-
-    @contextlib.contextmanager
-    def lines(self) -> Iterator[None]:
-        """Hold what appends a line, or several that belong together; they are left out as far as there is no room.
-
-        Raises:
-            OutputError: there is no room, and the policy is ``error``; or there is another fault than that.
-        """
-        try:
-            yield
-        except OutputError as error:
-            cause = error.__cause__
-            if self.policy == "error" or not isinstance(cause, OSError) or cause.errno not in _FULL:
-                raise
-            self.left_out += 1
-            if self.left_out == 1:
-                self.say(f"warning: {error.message}; training goes on, lines of the logs are left out until there is")
-
-    def report(self) -> None:
-        """Say how often lines were left out, if ever."""
-        if self.left_out:
-            self.say(f"warning: the disk was full: {self.left_out} records are missing in the logs")
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> None:
@@ -129,31 +86,6 @@ def padded_share(means: Mapping[str, float]) -> float:
     """Return the share of pixels that are padding, in [0, 1); NaN where none were counted."""
     pixels = means.get("pixels", 0.0)
     return means.get("padded", 0.0) / pixels if pixels else float("nan")
-
-
-def step_record(
-    step: int,
-    epoch: int,
-    loss: float,
-    terms: Sequence[LossTerm],
-    rates: Mapping[str, float],
-    gradient_norm: float,
-    seconds: float,
-) -> dict[str, object]:
-    """Build the line of a step: every term by source, layer and kind, before weighting.
-
-    ``loss_hex`` is the exact float, so that two runs can be compared bit for bit with ``diff``.
-    """
-    return {
-        "step": step,
-        "epoch": epoch,
-        "loss": loss,
-        "loss_hex": float(loss).hex(),
-        "gradient_norm": gradient_norm,
-        "lr": dict(rates),
-        "seconds": round(seconds, 4),
-        "terms": {str(term.key): term.value for term in terms},
-    }
 
 
 # Names under which the plot scripts of the DETR family look for the primary path's last layer; those of the layers

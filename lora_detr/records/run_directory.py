@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_detr.atomic_files import prepare_directory, reporting, write_file
+from lora_detr.checkpoints.checkpoint import CHECKPOINTS
 from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.report import AnnotationError
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.recipe.run_config import RunConfig
 
-LOCK, CHECKPOINTS = ".lock", "checkpoints"
-DATA_REPORT = "data_report.json"
+LOCK, DATA_REPORT = ".lock", "data_report.json"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_detr.atomic_files import prepare_directory
+from lora_detr.checkpoints.checkpoint import run_of
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.data.coco.split import CocoSplit
@@ -179,8 +180,7 @@ def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
     path = run.config.data.path
     if path is None:
         raise ConfigError("the run's config names no data", "give --data DIR")
-    overfit = run.checkpoint.state.get("overfit")
-    splits = read_splits(Path(path), policy, overfit if isinstance(overfit, int) else None)
+    splits = read_splits(Path(path), policy, run.checkpoint.state.overfit)
     if splits.val is None:
         raise DataError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
     return splits.val.with_categories(run.categories)
@@ -201,4 +201,4 @@ def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) 
 
 def _is_own(run: OpenedRun) -> bool:
     """Return whether a checkpoint lies in a run directory and its weights are those that the run evaluates."""
-    return run.path.parent.name == "checkpoints" and (run.averaged or run.checkpoint.ema is None)
+    return run_of(run.path) is not None and (run.averaged or run.checkpoint.ema is None)

@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, best_step, clean_stale, has_checkpoints, load_latest
+from lora_detr.checkpoints.checkpoint import (
+    CHECKPOINTS,
+    LoadedCheckpoint,
+    best_step,
+    clean_stale,
+    has_checkpoints,
+    load_latest,
+    step_name,
+)
 from lora_detr.checkpoints.initial_weights import Initialised, build_from_weights, read_initial_weights
 from lora_detr.checkpoints.opened import stored_config
 from lora_detr.config.dump import dump_config
@@ -24,7 +32,7 @@ from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Display
 from lora_detr.records.environment import environment
 from lora_detr.records.metrics import append_line, truncate
-from lora_detr.records.run_directory import CHECKPOINTS, DATA_REPORT, RunDirectory, next_run, problems_kept
+from lora_detr.records.run_directory import DATA_REPORT, RunDirectory, next_run, problems_kept
 from lora_detr.records.tensorboard import require_tensorboard
 from lora_detr.runs.ending import Finished, run_to_completion
 from lora_detr.runs.request import Resolved
@@ -186,11 +194,11 @@ def _resume(
         raise ConfigError(
             f"--resume {run}: holds no checkpoint", "start the run again in another directory", code="C10"
         )
-    path = directory.checkpoints / f"step-{checkpoint.step:08d}"
+    path = directory.checkpoints / step_name(checkpoint.step)
     stored = stored_config(checkpoint, path)
     config = wanted(stored)
     changes = allowed_changes(stored, config, overrides)
-    overfit = _overfit_count(checkpoint.state)
+    overfit = checkpoint.state.overfit
     if overfit_wanted not in (None, overfit):
         raise ConfigError(f"--overfit {overfit_wanted}: the run has {overfit}", "start a new run", code="C07")
     world = World.from_environment(config.train.device, config.train.rank_timeout)
@@ -198,10 +206,10 @@ def _resume(
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config names no data", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit, verify=_verification(config, world))
-    same_data = checkpoint.state.get("data") == splits.fingerprints
+    same_data = checkpoint.state.data == splits.fingerprints
     if not same_data:
         _check_other_data(run, config, checkpoint, splits, overrides)
-        changes.append({"key": DATA, "was": checkpoint.state.get("data"), "now": splits.fingerprints, "override": True})
+        changes.append({"key": DATA, "was": checkpoint.state.data, "now": splits.fingerprints, "override": True})
     seed_everything(config.train.seed, world.rank)
     model = config.build_model(splits.categories.num_classes, load_weights=False)
     trainer = Trainer(config, splits, model, directory, world, display)
@@ -262,15 +270,9 @@ def _check_other_data(
             f"restore the data, start a new run, or insist with --override {DATA}",
             code="C08",
         )
-    if checkpoint.state.get("categories") != splits.categories.to_json():
+    if checkpoint.state.categories != splits.categories.to_json():
         raise ConfigError(
             f"--resume {run}: {config.data.path} has other categories than the run, whose labels would change meaning",
             f"start a new run with --weights {run}, which keeps all weights that fit",
             code="C08",
         )
-
-
-def _overfit_count(state: Mapping[str, object]) -> int | None:
-    """Return on how many images a run was started to overfit; None for a common run."""
-    count = state.get("overfit")
-    return count if isinstance(count, int) else None

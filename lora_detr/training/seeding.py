@@ -1,6 +1,8 @@
-"""Seed every random generator, and save and restore their states as plain JSON (no pickle).
+"""Seed, save and restore the random generators of a process: Python's, numpy's global one, torch's on CPU and GPU.
 
-The three generators that code of ours or of a library may draw from are Python's, numpy's global one and torch's.
+``seed_everything`` starts a run or a process; ``rng_state`` and ``restore_own_state`` carry all generators through a
+checkpoint, as JSON rather than pickle; ``torch_state`` notes before each step what that step draws from, so that
+``doctor --replay`` can run it again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_detr.checkpoints.checkpoint import run_of
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World
@@ -70,7 +73,7 @@ def restore_own_state(
         seed_everything(*fresh, world.rank)
     else:
         raise ConfigError(
-            f"--resume {source.parent.parent}: the run was on {len(states)} processes, this is on {world.size}",
+            f"--resume {run_of(source) or source}: the run was on {len(states)} processes, this is on {world.size}",
             "give --gpus or --nproc as before, or --override processes: batches, rates and random draws then change",
             code="C08",
         )

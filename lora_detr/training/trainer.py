@@ -10,8 +10,17 @@ from signal import Signals
 import torch
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.checkpoints.checkpoint import LoadedCheckpoint, best_step, has_step, prune, save_checkpoint, set_best
+from lora_detr.checkpoints.checkpoint import (
+    LoadedCheckpoint,
+    best_step,
+    has_step,
+    prune,
+    save_checkpoint,
+    set_best,
+    step_name,
+)
 from lora_detr.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
+from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
@@ -27,8 +36,8 @@ from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Display
 from lora_detr.records.eval_results import write_results
-from lora_detr.records.metrics import LogRoom, RunningMean, pixel_counts
-from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
+from lora_detr.records.metrics import RunningMean, pixel_counts
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.tensor_files import load_exact
 from lora_detr.training.averaging import WeightAverage
@@ -72,7 +81,6 @@ class Trainer:
     directory: RunDirectory
     display: Display
     log: RunLog | None
-    room: LogRoom
     unreadable: UnreadableImages
     # Training state; all of it is in a checkpoint.
     step: int
@@ -111,7 +119,6 @@ class Trainer:
         self.plan = Plan(steps, config.train.epochs, config.train.max_steps, batch)
         self.step, self.best, self.saved, self.kept = 0, -math.inf, None, set()
         self.best_step, self.log = None, None
-        self.room = LogRoom(config.train.on_full_log, display.line)
         self.unreadable = UnreadableImages(display)
 
     def fit(self) -> CocoMetrics | None:
@@ -142,7 +149,6 @@ class Trainer:
             self.loader.close()
             if self.log is not None:
                 self.log.close()
-            self.room.report()
         return metrics
 
     @property
@@ -167,8 +173,7 @@ class Trainer:
         metrics = self.evaluate() if due else None
         means, self.means = self.means, RunningMean()
         if self.log is not None:
-            with self.room.lines():
-                self.log.epoch(self.step, epoch, means, self.optimizer.param_groups[0]["lr"], metrics)
+            self.log.epoch(self.step, epoch, means, self.optimizer.param_groups[0]["lr"], metrics)
         if due or self._is_kept(self.step):
             self._save(metrics)
         if due and self.log is not None:
@@ -216,8 +221,7 @@ class Trainer:
         ffns = [self.model.detector.ffn(layer) for layer in range(self.criterion.num_layers)]
         found = diagnose(sources, report, targets, ffns, self.config.branch_names)
         assert self.log is not None
-        with self.room.lines():
-            self.log.diagnosis(self.step + 1, found)
+        self.log.diagnosis(self.step + 1, found)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """Give the batches in lists of as many as are accumulated; the last list of an epoch may be shorter."""
@@ -253,7 +257,7 @@ class Trainer:
             return None
         self.unreadable.tell(evaluator.left_out)
         metrics = evaluator.compute()
-        write_results(self.directory.evaluation, metrics, evaluator, f"step-{self.step:08d}")
+        write_results(self.directory.evaluation, metrics, evaluator, step_name(self.step))
         return metrics
 
     @property
@@ -287,21 +291,15 @@ class Trainer:
         load_exact(self.model, checkpoint.model, source)
         state = checkpoint.state
         if self.average is not None:
-            updates = state.get("ema_updates")
-            if checkpoint.ema is None or not isinstance(updates, int):
+            if checkpoint.ema is None or state.ema_updates is None:
                 raise CheckpointError(f"{source}: holds no averaged weights, but `train.ema_decay` is set", code="K08")
-            self.average.restore(checkpoint.ema, updates, source)
-        restore_optimizer(self.optimizer, checkpoint.optimizer, state["optimizer"], source)
-        restore_own_state(state["rng"], self.world, source, other_processes, (self.config.train.seed, checkpoint.step))
-        self.plan = self.plan.resume(state.get("plan"), checkpoint.step)
-        self.means = RunningMean.from_json(state.get("means"))
-        kept, best, of_step = state.get("kept", []), state["best"], state.get("best_step")
-        assert isinstance(kept, list)
-        self.kept = {step for step in kept if isinstance(step, int)}
-        self.step = checkpoint.step
-        self.best = float(best) if isinstance(best, int | float) else -math.inf
-        self.best_step = of_step if isinstance(of_step, int) else None
-        self.saved = source
+            self.average.restore(checkpoint.ema, state.ema_updates, source)
+        restore_optimizer(self.optimizer, checkpoint.optimizer, state.optimizer, source)
+        restore_own_state(state.rng, self.world, source, other_processes, (self.config.train.seed, checkpoint.step))
+        self.plan = self.plan.resume(state.plan, checkpoint.step)
+        self.means = RunningMean.from_json(state.means)
+        self.step, self.saved, self.kept = checkpoint.step, source, set(state.kept)
+        self.best, self.best_step = -math.inf if state.best is None else state.best, state.best_step
 
     def settle(self) -> None:
         """Point ``best`` at the best checkpoint and remove old ones, in the main process only.
@@ -331,22 +329,22 @@ class Trainer:
             model=self.model.state_dict(),
             optimizer=tensors,
             ema=None if self.average is None else self.average.model.state_dict(),
-            state={
-                "config": self.config.model_dump(mode="json"),
-                "categories": self.splits.categories.to_json(),
-                "data": self.splits.fingerprints,
-                "optimizer": plain,
-                "rng": list[JSON](random_states),
-                "plan": self.plan.to_json(),
-                "means": self.means.to_json(),
-                "best": self.best if math.isfinite(self.best) else None,
-                "best_step": self.best_step,
-                "metrics": None if metrics is None else metrics.to_json(),
-                "augment": self.splits.augment,
-                "overfit": None if self.splits.augment else len(self.splits.train),
-                "kept": list[JSON](sorted(self.kept)),
-                "ema_updates": None if self.average is None else self.average.updates,
-            },
+            state=TrainingState(
+                config=self.config.model_dump(mode="json"),
+                categories=self.splits.categories.to_json(),
+                data=self.splits.fingerprints,
+                optimizer=plain,
+                rng=list[JSON](random_states),
+                plan=self.plan.to_json(),
+                means=self.means.to_json(),
+                best=self.best if math.isfinite(self.best) else None,
+                best_step=self.best_step,
+                metrics=None if metrics is None else metrics.to_json(),
+                augment=self.splits.augment,
+                overfit=None if self.splits.augment else len(self.splits.train),
+                kept=tuple(sorted(self.kept)),
+                ema_updates=None if self.average is None else self.average.updates,
+            ),
             facts={"world_size": self.world.size},
         )
         self.settle()
@@ -365,29 +363,25 @@ class Trainer:
 
     def _share_unreadable(self) -> None:
         """Bring together what the processes have skipped, and add it to the report on the data."""
-        if self.config.data.on_bad_data == "skip" and self.unreadable.share(self.loader.unreadable, self.world):
-            with self.room.lines():
-                report = {**self.splits.report(), "unreadable": self.unreadable.to_json()}
-                if self.world.is_main:
-                    self.directory.write_json(DATA_REPORT, report)
+        found = self.config.data.on_bad_data == "skip" and self.unreadable.share(self.loader.unreadable, self.world)
+        if found and self.log is not None:
+            self.log.data_report({**self.splits.report(), "unreadable": self.unreadable.to_json()})
 
     def _open_log(self) -> RunLog:
         return RunLog(
             self.directory,
             self.display,
-            epochs=self.config.train.epochs,
+            self.config.train,
             last_layer=self.criterion.num_layers - 1,
             weights=self.config.loss.primary.weights.by_kind(),
             parameters=sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad),
-            tensorboard=self.config.train.tensorboard,
             step=self.step,
         )
 
     def _log_step(self, epoch: int, result: StepResult) -> None:
         due = self.step % self.config.train.log_every == 0 or self.step in (1, self.plan.total_steps)
         if self.log is not None and (due or result.skipped):
-            with self.room.lines():
-                self.log.step(self.step, epoch, result, [group["lr"] for group in self.optimizer.param_groups])
+            self.log.step(self.step, epoch, result, [group["lr"] for group in self.optimizer.param_groups])
 
     def _report_non_finite(self, error: NonFiniteLossError) -> None:
         if self.world.is_main:

@@ -24,11 +24,11 @@ from lora_detr.checkpoints.checkpoint import (
     save_checkpoint,
     set_best,
 )
+from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.errors import CheckpointError, NumericalError, OutputError
-from lora_detr.json_value import JSON
 from tests.limits import file_size_limit
 
-STATE: dict[str, JSON] = {"epoch": 1, "best": 0.1 + 0.2, "history": [1, None, True, "x"]}
+STATE = TrainingState(config={"epoch": 1, "history": [1, None, True, "x"]}, optimizer={}, best=0.1 + 0.2, kept=(1, 6))
 
 
 def tensors(step: int) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def test_manifest_missing_or_edited_k03(tmp_path: Path) -> None:
 def test_nan_in_a_saved_file_is_refused_k10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_detr.tensor_files.first_non_finite", lambda tensors: None)
     poisoned = {**tensors(1), "detector.weight": torch.tensor([1.0, float("nan"), float("inf")])}
-    path = save_checkpoint(tmp_path, step=1, model=poisoned, optimizer={}, state={}, facts={})
+    path = save_checkpoint(tmp_path, step=1, model=poisoned, optimizer={}, state=TrainingState(), facts={})
     monkeypatch.undo()
     error = refused(path)
     assert error.code == "K10"
@@ -199,7 +199,7 @@ def test_non_finite_weights_are_not_saved_n03(tmp_path: Path) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
         parts[part] = {"w": torch.tensor([0.0, float("inf")])}
         with pytest.raises(NumericalError, match="'w' has 1 of 2") as caught:
-            save_checkpoint(tmp_path, step=2, state={}, facts={}, **parts)
+            save_checkpoint(tmp_path, step=2, state=TrainingState(), facts={}, **parts)
         assert caught.value.exit_code == 6
     assert names(tmp_path) == ["step-00000001"]
 
@@ -233,7 +233,7 @@ def test_missing_directory_and_path_that_is_a_file_p14(tmp_path: Path) -> None:
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    save_checkpoint(tmp_path, step=1, model={"x": torch.ones(1)}, optimizer={}, state={}, facts={})
+    save_checkpoint(tmp_path, step=1, model={"x": torch.ones(1)}, optimizer={}, state=TrainingState(), facts={})
     assert names(tmp_path) == ["step-00000001"]
     assert load_checkpoint(tmp_path / "step-00000001", with_optimizer=False).model.keys() == {"x"}
 

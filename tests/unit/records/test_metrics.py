@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 
 from lora_detr.errors import OutputError
-from lora_detr.records.metrics import LogRoom, RunningMean, append_line, append_row, padded_share
+from lora_detr.evaluation.coco_eval import METRICS, CocoMetrics
+from lora_detr.records.metrics import RunningMean, append_line, append_row, padded_share
+from lora_detr.records.run_directory import RunDirectory
+from lora_detr.training.run_log import RunLog
+from lora_detr.training.step import StepResult
 from tests import small_runs
 from tests.limits import file_size_limit
 from tests.small_runs import Lines, read_lines
 
 RECORD = {"step": 1, "loss": 2.5}
+RESULT = StepResult(loss=2.5, terms=(), gradient_norm=1.0, skipped=False, seconds=0.1)
 
 
 def test_padding_is_a_share_of_all_pixels_and_unknown_without_any() -> None:
@@ -93,28 +98,47 @@ def test_a_header_without_its_row_is_taken_back_p12(tmp_path: Path, disk: Callab
         assert list(csv.DictReader(file)) == [{"step": "1", "loss": "2.5"}] * 2
 
 
+def log_of(folder: Path, display: Lines, policy: str = "warn") -> RunLog:
+    config = small_runs.config(f"train.on_full_log={policy}").train
+    weights = {"class": 1.0, "l1": 1.0, "giou": 1.0}
+    return RunLog(RunDirectory(folder), display, config, last_layer=0, weights=weights, parameters=1, step=0)
+
+
 def test_the_warning_comes_once_and_the_count_at_the_end_p12(tmp_path: Path) -> None:
-    said: list[str] = []
-    room = LogRoom("warn", said.append)
-    room.report()
-    assert said == []
-    for _ in range(3):
-        with room.lines(), file_size_limit(0):
-            append_line(tmp_path / "metrics.jsonl", RECORD)
-    with room.lines():
-        append_line(tmp_path / "metrics.jsonl", RECORD)
-    assert len(said) == 1
-    assert "metrics.jsonl: cannot be written: File too large; training goes on" in said[0]
-    room.report()
-    assert "3 records are missing" in said[1]
-    assert read_lines(tmp_path / "metrics.jsonl") == [RECORD]
+    said = Lines()
+    log = log_of(tmp_path, said)
+    log.close()
+    assert said.lines == []
+    for step in range(3):
+        with file_size_limit(0):
+            log.step(step, 0, RESULT, [])
+    log.step(3, 0, RESULT, [])
+    assert len(said.lines) == 1
+    assert "metrics.jsonl: cannot be written: File too large; training goes on" in said.lines[0]
+    log.close()
+    assert "3 records are missing" in said.lines[1]
+    assert [record["step"] for record in read_lines(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_what_belongs_to_a_record_is_left_out_with_it_p12(tmp_path: Path, disk: Callable[[int, str], Disk]) -> None:
+    said = Lines()
+    log = log_of(tmp_path, said)
+    limited = disk(0, "log.txt")
+    metrics = CocoMetrics(dict.fromkeys(METRICS, 0.5), ())
+    log.epoch(1, 0, RunningMean(), 1e-3, metrics)
+    assert not (tmp_path / "results.csv").exists()
+    limited.room = 10_000
+    log.epoch(2, 1, RunningMean(), 1e-3, metrics)
+    assert [record["step"] for record in read_lines(tmp_path / "log.txt")] == [2]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+    log.close()
+    assert "1 records are missing" in said.lines[-1]
 
 
 @pytest.mark.parametrize("policy", ["warn", "error"])
 def test_another_fault_than_lack_of_room_is_never_left_out_p12(policy: str, tmp_path: Path) -> None:
-    room = LogRoom("warn" if policy == "warn" else "error", lambda text: None)
-    with pytest.raises(OutputError, match="No such file"), room.lines():
-        append_line(tmp_path / "missing" / "metrics.jsonl", RECORD)
+    with pytest.raises(OutputError, match="No such file"):
+        log_of(tmp_path / "missing", Lines(), policy).step(1, 0, RESULT, [])
 
 
 def test_a_run_goes_on_without_its_lines_p12(

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from lora_detr.errors import ConfigError, OutputError
+from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossKey, LossTerm
-from lora_detr.records.metrics import step_record
 from lora_detr.records.tensorboard import TensorBoardLog
+from lora_detr.training.run_log import step_record
+from lora_detr.training.step import StepResult
 
 TERMS = (
     LossTerm(LossKey("primary", 0, "class"), 0.5, 2.0),
@@ -30,8 +32,8 @@ def accumulator() -> Any:
     return pytest.importorskip(name, reason=reason).EventAccumulator
 
 
-def record(step: int, loss: float = 3.0) -> dict[str, object]:
-    return step_record(step, 0, loss, TERMS, {"group0": 1e-3, "group1": 1e-4}, 1.5, 0.25)
+def record(step: int, loss: float = 3.0) -> dict[str, JSON]:
+    return step_record(step, 0, StepResult(loss, TERMS, 1.5, False, 0.25), [1e-3, 1e-4])
 
 
 def scalars(accumulator: Any, folder: Path) -> dict[str, list[tuple[int, float]]]:

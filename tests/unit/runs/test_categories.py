@@ -46,7 +46,7 @@ def stored_maps(run: Path) -> list[Any]:
     """Return what each checkpoint of a run holds."""
     paths = sorted((run / "checkpoints").glob("step-*"))
     assert len(paths) > 1
-    return [load_checkpoint(path, with_optimizer=False).state["categories"] for path in paths]
+    return [load_checkpoint(path, with_optimizer=False).state.categories for path in paths]
 
 
 def test_every_checkpoint_holds_original_ids_and_names(learned_run: Path, learned_data: Path) -> None:
