@@ -30,9 +30,9 @@ from lora_detr.atomic_files import (
 )
 from lora_detr.checkpoints import manifest as manifests
 from lora_detr.checkpoints.manifest import Manifest
-from lora_detr.checkpoints.training_state import RECOVER, TrainingState
+from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.errors import CheckpointError, OutputError
-from lora_detr.json_value import JSON
+from lora_detr.json_value import JSON, read_json
 from lora_detr.tensor_files import encode_tensors, read_tensors
 
 MODEL, OPTIMIZER, EMA, STATE, BEST = "model.safetensors", "optim.safetensors", "ema.safetensors", "state.json", "best"
@@ -141,7 +141,9 @@ def load_checkpoint(path: Path, *, with_optimizer: bool) -> LoadedCheckpoint:
     manifest = manifests.verify(path)
     absent = [name for name in (MODEL, OPTIMIZER, STATE) if name not in manifest.files]
     if absent:
-        raise CheckpointError(f"{path}: incomplete: the manifest lacks {', '.join(absent)}", RECOVER, code="K03")
+        raise CheckpointError(
+            f"{path}: incomplete: the manifest lacks {', '.join(absent)}", manifests.RECOVER, code="K03"
+        )
     model, _ = read_tensors(path / MODEL)
     optimizer = read_tensors(path / OPTIMIZER)[0] if with_optimizer else {}
     ema = read_tensors(path / EMA)[0] if EMA in manifest.files else None
@@ -358,8 +360,4 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _read_state(path: Path) -> TrainingState:
-    try:
-        state = json.loads(path.read_bytes())
-    except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", RECOVER) from error
-    return TrainingState.from_json(state, path)
+    return TrainingState.from_json(read_json(path, lambda message: CheckpointError(message, manifests.RECOVER)))

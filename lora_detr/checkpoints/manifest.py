@@ -22,7 +22,7 @@ FORMAT = 1
 """Raised with every change that an older reader would misread."""
 
 _MAX_BYTES = 1_000_000
-_RECOVER = "use an earlier checkpoint of the run"
+RECOVER = "use an earlier checkpoint of the run"
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def read_manifest(directory: Path) -> Manifest:
             data = file.read(_MAX_BYTES)
     except FileNotFoundError:
         message = f"{directory}: incomplete: {NAME} is missing"
-        raise CheckpointError(message, _RECOVER, code="K03") from None
+        raise CheckpointError(message, RECOVER, code="K03") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", _RECOVER, code="K03") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", RECOVER, code="K03") from error
     try:
         body = json.loads(data)
         version = body["format"]
@@ -94,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         intact = False
     if not intact:
-        raise CheckpointError(f"{path}: damaged or edited: its hash does not fit", _RECOVER, code="K03")
+        raise CheckpointError(f"{path}: damaged or edited: its hash does not fit", RECOVER, code="K03")
     return manifest
 
 
@@ -108,18 +108,16 @@ def verify(directory: Path) -> Manifest:
     for name, (size, digest) in manifest.files.items():
         path = directory / name
         if Path(name).name != name:
-            raise CheckpointError(f"{directory}: manifest names a file outside: {name!r}", _RECOVER, code="K03")
+            raise CheckpointError(f"{directory}: manifest names a file outside: {name!r}", RECOVER, code="K03")
         try:
             found = path.stat().st_size
             if found != size:
                 message = f"{path}: truncated or extended: {found} bytes, {size} were written"
-                raise CheckpointError(message, _RECOVER, code="K01")
+                raise CheckpointError(message, RECOVER, code="K01")
             if hash_file(path) != digest:
-                raise CheckpointError(
-                    f"{path}: changed since it was saved: its hash does not fit", _RECOVER, code="K02"
-                )
+                raise CheckpointError(f"{path}: changed since it was saved: its hash does not fit", RECOVER, code="K02")
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}", _RECOVER, code="K01") from error
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}", RECOVER, code="K01") from error
     return manifest
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
-
-RECOVER = "use an earlier checkpoint of the run"
 
 
 @dataclass(frozen=True)
@@ -61,18 +58,8 @@ class TrainingState:
         return values
 
     @classmethod
-    def from_json(cls, value: object, source: Path) -> TrainingState:
-        """Read what ``to_json`` returned, of this version or another.
-
-        Args:
-            value: as parsed.
-            source: the file, for messages.
-
-        Raises:
-            CheckpointError: it is no mapping.
-        """
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{source}: expected a mapping, found {type(value).__name__}", RECOVER)
+    def from_json(cls, value: Mapping[str, JSON]) -> TrainingState:
+        """Read what ``to_json`` returned, of this version or another."""
         best, kept = value.get("best"), value.get("kept")
         return cls(
             **{name: value.get(name) for name in ("config", "categories", "data", "optimizer", "rng", "plan", "means")},
