@@ -181,3 +181,9 @@ def test_no_module_is_longer_than_the_limit() -> None:
 
 def test_no_catch_all_module() -> None:
     assert not {path.stem for path in FILES} & {"utils", "util", "misc", "common", "helpers"}
+
+
+def test_unit_tests_mirror_the_packages() -> None:
+    here = Path(__file__).parent
+    folders = {path.parent.relative_to(here) for path in here.rglob("test_*.py")}
+    assert {str(folder) for folder in folders if not (PACKAGE / folder).is_dir()} == {"benchmarks"}
