@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_detr.branches import BranchConfig
+from lora_detr.models import DetectorConfig
+from lora_detr.models.backbones import BackboneConfig
+from tests import configuration_page
 from tests.conftest import REPOSITORY
+from tests.contracts.unions import members
 from tests.unit.test_imports import ROOMS
 
 DOCS = REPOSITORY / "docs"
@@ -52,3 +57,19 @@ def test_list_of_packages_has_the_order_of_imports(page: Path) -> None:
     listed = [list(takewhile(lambda word: word.endswith(("/", ".py")), words)) for words in lines]
     rows = [{name.removesuffix("/").removesuffix(".py") for name in names} for names in listed]
     assert rows == [row for row in ROOMS if not row <= {"", "__main__"}]
+
+
+def test_page_of_settings_is_current() -> None:
+    remedy = "run `python -m tests.configuration_page`"
+    assert configuration_page.PAGE.read_text(encoding="utf-8") == configuration_page.page(), remedy
+
+
+def test_page_of_settings_has_every_kind_of_every_union() -> None:
+    text = configuration_page.page()
+    for path, union in (("model", DetectorConfig), ("model.backbone", BackboneConfig), ("branches.N", BranchConfig)):
+        for member in members(union):
+            assert f"## `{path}` of kind `{member.model_fields['kind'].default}`\n" in text
+    assert (
+        "| `loss.hybrid.encoder.matcher.eps` | number (above 0) | `1e-06` |" in text
+    )  # as it is there, not in its class
+    assert "`train.optimizer.clip`" not in text  # read from earlier runs only
