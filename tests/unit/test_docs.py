@@ -17,7 +17,9 @@ from tests.contracts.unions import members
 from tests.unit.test_imports import ROOMS
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *DOCS.glob("*.md")])
+PAGES = sorted(
+    [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "tests/README.md")), *DOCS.glob("*.md")]
+)
 LINKED = [*PAGES, REPOSITORY / "CHANGELOG.md", REPOSITORY / "benchmarks" / "README.md"]
 
 
@@ -57,6 +59,13 @@ def test_list_of_packages_has_the_order_of_imports(page: Path) -> None:
     listed = [list(takewhile(lambda word: word.endswith(("/", ".py")), words)) for words in lines]
     rows = [{name.removesuffix("/").removesuffix(".py") for name in names} for names in listed]
     assert rows == [row for row in ROOMS if not row <= {"", "__main__"}]
+
+
+def test_every_folder_of_tests_is_described() -> None:
+    described = re.findall(
+        r"^\| `(\w+)/` \|", (REPOSITORY / "tests" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert set(described) == {path.parent.name for path in (REPOSITORY / "tests").glob("*/__init__.py")}
 
 
 def test_page_of_settings_is_current() -> None:

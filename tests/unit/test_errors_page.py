@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,8 +30,9 @@ def codes_of(node: ast.AST, at_top: bool = True) -> Iterator[str]:
             yield from codes_of(child, inside)
 
 
-def trees() -> Iterator[ast.Module]:
-    return (ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE)
+@functools.cache
+def trees() -> list[ast.Module]:
+    return [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE]
 
 
 def rows(section: str) -> list[list[str]]:
@@ -59,6 +60,7 @@ def test_no_code_is_assembled_from_parts() -> None:
     ]
     assert len(values) > 50
     assert {type(value) for value in values} <= {ast.Constant, ast.Name, ast.Attribute, ast.IfExp}
+    assert [one.value for one in values if isinstance(one, ast.Constant) and not CODE.fullmatch(str(one.value))] == []
 
 
 @pytest.mark.parametrize("letter", "CDKNPSX")
@@ -76,9 +78,9 @@ def test_every_code_has_a_meaning_an_example_and_a_remedy() -> None:
             assert row[2].startswith("`")
 
 
-def exits(path: Path) -> Iterator[tuple[str, int]]:
+def exits(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Give class name and value of everything that is assigned to ``exit_code``."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         for statement in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
             match statement:
                 case ast.Assign(targets=[ast.Name("exit_code") | ast.Attribute(attr="exit_code")]):
@@ -86,7 +88,7 @@ def exits(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_exit_codes_of_the_page_are_those_of_the_program() -> None:
-    found = {(code, f"`{name}`") for path in SOURCE for name, code in exits(path) if name != "LoraDetrError"}
+    found = {(code, f"`{name}`") for tree in trees() for name, code in exits(tree) if name != "LoraDetrError"}
     assert (75, "`Stopped`") in found
     assert (INTERRUPTED, "`Stopped`") in found
     listed = [(int(code), name) for code, name, *_ in rows("Exit codes")]
