@@ -1,4 +1,4 @@
-"""The types that cross a module border, and the four protocols.
+"""The types that cross a module border, and the protocols.
 
 Legend, used in every shape comment of the package: **B** images, **Q** queries, **S** flattened memory tokens,
 **D** hidden size, **F** FFN size, **K** classes, **L** decoder layers, **N** branches, **T** targets of an image,
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -328,6 +328,29 @@ class Matcher(Protocol):
     """Maps a stack of predictions and padded targets to an ``Assignment``; no gradient, no state."""
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment: ...
+
+
+@runtime_checkable
+class ScoredMatcher(Matcher, Protocol):
+    """A matcher that pairs by scores, so that pairs found elsewhere can be merged with its own."""
+
+    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
+        """Return the score of every pair, [G, B, T, Q]; any value at padded targets."""
+
+    def match(self, score: Tensor, mask: Tensor, priority: Tensor | None = None) -> Assignment:
+        """Match by scores; ``mask`` [B, T] is true at real targets, ``priority`` [G, B, Q] replaces random draws."""
+
+
+@runtime_checkable
+class StackableMatcher(ScoredMatcher, Protocol):
+    """A matcher that can handle several branches in one call, each with settings of its own."""
+
+    @property
+    def options(self) -> tuple[object, ...]:
+        """What matchers of this class must share to run as one."""
+
+    def stacked(self, members: Sequence[Self], groups_each: int) -> Self:
+        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
 
 
 class Branch(Protocol):

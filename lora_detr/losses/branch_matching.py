@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_detr.errors import ConfigError
 from lora_detr.losses.config import BranchLossConfig
 from lora_detr.matchers.conflicts import merge_one_to_one, without_duplicates
-from lora_detr.matchers.topk import TopK
-from lora_detr.structures import Assignment, Matcher, PaddedTargets, Prediction
+from lora_detr.structures import Assignment, Matcher, PaddedTargets, Prediction, ScoredMatcher, StackableMatcher
 
 
 class BranchMatching:
     """Match a stack of branches [N * L, B, Q, ...], branch by branch or several at once.
 
     Args:
-        matchers: one for each branch. Consecutive ``TopK`` with equal options run as one stack.
+        matchers: one for each branch. Consecutive ones of a class that are stackable with equal options run as one.
         num_layers: L.
         config: whether one-to-one pairs are added, and what becomes of queries with several pairs.
 
     Raises:
-        ValueError: pairs are to be added, which compares scores, but a matcher is no ``TopK``.
+        ConfigError: pairs are to be added, which compares scores, but a matcher has none.
     """
 
     def __init__(self, matchers: Sequence[Matcher], num_layers: int, config: BranchLossConfig | None = None) -> None:
         self.config = config or BranchLossConfig()
-        if self.config.merge_one_to_one and not all(isinstance(matcher, TopK) for matcher in matchers):
-            raise ValueError("loss.branch.merge_one_to_one compares scores and needs TopK matchers")
+        without = [type(matcher).__name__ for matcher in matchers if not isinstance(matcher, ScoredMatcher)]
+        if self.config.merge_one_to_one and without:
+            raise ConfigError(
+                f"`loss.branch.merge_one_to_one` compares scores, but the matcher {without[0]} gives none",
+                "set it to false, or give the matcher the methods `score` and `match` of `ScoredMatcher`",
+            )
         self.stacks = _stack_matchers(matchers, num_layers)
 
     @property
@@ -55,7 +61,7 @@ class BranchMatching:
         start = 0
         for matcher, groups in self.stacks:
             part = Prediction(stack.logits[start : start + groups], stack.boxes[start : start + groups])
-            if isinstance(matcher, TopK):
+            if isinstance(matcher, ScoredMatcher):
                 score = matcher.score(part, targets)
                 chosen = None if priority is None else priority[start : start + groups]
                 pairs = matcher.match(score, targets.mask, chosen)
@@ -75,19 +81,21 @@ class BranchMatching:
 
 
 def _stack_matchers(matchers: Sequence[Matcher], num_layers: int) -> list[tuple[Matcher, int]]:
-    """Join consecutive ``TopK`` of equal options; return matchers with the number of groups each handles."""
+    """Join consecutive matchers that can run as one; return each result with the number of groups each handles."""
     stacks: list[tuple[Matcher, int]] = []
-    run: list[TopK] = []
-    for matcher in [*matchers, None]:
-        fits = isinstance(matcher, TopK) and len(matcher.k) == 1 and (not run or run[0].options == matcher.options)
-        if run and not fits:
-            stacks.append((TopK.stacked(run, num_layers), num_layers * len(run)))
-            run = []
-        if isinstance(matcher, TopK) and len(matcher.k) == 1:
-            run.append(matcher)
-        elif matcher is not None:
-            stacks.append((matcher, num_layers))
+    for _, run in groupby(matchers, key=_alike):
+        members = list(run)
+        if isinstance(members[0], StackableMatcher):
+            same = cast(list[StackableMatcher], members)
+            stacks.append((same[0].stacked(same, num_layers), num_layers * len(same)))
+        else:
+            stacks.append((members[0], num_layers))
     return stacks
+
+
+def _alike(matcher: Matcher) -> object:
+    """Return what is equal for matchers that can run as one."""
+    return (type(matcher), matcher.options) if isinstance(matcher, StackableMatcher) else object()
 
 
 def _join(parts: Sequence[Assignment]) -> Assignment:

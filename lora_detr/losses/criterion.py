@@ -99,8 +99,8 @@ class Criterion(nn.Module):
         num_layers: L.
         config: settings of all sources.
         branch_names: of the branches, in order; used in reports.
-        branch_matchers: one for each branch; any object that satisfies ``Matcher``. Consecutive ``TopK`` with equal
-            options run as one stack. ``merge_one_to_one`` needs ``TopK``, since it compares scores.
+        branch_matchers: one for each branch; any object that satisfies ``Matcher``, or ``ScoredMatcher`` where
+            ``merge_one_to_one`` is on, since that compares scores.
         has_denoising: the detector has denoising queries, which scales the branches' losses.
     """
 

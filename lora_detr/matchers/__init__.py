@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
 from lora_detr.matchers.topk import TopK, TopKConfig
 
-# What a branch may be matched by. One member so far; the next makes this a union discriminated by ``kind``.
-MatcherConfig = TopKConfig
+# What a branch may be matched by.
+MatcherConfig = Annotated[TopKConfig, Field(discriminator="kind")]
 
 __all__ = ["Hungarian", "HungarianConfig", "MatcherConfig", "TopK", "TopKConfig"]

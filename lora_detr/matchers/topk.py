@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lora_detr.config.base import Strict
+from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
 from lora_detr.matchers.scores import matching_score
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
@@ -63,14 +63,14 @@ class TopK:
         """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups.
 
         Args:
-            members: matchers of one group each, with equal ``options``.
+            members: matchers with equal ``options``, of one group or ``groups_each``.
             groups_each: groups (decoder layers) of each member.
         """
         first = members[0]
         return cls(
-            [member.k[0] for member in members for _ in range(groups_each)],
-            [member.threshold[0] for member in members for _ in range(groups_each)],
-            [member.class_weight[0] for member in members for _ in range(groups_each)],
+            [k for member in members for k in spread(member.k, groups_each)],
+            [threshold for member in members for threshold in spread(member.threshold, groups_each)],
+            [weight for member in members for weight in spread(member.class_weight, groups_each)],
             strict_threshold=first.strict_threshold,
             force_best=first.force_best,
             positive_fraction=first.positive_fraction,
@@ -79,7 +79,7 @@ class TopK:
 
     def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the matching score M of every pair, [G, B, T, Q]."""
-        return matching_score(prediction, targets, _per_group(self.class_weight, prediction.boxes))
+        return matching_score(prediction, targets, per_group(self.class_weight, prediction.boxes))
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets, priority: Tensor | None = None) -> Assignment:
         """Match a stack: logits [G, B, Q, K] and boxes [G, B, Q, 4] against padded targets."""
@@ -101,7 +101,7 @@ class TopK:
         queries = score.shape[-1]
         score = score.masked_fill(~mask.view(1, *mask.shape, 1), -torch.inf)
         preferred_score, preferred = score.max(dim=2)  # [G, B, Q]
-        threshold = _per_group(self.threshold, score).view(-1, 1, 1)
+        threshold = per_group(self.threshold, score).view(-1, 1, 1)
         reaches = preferred_score > threshold if self.strict_threshold else preferred_score >= threshold
         candidate = reaches
         # Not in the paper. In the authors' code targets have positives even while no score reaches the threshold.
@@ -120,7 +120,7 @@ class TopK:
         else:
             value, query = score.topk(limit, dim=-1)
             number = torch.zeros_like(score[..., 0]).scatter_add(-1, preferred, candidate.to(score.dtype))
-        number = torch.minimum(number, _per_group(self.k, score).view(-1, 1, 1))
+        number = torch.minimum(number, per_group(self.k, score).view(-1, 1, 1))
         keep = torch.arange(limit, device=score.device) < number[..., None]  # [G, B, T, k]
         return Assignment(query, torch.where(keep, value, 0.0), keep)
 
@@ -138,17 +138,10 @@ class TopK:
         return torch.zeros_like(candidate).scatter(-1, chosen, True) & candidate
 
 
-def _per_group(values: Sequence[float], like: Tensor) -> Tensor:
-    """Return one value a group, [G] or [1], as a tensor beside ``like``."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device)
-
-
-class TopKConfig(Strict):
+class TopKConfig(OneToManyConfig):
     """Up to k queries a target whose score reaches a threshold."""
 
     kind: Literal["topk"] = "topk"
-    k: int = Field(ge=1)
-    """Most queries a target receives."""
     # Threshold and class weight of the authors' code for every branch.
     threshold: float = Field(0.4, ge=0, le=1)
     """tau: score that a query must reach."""
@@ -164,8 +157,12 @@ class TopKConfig(Strict):
     """``official``: a target's queries are drawn from its whole score row; ``strict``: only queries that prefer it, at
     or above the threshold."""
 
+    def describe(self) -> str:
+        """Return kind, k, tau and alpha."""
+        return f"{super().describe()} tau={self.threshold:g} alpha={self.class_weight:g}"
+
     def build(self) -> TopK:
-        """Build the matcher of one group."""
+        """Build the matcher of one branch."""
         return TopK(
             [self.k],
             [self.threshold],

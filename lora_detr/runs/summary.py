@@ -113,12 +113,8 @@ def _branch_lines(config: RunConfig) -> list[str]:
         return ["branches    none"]
     lines = []
     for name, branch in zip(config.branch_names, config.branches, strict=True):
-        matcher = branch.matcher
         rank = f" rank {branch.rank}" if isinstance(branch, LoRAConfig) else ""
-        lines.append(
-            f"{name:<12}{branch.kind}{rank}, {matcher.kind} k={matcher.k} tau={matcher.threshold:g} "
-            f"alpha={matcher.class_weight:g}"
-        )
+        lines.append(f"{name:<12}{branch.kind}{rank}, {branch.matcher.describe()}")
     return lines
 
 
@@ -132,7 +128,8 @@ def _group_lines(config: RunConfig) -> list[str]:
         # A small image has fewer tokens than that, and so fewer queries.
         lines.append(f"hybrid      at most {hybrid.num_queries} queries, targets repeated {repeats} times")
     if config.model.dac:
-        lines.append(f"dac         a pass without self-attention, topk k={config.loss.dac.matcher.k}")
+        matcher = config.loss.dac.matcher
+        lines.append(f"dac         a pass without self-attention, {matcher.kind} k={matcher.k}")
     return lines
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import operations
 from benchmarks.criterion_case import synthetic_case
 from benchmarks.operations import Cost
-from lora_detr.errors import NumericalError
+from lora_detr.errors import ConfigError, NumericalError
 from lora_detr.losses.config import (
     BranchLossConfig,
     ClassificationConfig,
@@ -225,6 +225,18 @@ def test_matchers_of_unlike_options_and_of_ones_own() -> None:
     first = step.leaves["branch/boxes"][2, 0, :, 0]
     expected = sum((first[b] - image.boxes).abs().sum().item() for b, image in enumerate(step.images)) / 5
     assert values["branch2/layer0/l1"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_merging_needs_scores() -> None:
+    class Unscored:
+        def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
+            raise NotImplementedError
+
+    merging = CriterionConfig(branch=BranchLossConfig(merge_one_to_one=True))
+    with pytest.raises(ConfigError, match=r"`loss\.branch\.merge_one_to_one` compares scores, .* Unscored") as caught:
+        Criterion(1, merging, ["branch0"], [Unscored()])
+    assert "ScoredMatcher" in caught.value.remedy
+    Criterion(1, CriterionConfig(), ["branch0"], [Unscored()])
 
 
 def test_names_and_matchers_must_agree() -> None:

@@ -1,0 +1,42 @@
+"""What the settings of all one-to-many matchers have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lora_detr.config.base import Strict
+from lora_detr.structures import Matcher
+
+T = TypeVar("T")
+
+
+class OneToManyConfig(Strict):
+    """Settings of a matcher that gives a target several queries."""
+
+    kind: str
+    k: int = Field(ge=1)
+    """Most queries a target receives."""
+
+    def describe(self) -> str:
+        """Return kind and main settings in a few words, for the summary of a run."""
+        return f"{self.kind} k={self.k}"
+
+    @abstractmethod
+    def build(self) -> Matcher:
+        """Build the matcher of one branch."""
+
+
+def per_group(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return one value per group, [G] or [1], as a float tensor on the device of ``like``."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device)
+
+
+def spread(values: Sequence[T], groups: int) -> Sequence[T]:
+    """Return a value for each of ``groups`` groups: those given, or the single one repeated."""
+    return [*values] * groups if len(values) == 1 else values
