@@ -85,9 +85,9 @@ def request(data: Path, *overrides: str) -> Resolved:
     return resolve(Request(preset=str(SMALL), data=data, overrides=overrides))
 
 
-def reduced(preset: str, data: Path, *overrides: str) -> Resolved:
+def reduced(preset: str, data: Path, *overrides: str, branches: Sequence[str] = ()) -> Resolved:
     """Return what ``loradetr train`` would make of a tiny preset, at a size that trains in seconds."""
-    return resolve(Request(preset=preset, data=data, overrides=(*REDUCED, *overrides)))
+    return resolve(Request(preset=preset, data=data, overrides=(*REDUCED, *overrides), branches=branches))
 
 
 def train(

@@ -7,9 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
+from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.topk import TopK, TopKConfig
 
 # What a branch may be matched by.
-MatcherConfig = Annotated[TopKConfig, Field(discriminator="kind")]
+MatcherConfig = Annotated[TopKConfig | MaxIoUConfig, Field(discriminator="kind")]
 
 __all__ = ["Hungarian", "HungarianConfig", "MatcherConfig", "TopK", "TopKConfig"]

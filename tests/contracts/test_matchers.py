@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import given, settings
 
 from lora_detr.matchers import HungarianConfig, MatcherConfig
 from lora_detr.matchers.invariants import check_assignment
+from lora_detr.runs import run
 from lora_detr.structures import Assignment, Matcher
+from tests import small_runs
 from tests.contracts.unions import members
 from tests.unit.matchers.random_problems import Problem, make_problem, problems
 
 KINDS = list(dict.fromkeys([*members(MatcherConfig), HungarianConfig]))
 per_kind = pytest.mark.parametrize("kind", KINDS)
+SYSTEMS = ("deformable-tiny", "deformable-pp-tiny-lora3", "relation-tiny-lora3", "ms-detr-tiny")
 
 
 def make(kind: Any) -> Matcher:
@@ -56,6 +60,23 @@ def test_inputs_are_left_alone(kind: Any) -> None:
     make(kind)(problem.prediction, problem.targets)
     after = [problem.prediction.logits, problem.prediction.boxes, problem.targets.boxes]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("preset", SYSTEMS)
+@pytest.mark.parametrize("kind", members(MatcherConfig), ids=lambda kind: kind.__name__)
+def test_every_system_trains_with_it(kind: Any, preset: str, shapes_tiny: Path, tmp_path: Path) -> None:
+    """Also where one-to-one pairs are merged in, and with a spec as ``--branch`` takes it."""
+    name = kind.model_fields["kind"].default
+    specs = [f"{name}:k=3", f"{name}:k=2", f"ffn/{name}:k=1"]
+    steps = ("train.max_steps=2", "evaluation.every=2")
+    resolved = small_runs.reduced(preset, shapes_tiny, *steps, branches=specs)
+    assert {type(branch.matcher) for branch in resolved.loaded.config.branches} == {kind}
+    display = small_runs.Lines()
+    directory = run.start(resolved, tmp_path / "run", 2, dry_run=False, display=display).directory
+    shown = [line for line in display.lines if line.startswith("branch")]
+    assert len(shown) == 3 and all(f"{name} k=" in line for line in shown)
+    losses = [line for line in small_runs.read_lines(directory / "metrics.jsonl") if "loss_hex" in line]
+    assert len(losses) == 2
 
 
 def broken(**changes: Any) -> Assignment:

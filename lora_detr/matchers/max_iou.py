@@ -1,0 +1,108 @@
+"""One-to-many matching by overlap alone: max-IoU as in Faster R-CNN, and as DETA matches its decoder queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lora_detr.matchers.conflicts import best_pair_of_query
+from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
+from lora_detr.ops.boxes import corners, iou
+from lora_detr.structures import Assignment, PaddedTargets, Prediction
+
+
+class MaxIoU:
+    """Match up to k queries to each target, over a whole stack at once; a query serves one target at most.
+
+    A query is positive for the target that its predicted box overlaps most, if their IoU reaches a threshold; a target
+    keeps the k positives of highest IoU. Every other query is background: there is no band of ignored ones. A target
+    left without a positive then receives the query of highest IoU, if that is above 0 and serves no target yet; of
+    several such targets the query serves the one it overlaps most. Ties: the lower query index, the lower target index.
+    No number is drawn at random.
+
+    Args:
+        k: for each group of the stack, or one for all.
+        pos: IoU in (0, 1] that a query must reach (>=).
+    """
+
+    # DETA matches its proposals, once for all layers, and samples positives before it takes the best k. A matcher here
+    # sees the boxes that a layer predicts, and taking the best k is enough.
+
+    def __init__(self, k: Sequence[int], pos: float = 0.6) -> None:
+        if min(k) < 1:
+            raise ValueError(f"k must be at least 1, found {min(k)}")
+        self.k, self.pos = tuple(k), pos
+
+    @property
+    def options(self) -> tuple[object, ...]:
+        """What matchers must share to run as one stack."""
+        return (self.pos,)
+
+    @classmethod
+    def stacked(cls, members: Sequence[MaxIoU], groups_each: int) -> MaxIoU:
+        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
+        return cls([k for member in members for k in spread(member.k, groups_each)], members[0].pos)
+
+    @torch.no_grad()
+    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
+        """Return the IoU of every pair, float32 [G, B, T, Q]."""
+        return iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+
+    def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
+        """Match a stack: boxes [G, B, Q, 4] against padded targets; logits are not read."""
+        return self.match(self.score(prediction, targets), targets.mask)
+
+    @torch.no_grad()
+    def match(self, score: Tensor, mask: Tensor, priority: Tensor | None = None) -> Assignment:
+        """Match by given IoUs.
+
+        Args:
+            score: [G, B, T, Q].
+            mask: bool [B, T], true at real targets.
+            priority: not read.
+
+        Returns:
+            Assignment [G, B, T, min(max k, Q)], within a target by falling IoU; all masked for T = 0.
+        """
+        queries = score.shape[-1]
+        score = score.masked_fill(~mask.view(1, *mask.shape, 1), -torch.inf)
+        overlap, preferred = score.max(dim=2)  # [G, B, Q], the first of equal targets
+        target = torch.arange(score.shape[2], device=score.device)[:, None]
+        positive = (preferred[:, :, None] == target) & (overlap >= self.pos)[:, :, None]  # [G, B, T, Q]
+        # Stable, since topk orders equal values differently from device to device.
+        ranked = score.masked_fill(~positive, -torch.inf).sort(dim=-1, descending=True, stable=True)
+        limit = min(max(self.k), queries)
+        value, query = ranked.values[..., :limit], ranked.indices[..., :limit]
+        slot = torch.arange(limit, device=score.device)
+        keep = (value > 0) & (slot < per_group(self.k, score).view(-1, 1, 1, 1))  # [G, B, T, k]
+
+        highest, best = (part.unsqueeze(-1) for part in score.max(dim=-1))  # [G, B, T, 1]
+        serves = torch.zeros_like(overlap).scatter_add(-1, query.flatten(2), keep.flatten(2).to(score.dtype))
+        free = serves.gather(-1, best.flatten(2)).view(best.shape) == 0
+        forced = Assignment(best, highest, ~keep.any(-1, keepdim=True) & (highest > 0) & free)
+        first = best_pair_of_query(forced, queries) & (slot == 0)
+        query, value, keep = torch.where(first, best, query), torch.where(first, highest, value), keep | first
+        return Assignment(query, torch.where(keep, value, 0.0), keep)
+
+
+class MaxIoUConfig(OneToManyConfig):
+    """Up to k queries a target whose predicted boxes overlap it most."""
+
+    kind: Literal["max-iou"] = "max-iou"
+    # Both of DETA's second stage.
+    k: int = Field(4, ge=1)
+    """Most queries a target receives."""
+    pos: float = Field(0.6, gt=0, le=1)
+    """IoU that a query must reach; the best query of a target without any needs no more than an overlap."""
+
+    def describe(self) -> str:
+        """Return kind, k and the threshold."""
+        return f"{super().describe()} pos={self.pos:g}"
+
+    def build(self) -> MaxIoU:
+        """Build the matcher of one branch."""
+        return MaxIoU([self.k], self.pos)

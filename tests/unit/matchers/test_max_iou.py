@@ -1,0 +1,143 @@
+"""Max-IoU matching against the plain re-statement, on matrices worked by hand, and as a stack."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from lora_detr.matchers.invariants import check_assignment
+from lora_detr.matchers.max_iou import MaxIoU, MaxIoUConfig
+from lora_detr.structures import PaddedTargets, Prediction, Target
+from tests.reference import max_iou
+from tests.reference.boxes import iou
+from tests.unit.matchers.random_problems import Problem, make_problem, problems
+
+# Rounded as the IoUs are that it is compared with.
+POS = torch.tensor(0.6).item()
+Pairs = list[tuple[int, int]]
+
+
+def pairs(overlap: list[list[float]], k: int = 4, pos: float = 0.6) -> Pairs:
+    """Return the pairs of one image from its IoUs [T][Q]."""
+    assignment = MaxIoU([k], pos).match(torch.tensor([[overlap]]), torch.ones(1, len(overlap)).bool())
+    assert torch.equal(assignment.mask, assignment.score > 0)
+    return assignment.pairs(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "options", "expected"),
+    [
+        pytest.param([[0.9, 0.6, 0.59, 0.0]], {}, [(0, 0), (1, 0)], id="equality passes"),
+        pytest.param([[0.7, 0.9, 0.8]], {"k": 2}, [(1, 0), (2, 0)], id="the k best"),
+        pytest.param([[0.7, 0.9, 0.7, 0.7]], {"k": 2}, [(0, 0), (1, 0)], id="of equals the lower query"),
+        pytest.param([[0.7, 0.9], [0.8, 0.7]], {}, [(0, 1), (1, 0)], id="a query prefers one target"),
+        pytest.param([[0.7, 0.1], [0.7, 0.2]], {}, [(0, 0)], id="of equals the lower target"),
+        pytest.param([[0.1, 0.3, 0.3]], {}, [(1, 0)], id="forced: the best, the first of equals"),
+        pytest.param([[0.0, 0.0]], {}, [], id="no overlap, no pair"),
+        pytest.param([[0.9, 0.0], [0.5, 0.4]], {}, [(0, 0)], id="forced: takes no query from another target"),
+        pytest.param([[0.2, 0.0], [0.3, 0.0]], {}, [(0, 1)], id="forced: of two the one that overlaps more"),
+        pytest.param([[0.3, 0.2], [0.3, 0.0]], {}, [(0, 0)], id="forced: of equals the lower target"),
+        pytest.param(
+            [[0.9, 0.7], [0.0, 0.5]], {"k": 1}, [(0, 0), (1, 1)], id="forced: a query beyond k is free for another"
+        ),
+        pytest.param([[0.9, 0.9], [0.9, 0.9]], {}, [(0, 0), (1, 0)], id="two identical targets"),
+        pytest.param([[1.0]], {"k": 9, "pos": 1.0}, [(0, 0)], id="fewer queries than k"),
+    ],
+)
+def test_worked_by_hand(overlap: list[list[float]], options: dict[str, float], expected: Pairs) -> None:
+    assert pairs(overlap, **options) == expected  # type: ignore[arg-type]
+    assert max_iou.assign(torch.tensor(overlap).tolist(), options.get("k", 4), options.get("pos", POS)) == expected  # type: ignore[arg-type]
+
+
+def test_example_of_mmdet() -> None:
+    """Boxes [0, 0, 10, 10] and [10, 10, 20, 20] and the target [0, 0, 10, 9] give [1, 0]."""
+    boxes = torch.tensor([[[[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]]]])
+    target = Target(torch.tensor([[0.25, 0.225, 0.5, 0.45]]), torch.tensor([0]), 0, (20, 20))
+    prediction = Prediction(torch.zeros(1, 1, 2, 1), boxes)
+    assignment = MaxIoU([4])(prediction, PaddedTargets.from_targets([target]))
+    assert assignment.pairs(0, 0) == [(0, 0)]
+    assert assignment.score[0, 0, 0, 0].item() == pytest.approx(0.9)
+
+
+def rounded(problem: Problem) -> Tensor:
+    """Return the IoUs [G, B, T, Q] in steps of 0.2, so that many are equal, to each other and to the threshold."""
+    return (MaxIoU([1]).score(problem.prediction, problem.targets) * 5).round() / 5
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(problems(), st.data())
+def test_equals_the_plain_rules(problem: Problem, data: st.DataObject) -> None:
+    groups = problem.prediction.boxes.shape[0]
+    ks = [data.draw(st.integers(1, 6)) for _ in range(groups)]
+    score = rounded(problem) if data.draw(st.booleans()) else MaxIoU([1]).score(problem.prediction, problem.targets)
+    assignment = MaxIoU(ks).match(score, problem.targets.mask)
+    check_assignment(assignment, problem.targets, problem.num_queries, at_most=max(ks), unique_queries=True)
+    assert assignment.mask.shape[-1] == min(max(ks), problem.num_queries)
+    for g in range(groups):
+        for b, count in enumerate(problem.targets.counts):
+            assert assignment.pairs(g, b) == max_iou.assign(score[g, b, :count].tolist(), ks[g], POS)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems())
+def test_scores_are_ious(problem: Problem) -> None:
+    score = MaxIoU([1]).score(problem.prediction, problem.targets)
+    for g in range(score.shape[0]):
+        for b, image in enumerate(problem.images):
+            _, boxes, _, targets = problem.plain(g, b)
+            found = score[g, b, : len(image.labels)]
+            expected = torch.tensor([[iou(box, target) for box in boxes] for target in targets]).view_as(found)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems(groups=1), st.integers(0, 100))
+def test_permuted_queries_give_permuted_pairs(problem: Problem, seed: int) -> None:
+    order = torch.randperm(problem.num_queries, generator=torch.Generator().manual_seed(seed))
+    score = MaxIoU([1]).score(problem.prediction, problem.targets)
+    # Without ties, which the lower index decides.
+    score = torch.where(score > 0, score + 1e-4 * torch.rand_like(score), score)
+    plain = MaxIoU([3]).match(score, problem.targets.mask)
+    moved = MaxIoU([3]).match(score[..., order], problem.targets.mask)
+    for b in range(len(problem.images)):
+        assert sorted((order[query].item(), target) for query, target in moved.pairs(0, b)) == plain.pairs(0, b)
+
+
+def test_a_stack_gives_what_each_member_gives_alone() -> None:
+    problem = make_problem(seed=1, groups=6, counts=[4, 0, 2], queries=30, classes=3)
+    members = [MaxIoUConfig(k=k).build() for k in (6, 1, 3)]
+    together = MaxIoU.stacked(members, 2)(problem.prediction, problem.targets)
+    for n, member in enumerate(members):
+        part = slice(2 * n, 2 * n + 2)
+        prediction = Prediction(problem.prediction.logits[part], problem.prediction.boxes[part])
+        alone = member(prediction, problem.targets)
+        for g in range(2):
+            for b in range(3):
+                assert together.pairs(2 * n + g, b) == alone.pairs(g, b)
+
+
+def test_boxes_without_area_and_values_that_are_no_numbers() -> None:
+    problem = make_problem(seed=2, groups=1, counts=[3], queries=8, classes=2)
+    boxes = problem.prediction.boxes.clone()
+    boxes[..., 2:] = 0
+    assert not MaxIoU([4])(Prediction(problem.prediction.logits, boxes), problem.targets).mask.any()
+    boxes = problem.prediction.boxes.clone()
+    boxes[0, 0, 0] = torch.nan
+    assignment = MaxIoU([4])(Prediction(problem.prediction.logits, boxes), problem.targets)
+    check_assignment(assignment, problem.targets, 8, unique_queries=True)
+    assert assignment.score.isfinite().all()
+
+
+def test_settings() -> None:
+    config = MaxIoUConfig()
+    assert (config.k, config.pos, config.describe()) == (4, 0.6, "max-iou k=4 pos=0.6")
+    assert config.build().k == (4,)
+    for wrong in ({"k": 0}, {"pos": 0.0}, {"pos": 1.1}):
+        with pytest.raises(ValidationError):
+            MaxIoUConfig.model_validate(wrong)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        MaxIoU([0])
