@@ -354,7 +354,7 @@ class StackableMatcher(ScoredMatcher, Protocol):
 
 
 class Branch(Protocol):
-    """An auxiliary path beside a decoder layer's feed-forward network.
+    """An auxiliary path beside a decoder layer's feed-forward network; an ``nn.Module``.
 
     Attributes:
         follows_reference: its boxes train the reference they refine, as far as the primary's do; else it is detached.
@@ -363,3 +363,11 @@ class Branch(Protocol):
     follows_reference: bool
 
     def __call__(self, layer: int, ffn: FeedForwardLike, output: DecoderLayerOutput) -> Tensor: ...
+
+    def forward_stack(
+        self, branches: Sequence[Self], layer: int, ffn: FeedForwardLike, output: DecoderLayerOutput
+    ) -> Tensor:
+        """Return the hidden states of several branches of this class, [N, B, Q, D]."""
+
+    def merge_into(self, layer: int, ffn: FeedForwardLike) -> None:
+        """Change a feed-forward network in place so that it computes this branch."""

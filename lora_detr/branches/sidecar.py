@@ -9,9 +9,7 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lora_detr.branches.ffn import FFNBranch
-from lora_detr.branches.lora import LoRABranch
-from lora_detr.structures import BranchOutput, Detector, DetectorOutput, Images, Prediction, Target
+from lora_detr.structures import Branch, BranchOutput, Detector, DetectorOutput, Images, Prediction, Target
 
 D = TypeVar("D", bound=nn.Module)
 
@@ -23,9 +21,9 @@ class AuxiliaryBranches(nn.Module):
         branches: may be empty; ``forward`` then returns None.
     """
 
-    def __init__(self, branches: Sequence[LoRABranch | FFNBranch]) -> None:
+    def __init__(self, branches: Sequence[Branch]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(branches)
+        self.members = nn.ModuleList(cast(Sequence[nn.Module], branches))
         # Neighbours that are computed together: those of one kind, in runs that treat the reference alike.
         self.runs = [
             (follows, [[i for i, _ in same] for _, same in groupby(run, key=lambda item: type(item[1]))])
@@ -46,7 +44,7 @@ class AuxiliaryBranches(nn.Module):
         """
         if not self.members:
             return None
-        members = cast(list[LoRABranch | FFNBranch], list(self.members))
+        members = cast(list[Branch], list(self.members))
         # After the decoder and not in it: no branch feeds the next layer (Eqs. 5-6). Branches are stacked, and heads
         # shared with the primary path run once on the stack: five branches issue about as many operations as one.
         predictions, hidden_states = [], []
@@ -55,7 +53,7 @@ class AuxiliaryBranches(nn.Module):
             answers: list[Prediction] = []
             for follows, kinds in self.runs:
                 stacks = [
-                    members[same[0]].forward_stack([members[j] for j in same], i, detector.ffn(i), layer)  # type: ignore[misc]
+                    members[same[0]].forward_stack([members[j] for j in same], i, detector.ffn(i), layer)
                     for same in kinds
                 ]
                 hidden = _joined(stacks)  # [N of the run, B, Q, D]

@@ -71,6 +71,11 @@ def explain(
     return ConfigError("\n".join(_line(path, texts) for path, texts in faults.items()), remedy, code=code)
 
 
+def kinds_of(annotation: Any) -> tuple[str, ...]:
+    """Return the names that ``kind`` has for the members of a union of config classes, in its order."""
+    return tuple(str(tag) for model in _models(annotation) for tag in _kind_of(model))
+
+
 def _line(path: str, texts: Sequence[str]) -> str:
     heads = list(dict.fromkeys(text.partition("; must be ")[0] for text in texts))
     allowed = list(dict.fromkeys(text.partition("; must be ")[2] for text in texts))

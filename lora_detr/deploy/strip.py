@@ -16,19 +16,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, write_file
-from lora_detr.branches import FFNBranch, LoRABranch
 from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
 from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.deploy.candidate import FORBIDDEN, run_inputs
 from lora_detr.errors import ConfigError, OutputError, VerificationError
 from lora_detr.models import TwoStageDetector
-from lora_detr.structures import Images, Prediction
+from lora_detr.structures import Branch, Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
 
 # Largest difference between a branch and its merged form, which computes in another order.
@@ -183,8 +183,7 @@ def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
             f"--branch {index}: the model has {len(members)} branches, counted from 0",
             "leave --branch out to keep the primary path",
         )
-    member = members[index]
-    assert isinstance(member, LoRABranch | FFNBranch)
+    member = cast(Branch, members[index])
     detector = copy.deepcopy(opened.model.detector)
     last = detector.num_layers - 1
     member.merge_into(last, detector.ffn(last))

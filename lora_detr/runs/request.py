@@ -22,7 +22,7 @@ from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.query_groups import HybridConfig
-from lora_detr.recipe.branch_counts import BASELINES, BRANCH_KINDS, branch_ks
+from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
 
 # Short names of a matcher's fields, as the paper writes them.
@@ -195,9 +195,10 @@ def system_of(config: RunConfig) -> str:
 
 
 def _baseline(request: Request) -> str:
-    name = request.baseline or BASELINES[0]
-    if name not in BASELINES:
-        raise ConfigError(f"--baseline {name}: unknown{nearest(name, BASELINES)}", f"known: {', '.join(BASELINES)}")
+    name = request.baseline or DEFAULT_BASELINE
+    if name not in baselines():
+        message = f"--baseline {name}: unknown{nearest(name, baselines())}"
+        raise ConfigError(message, f"known: {', '.join(baselines())}")
     return name
 
 

@@ -12,11 +12,11 @@ from typer.main import get_command
 
 from lora_detr.cli import app
 from lora_detr.cli.train import KEYS, OPTIONS
+from lora_detr.recipe.branch_counts import BRANCH_KINDS, baselines
 from lora_detr.recipe.run_config import RecomputedPart, RunConfig
 from lora_detr.records.run_directory import RunDirectory
 from lora_detr.runs import request, run
 from lora_detr.runs.ending import Finished
-from lora_detr.runs.request import BASELINES, BRANCH_KINDS
 from tests.cli.conftest import Command
 
 TRAIN: Any = get_command(app).commands["train"]  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def test_an_option_that_names_a_setting_shows_what_the_schema_says(name: str) ->
 def test_choices_that_help_spells_out_are_all_there_are() -> None:
     assert PARAMETERS["branch_kind"].metavar == "|".join(BRANCH_KINDS)
     for text, known in (
-        (PARAMETERS["baseline"].help, BASELINES),
+        (PARAMETERS["baseline"].help, baselines()),
         (PARAMETERS["recompute"].help, get_args(RecomputedPart)),
     ):
         assert [name for name in known if name not in text] == []

@@ -9,7 +9,8 @@ import pytest
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.models.query_groups import HybridConfig
-from lora_detr.runs.request import BASELINES, Request, resolve
+from lora_detr.recipe.branch_counts import baselines
+from lora_detr.runs.request import Request, resolve
 from tests.unit.runs.test_request import DATA, config_of, ks
 
 
@@ -111,7 +112,7 @@ def test_lora_starts_as_its_family_does(options: dict[str, object], expected: li
 class TestQueryGroups:
     """``--hybrid K`` and ``--dac``, on any baseline."""
 
-    @pytest.mark.parametrize("baseline", BASELINES)
+    @pytest.mark.parametrize("baseline", baselines())
     @pytest.mark.parametrize("copies", [4, 6])
     def test_hybrid_queries(self, baseline: str, copies: int) -> None:
         plain, config = config_of(baseline=baseline), config_of(baseline=baseline, hybrid=copies)
@@ -135,7 +136,7 @@ class TestQueryGroups:
         assert config == whole.model_copy(update={"model": whole.model.model_copy(update={"hybrid": None})})
         assert config_of(baseline="deformable", hybrid=0) == config_of(baseline="deformable")
 
-    @pytest.mark.parametrize("baseline", BASELINES)
+    @pytest.mark.parametrize("baseline", baselines())
     def test_dac(self, baseline: str) -> None:
         config = config_of(baseline=baseline, dac=True)
         assert config.model.dac
