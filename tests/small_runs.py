@@ -12,16 +12,19 @@ import torch
 from lora_detr.config.load import load_config
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import collate
+from lora_detr.losses.criterion import Criterion
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Silent
+from lora_detr.records.run_directory import RunDirectory
 from lora_detr.runs import run
 from lora_detr.runs.request import Request, Resolved, resolve
 from lora_detr.structures import Batch
 from lora_detr.training.optim import build_optimizer
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.step import Stepper
+from lora_detr.training.trainer import Trainer
 
 SMALL = Path(__file__).with_name("small.yaml")
 
@@ -103,6 +106,12 @@ def stepper(settings: RunConfig, num_classes: int, world: World = ALONE) -> Step
     model = settings.build_model(num_classes, load_weights=False).train()
     optimizer = build_optimizer(model, settings.train.optimizer)
     return Stepper(world.wrap(model), settings.build_criterion(), optimizer, settings, world)
+
+
+def trainer(settings: RunConfig, splits: Splits, folder: Path, criterion: Criterion | None = None) -> Trainer:
+    """Return a trainer over a new model that writes into a folder."""
+    model = settings.build_model(splits.categories.num_classes, load_weights=False)
+    return Trainer(settings, splits, model, RunDirectory(folder), ALONE, Lines(), criterion)
 
 
 def splits_of(data: Path, settings: RunConfig) -> Splits:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_detr.errors import ConfigError
 from lora_detr.losses.config import BranchLossConfig
 from lora_detr.matchers.conflicts import merge_one_to_one, without_duplicates
+from lora_detr.matchers.invariants import broken_rule
 from lora_detr.structures import Assignment, Matcher, PaddedTargets, Prediction, ScoredMatcher, StackableMatcher
 
 
@@ -38,6 +39,10 @@ class BranchMatching:
                 "set it to false, or give the matcher the methods `score` and `match` of `ScoredMatcher`",
             )
         self.stacks = _stack_matchers(matchers, num_layers)
+        # Checking copies to the host, so it is done once, and not with our own, which are tested.
+        self.unchecked = {
+            id(matcher) for matcher, _ in self.stacks if not type(matcher).__module__.startswith("lora_detr.")
+        }
 
     @property
     def uses_queries_once(self) -> bool:
@@ -54,6 +59,9 @@ class BranchMatching:
             targets: of the batch.
             one_to_one: the primary's pairs, [L, B, T, 1]; read only if they are to be added.
             priority: float [N * L, B, Q] in place of the random draw that caps candidates.
+
+        Raises:
+            ConfigError: on the first call, a matcher that is none of ours returned no valid assignment.
         """
         # Conflicts are settled here and not by matchers, which may give a query two targets (the official top-k does):
         # what becomes of them is a setting of the loss.
@@ -65,12 +73,14 @@ class BranchMatching:
                 score = matcher.score(part, targets)
                 chosen = None if priority is None else priority[start : start + groups]
                 pairs = matcher.match(score, targets.mask, chosen)
+                self._check(matcher, pairs, targets, part, score)
                 # While the scores of this part exist. What the primary trains as an object is then background to no
                 # branch, as in the authors' code for 900 queries.
                 if self.config.merge_one_to_one:
                     pairs = merge_one_to_one(pairs, one_to_one, score)
             else:
                 pairs = matcher(part, targets)
+                self._check(matcher, pairs, targets, part)
             parts.append(pairs)
             start += groups
         pairs = _join(parts)
@@ -78,6 +88,28 @@ class BranchMatching:
         if self.config.duplicates == "clean":
             pairs = without_duplicates(pairs, stack.logits.shape[-2])
         return pairs
+
+    def _check(
+        self,
+        matcher: Matcher,
+        pairs: Assignment,
+        targets: PaddedTargets,
+        part: Prediction,
+        score: Tensor | None = None,
+    ) -> None:
+        if id(matcher) not in self.unchecked:
+            return
+        self.unchecked.remove(id(matcher))
+        groups, batch, queries = part.logits.shape[:3]
+        wanted = (groups, batch, targets.mask.shape[1], queries)
+        rule = broken_rule(pairs, targets, queries, groups=groups)
+        if score is not None and score.shape != wanted:
+            rule = f"scores have the shape {tuple(score.shape)}, expected {wanted}"
+        if rule is not None:
+            raise ConfigError(
+                f"matcher {type(matcher).__name__} broke a rule on the first step: {rule}",
+                "see `Matcher` and `Assignment` in lora_detr.structures for what it must return",
+            )
 
 
 def _stack_matchers(matchers: Sequence[Matcher], num_layers: int) -> list[tuple[Matcher, int]]:

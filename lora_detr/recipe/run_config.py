@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -17,11 +18,13 @@ from lora_detr.branches import (
 from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
+from lora_detr.errors import ConfigError
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig, Suppression
 from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
+from lora_detr.structures import Matcher
 
 # Parts of a detector whose layers can run again in backward.
 RecomputedPart = Literal["backbone", "encoder", "decoder"]
@@ -206,9 +209,19 @@ class RunConfig(Strict):
         )
         return BranchedDetector(detector, AuxiliaryBranches(built))
 
-    def build_criterion(self) -> Criterion:
-        """Build matchers and losses."""
-        matchers = [branch.matcher.build() for branch in self.branches]
+    def build_criterion(self, branch_matchers: Sequence[Matcher] | None = None) -> Criterion:
+        """Build matchers and losses.
+
+        Args:
+            branch_matchers: one for each branch, in place of those that the settings name.
+
+        Raises:
+            ConfigError: there are more or fewer matchers than branches, or one gives no scores where they are compared.
+        """
+        matchers = [branch.matcher.build() for branch in self.branches] if branch_matchers is None else branch_matchers
+        if len(matchers) != len(self.branches):
+            message = f"expected a matcher for each of {len(self.branches)} branches, found {len(matchers)}"
+            raise ConfigError(message, "give as many as `branches` lists")
         return Criterion(self.model.decoder_layers, self.loss, self.branch_names, matchers, self.model.has_denoising)
 
     def deployment(self, categories: CategoryMap) -> DeploymentConfig:

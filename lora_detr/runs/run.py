@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from lora_detr.config.dump import dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes.faults import report_lost_ranks, report_out_of_memory
 from lora_detr.processes.process import own_rank
@@ -38,6 +40,7 @@ from lora_detr.runs.ending import Finished, run_to_completion
 from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
 from lora_detr.runs.summary import summary_lines
+from lora_detr.structures import Matcher
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.trainer import Trainer
 
@@ -52,6 +55,7 @@ def start(
     *,
     auto_resume: bool = False,
     overrides: Sequence[str] = (),
+    branch_matchers: Sequence[Matcher] | None = None,
 ) -> Finished:
     """Train from the beginning.
 
@@ -63,6 +67,8 @@ def start(
         display: shows progress.
         auto_resume: continue the run in ``output`` if it has a checkpoint, with the same settings.
         overrides: what may differ then all the same, as for ``resume``.
+        branch_matchers: one for each branch, in place of those that the settings name. They are not stored with the
+            run: give them again to ``resume``.
 
     Raises:
         LoraDetrError: whatever the user can cause; the run directory says how it ended.
@@ -71,7 +77,9 @@ def start(
     if auto_resume and not dry_run and output is not None and has_checkpoints(output / CHECKPOINTS):
         directory = RunDirectory(output)
         with _held(directory):
-            return _resume(directory, lambda stored: config, display, overrides, overfit, may_be_done=True)
+            return _resume(
+                directory, lambda stored: config, display, overrides, overfit, branch_matchers, may_be_done=True
+            )
     world = World.from_environment(config.train.device, config.train.rank_timeout)
     # What is free is decided once: a folder that the first process has made is no longer free for the others.
     path = world.gather(str(output or next_run(Path("runs"), resolved.run_name)))[0]
@@ -81,24 +89,31 @@ def start(
     if dry_run and output is not None:
         directory.check_free(auto_resume)
     if dry_run or not world.is_main:
-        return _start(resolved, directory, world, overfit, dry_run, display)
+        return _start(resolved, directory, world, overfit, dry_run, display, branch_matchers)
     directory.create(resume=auto_resume)
     with directory.lock():
-        return _start(resolved, directory, world, overfit, dry_run, display)
+        return _start(resolved, directory, world, overfit, dry_run, display, branch_matchers)
 
 
 def _start(
-    resolved: Resolved, directory: RunDirectory, world: World, overfit: int | None, dry_run: bool, display: Display
+    resolved: Resolved,
+    directory: RunDirectory,
+    world: World,
+    overfit: int | None,
+    dry_run: bool,
+    display: Display,
+    branch_matchers: Sequence[Matcher] | None,
 ) -> Finished:
     config = resolved.loaded.config
     try:
+        criterion = _criterion(config, branch_matchers, display)
         if config.train.tensorboard:
             require_tensorboard()
         with problems_kept(directory.path, wanted=world.is_main and not dry_run):
             splits = read_splits(resolved.data, config.data, overfit, verify=_verification(config, world))
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
-        trainer = Trainer(config, splits, model, directory, world, display)
+        trainer = Trainer(config, splits, model, directory, world, display, criterion)
         with report_out_of_memory():
             lines = summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run)
         for line in lines:
@@ -123,6 +138,13 @@ def _start(
     return run_to_completion(trainer)
 
 
+def _criterion(config: RunConfig, branch_matchers: Sequence[Matcher] | None, display: Display) -> Criterion:
+    if branch_matchers is not None:
+        names = ", ".join(type(matcher).__name__ for matcher in branch_matchers)
+        display.line(f"branches are matched by {names}, not by what the settings name")
+    return config.build_criterion(branch_matchers)
+
+
 def _verification(config: RunConfig, world: World) -> Verify:
     """Return what this process does with every image file: one process looks at them for all."""
     return config.data.verify if world.is_main else "none"
@@ -135,7 +157,13 @@ def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[
 
 
 @report_lost_ranks()
-def resume(run: Path, changes: Mapping[str, object], display: Display, overrides: Sequence[str] = ()) -> Finished:
+def resume(
+    run: Path,
+    changes: Mapping[str, object],
+    display: Display,
+    overrides: Sequence[str] = (),
+    branch_matchers: Sequence[Matcher] | None = None,
+) -> Finished:
     """Continue a run from its last checkpoint, possibly for longer or on another machine.
 
     Args:
@@ -144,6 +172,7 @@ def resume(run: Path, changes: Mapping[str, object], display: Display, overrides
             New ``train.epochs`` without ``train.max_steps`` lift the limit of steps.
         display: shows progress.
         overrides: what may differ besides, by name: key paths, ``processes``, ``data``.
+        branch_matchers: those that the run was started with, if any.
 
     Raises:
         ConfigError: there is nothing to resume, nothing left to do, or a change would make it another run.
@@ -160,7 +189,8 @@ def resume(run: Path, changes: Mapping[str, object], display: Display, overrides
             code="C10",
         )
     with _held(directory):
-        return _resume(directory, lambda stored: changed(stored, changes), display, overrides)
+        wanted = functools.partial(changed, changes=changes)
+        return _resume(directory, wanted, display, overrides, branch_matchers=branch_matchers)
 
 
 def _held(directory: RunDirectory) -> contextlib.AbstractContextManager[None]:
@@ -175,6 +205,7 @@ def _resume(
     display: Display,
     overrides: Sequence[str],
     overfit_wanted: int | None = None,
+    branch_matchers: Sequence[Matcher] | None = None,
     *,
     may_be_done: bool = False,
 ) -> Finished:
@@ -212,7 +243,8 @@ def _resume(
         changes.append({"key": DATA, "was": checkpoint.state.data, "now": splits.fingerprints, "override": True})
     seed_everything(config.train.seed, world.rank)
     model = config.build_model(splits.categories.num_classes, load_weights=False)
-    trainer = Trainer(config, splits, model, directory, world, display)
+    criterion = _criterion(config, branch_matchers, display)
+    trainer = Trainer(config, splits, model, directory, world, display, criterion)
     trainer.restore(checkpoint, path, allows(overrides, PROCESSES))
     if not same_data:
         trainer.best = -math.inf  # it was measured on other images

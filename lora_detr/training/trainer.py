@@ -63,6 +63,7 @@ class Trainer:
         directory: where everything is written.
         world: ranks and device.
         display: shows progress.
+        criterion: in place of the one that ``config`` describes.
     """
 
     # What is trained, and on what.
@@ -100,6 +101,7 @@ class Trainer:
         directory: RunDirectory,
         world: World,
         display: Display,
+        criterion: Criterion | None = None,
     ) -> None:
         self.config, self.splits, self.directory = config, splits, directory
         self.world, self.display = world, display
@@ -108,7 +110,7 @@ class Trainer:
         decay = config.train.ema_decay
         self.average = None if decay is None else WeightAverage(self.model, decay)
         recompute(self.model.detector, config.train.recompute)
-        self.criterion = config.build_criterion()
+        self.criterion = config.build_criterion() if criterion is None else criterion
         batch = config.train.batch_size * config.train.accumulate * world.size
         self.optimizer = build_optimizer(self.model, config.train.optimizer, config.train.optimizer.rate_for(batch))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
