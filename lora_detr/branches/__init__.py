@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from lora_detr.branches.ffn import CrossFFNConfig, FFNBranch, FFNConfig
 from lora_detr.branches.lora import LoRABranch, LoRAConfig, share_first_draw
 from lora_detr.branches.sidecar import AuxiliaryBranches, BranchedDetector
+from lora_detr.config.base import Strict
+from lora_detr.config.installed import or_installed
 
-BranchConfig = Annotated[LoRAConfig | FFNConfig | CrossFFNConfig, Field(discriminator="kind")]
+# Entry points of installed packages that offer kinds of branches.
+BRANCH_GROUP = "lora_detr.branches"
+BranchConfig = Annotated[
+    SerializeAsAny[Annotated[LoRAConfig | FFNConfig | CrossFFNConfig, Field(discriminator="kind")]],
+    or_installed(BRANCH_GROUP, Strict),
+]
 
 __all__ = [
+    "BRANCH_GROUP",
     "AuxiliaryBranches",
     "BranchConfig",
     "BranchedDetector",

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_detr.branches import BRANCH_GROUP
 from lora_detr.checkpoints.official.file import read_official
 from lora_detr.checkpoints.official.system import announce, recognise
 from lora_detr.checkpoints.opened import kind_of
+from lora_detr.config.base import Strict
+from lora_detr.config.installed import find_installed
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
 from lora_detr.config.source import RUN_SETTINGS
@@ -101,8 +104,8 @@ def resolve(request: Request) -> Resolved:
         raise ConfigError(f"--aux {request.aux}: expected 0 or more branches", "0 trains without branches")
     if request.branch_kind is not None and request.branches:
         raise ConfigError("--branch-kind and --branch exclude each other", "--branch takes kind/matcher:key=value")
-    if request.branch_kind not in (None, *BRANCH_KINDS):
-        raise ConfigError(*_unknown_kind(f"--branch-kind {request.branch_kind}", str(request.branch_kind)))
+    if request.branch_kind is not None:
+        _check_kind(f"--branch-kind {request.branch_kind}", request.branch_kind)
     notes: list[str] = []
     if request.weights is not None and request.preset is None and request.baseline is None:
         request = _with_settings_of(request, request.weights)
@@ -275,8 +278,10 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
     return settings
 
 
-def _unknown_kind(option: str, kind: str) -> tuple[str, str]:
-    return f"{option}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}", f"known: {', '.join(BRANCH_KINDS)}"
+def _check_kind(option: str, kind: str) -> None:
+    if kind not in BRANCH_KINDS and find_installed(BRANCH_GROUP, kind, Strict) is None:
+        message = f"{option}: unknown kind '{kind}'{nearest(kind, BRANCH_KINDS)}"
+        raise ConfigError(message, f"known: {', '.join(BRANCH_KINDS)}")
 
 
 def _parse_branch(text: str) -> dict[str, Any]:
@@ -284,8 +289,7 @@ def _parse_branch(text: str) -> dict[str, Any]:
     head, _, settings = text.partition(":")
     kind, slash, matcher = head.rpartition("/")
     kind = kind if slash else BRANCH_KINDS[0]
-    if kind not in BRANCH_KINDS:
-        raise ConfigError(*_unknown_kind(f"--branch {text}", kind))
+    _check_kind(f"--branch {text}", kind)
     values: dict[str, Any] = {"kind": matcher}
     for item in filter(None, settings.split(",")):
         key, equals, value = item.partition("=")
