@@ -18,6 +18,13 @@ from lora_detr.matchers.invariants import broken_rule
 from lora_detr.structures import Assignment, Matcher, PaddedTargets, Prediction, ScoredMatcher, StackableMatcher
 
 
+class WrongMatcherError(ConfigError):
+    """A matcher of one's own returned what no matcher may return."""
+
+    # Padding, for one, differs from rank to rank.
+    on_all_ranks = False
+
+
 class BranchMatching:
     """Match a stack of branches [N * L, B, Q, ...], branch by branch or several at once.
 
@@ -61,7 +68,7 @@ class BranchMatching:
             priority: float [N * L, B, Q] in place of the random draw that caps candidates.
 
         Raises:
-            ConfigError: on the first call, a matcher that is none of ours returned no valid assignment.
+            WrongMatcherError: on the first call, a matcher that is none of ours returned no valid assignment.
         """
         # Conflicts are settled here and not by matchers, which may give a query two targets (the official top-k does):
         # what becomes of them is a setting of the loss.
@@ -106,7 +113,7 @@ class BranchMatching:
         if score is not None and score.shape != wanted:
             rule = f"scores have the shape {tuple(score.shape)}, expected {wanted}"
         if rule is not None:
-            raise ConfigError(
+            raise WrongMatcherError(
                 f"matcher {type(matcher).__name__} broke a rule on the first step: {rule}",
                 "see `Matcher` and `Assignment` in lora_detr.structures for what it must return",
             )

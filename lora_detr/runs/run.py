@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -189,8 +188,7 @@ def resume(
             code="C10",
         )
     with _held(directory):
-        wanted = functools.partial(changed, changes=changes)
-        return _resume(directory, wanted, display, overrides, branch_matchers=branch_matchers)
+        return _resume(directory, lambda stored: changed(stored, changes), display, overrides, None, branch_matchers)
 
 
 def _held(directory: RunDirectory) -> contextlib.AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.errors import ConfigError
-from lora_detr.losses.branch_matching import BranchMatching
+from lora_detr.losses.branch_matching import BranchMatching, WrongMatcherError
 from lora_detr.losses.config import BranchLossConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.matchers import HungarianConfig
@@ -116,8 +116,11 @@ def test_a_wrong_matcher_is_refused_on_the_first_step(matcher: Any, rule: str) -
     matching = BranchMatching([matcher], 2, BranchLossConfig())
     one_to_one = HungarianConfig().build()(problem.prediction, problem.targets)
     name = type(matcher).__name__
-    with pytest.raises(ConfigError, match=f"^error: matcher {name} broke a rule on the first step: .*{rule}"):
+    with pytest.raises(
+        WrongMatcherError, match=f"^error: matcher {name} broke a rule on the first step: .*{rule}"
+    ) as caught:
         matching(problem.prediction, problem.targets, one_to_one, None)
+    assert (caught.value.exit_code, caught.value.on_all_ranks) == (2, False)
 
 
 def test_a_right_matcher_is_checked_once() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from benchmarks.operations import cost_of
 from lora_detr.matchers.invariants import check_assignment
 from lora_detr.matchers.max_iou import MaxIoU, MaxIoUConfig
 from lora_detr.structures import PaddedTargets, Prediction, Target
@@ -130,6 +131,13 @@ def test_boxes_without_area_and_values_that_are_no_numbers() -> None:
     assignment = MaxIoU([4])(Prediction(problem.prediction.logits, boxes), problem.targets)
     check_assignment(assignment, problem.targets, 8, unique_queries=True)
     assert assignment.score.isfinite().all()
+
+
+def test_the_device_is_never_waited_for() -> None:
+    problem = make_problem(seed=3, groups=2, counts=[3, 1], queries=8, classes=2)
+    boxes = problem.prediction.boxes.requires_grad_()
+    cost = cost_of(lambda: boxes.sum() + MaxIoU([4])(problem.prediction, problem.targets).score.sum(), [boxes])
+    assert cost.host_copies == 0
 
 
 def test_settings() -> None:
