@@ -38,13 +38,20 @@ def find_installed(group: str, kind: str, base: type[T]) -> type[T] | None:
     return None
 
 
-def or_installed(group: str, base: type[BaseModel]) -> WrapValidator:
+def or_installed(group: str, base: type[BaseModel], default: str | None = None) -> WrapValidator:
     """Return what lets a union that is discriminated by ``kind`` also take classes of installed packages.
 
     Entry points are read only for a kind that the union does not have.
+
+    Args:
+        group: of entry points.
+        base: what their classes must derive from.
+        default: kind of settings that do not name theirs; None if they must.
     """
 
     def validate(value: object, ours: ValidatorFunctionWrapHandler) -> object:
+        if default is not None and isinstance(value, dict):
+            value = {"kind": default, **value}
         try:
             return ours(value)
         except ValidationError as error:

@@ -15,7 +15,7 @@ from lora_detr.matchers.topk import TopK, TopKConfig
 # What a branch may be matched by.
 MatcherConfig = Annotated[
     SerializeAsAny[Annotated[TopKConfig | MaxIoUConfig, Field(discriminator="kind")]],
-    or_installed("lora_detr.matchers", OneToManyConfig),
+    or_installed("lora_detr.matchers", OneToManyConfig, default="topk"),
 ]
 
 __all__ = ["Hungarian", "HungarianConfig", "MatcherConfig", "OneToManyConfig", "TopK", "TopKConfig"]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from lora_detr.matchers import HungarianConfig, MatcherConfig
+from lora_detr.config.load import load_config
+from lora_detr.matchers import HungarianConfig, MatcherConfig, TopKConfig
 from lora_detr.matchers.invariants import check_assignment
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs import run
 from lora_detr.structures import Assignment, Matcher
 from tests import small_runs
@@ -102,3 +104,8 @@ def test_the_invariants_notice(assignment: Assignment, options: dict[str, Any], 
     check_assignment(broken(), targets, 3)
     with pytest.raises(AssertionError, match=message):
         check_assignment(assignment, targets, 3, **options)
+
+
+def test_settings_without_a_kind_are_those_of_topk() -> None:
+    loaded = load_config(RunConfig, preset="deformable-tiny-lora3", overrides=["branches.0.matcher={k: 3}"])
+    assert loaded.config.branches[0].matcher == TopKConfig(k=3)
