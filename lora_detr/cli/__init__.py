@@ -18,12 +18,14 @@ from lora_detr.cli.convert import convert
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
+from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 
 app = typer.Typer(
     name="loradetr",
+    cls=Group,
     help="Train detection transformers with diverse one-to-many branches that cost nothing at inference.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,6 +42,9 @@ app.add_typer(ablate_app, name="ablate")
 app.command("analyze-loss")(analyze_loss)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
+for each in (app, config_app, ablate_app):
+    for registered in each.registered_commands:
+        registered.cls = Command
 
 
 def _version(wanted: bool) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
-from typer.core import TyperGroup
 
 from lora_detr.cli.choices import device_option, one_of
 from lora_detr.cli.console import console
+from lora_detr.cli.help_screen import Group
 from lora_detr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ WHAT, HOW = "What is run", "How"
 ROUNDS = 7
 
 
-class _TableIsRun(TyperGroup):
+class _TableIsRun(Group):
     """Takes ``ablate TABLE`` for ``ablate run TABLE``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -13,7 +13,7 @@ from lora_detr.errors import ConfigError
 
 
 def analyze_loss(
-    runs: Annotated[list[str], typer.Argument(help="Run, ablation, row of one, or log.txt.", metavar="[LABEL=]RUN...")],
+    runs: Annotated[list[str], typer.Argument(help="Run, ablation, row of one, or log.txt.", metavar="[LABEL=]RUN")],
     layer: Annotated[str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N")] = "all",
     by: Annotated[
         str, typer.Option(help="A point: a logged step, or the mean of an epoch.", metavar="step|epoch")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lora_detr.cli.choices import json_option
 from lora_detr.cli.console import console, render_error
+from lora_detr.cli.help_screen import Group
 from lora_detr.config.presets import list_presets, short_name
 from lora_detr.errors import ConfigError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "Preset, YAML file or run directory."
 
-app = typer.Typer(help="List, show, validate and compare settings.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="List, show, validate and compare settings.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -55,11 +56,11 @@ def list_settings(
 @app.command("show")
 def show(
     settings: Annotated[str, typer.Argument(help=SETTINGS, metavar="SETTINGS")],
-    key: Annotated[
-        str | None, typer.Argument(help="Show this part only, e.g. model.backbone.", metavar="[KEY]")
+    key: Annotated[str | None, typer.Argument(help="Show this part only, e.g. model.backbone.", metavar="KEY")] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="YAML on top; repeatable.", metavar="FILE")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting; repeatable.", metavar="KEY=VALUE")
     ] = None,
-    config: Annotated[list[Path] | None, typer.Option(help="YAML on top; repeatable.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, key.path=value; repeatable.")] = None,
     origin: Annotated[bool, typer.Option("--origin", help="Add where each value comes from.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
 ) -> None:

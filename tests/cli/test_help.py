@@ -66,6 +66,11 @@ def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended
     assert not re.search(r"\(\s*\)|\bNone\b", ended.out)
 
 
+@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
+def test_a_flag_shows_no_type(name: str, helps: dict[str, Ended]) -> None:
+    assert "bool" not in helps[name].out.lower()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_listed_with_its_help(name: str, helps: dict[str, Ended]) -> None:
     command = command_of(name)
@@ -115,7 +120,7 @@ def test_commands_and_what_they_do_are_listed(helps: dict[str, Ended]) -> None:
         group, _, command = name.rpartition(" ")
         assert re.search(rf"│ {command} +\S", helps[group].out)
     top = {name.split()[0] for name in COMMANDS}
-    assert set(re.findall(r"^│ ([a-z-]+) +[A-Z]", helps[""].out, re.MULTILINE)) == top
+    assert set(re.findall(r"^│ ([a-z][a-z-]*) +[A-Z]", helps[""].out, re.MULTILINE)) == top
 
 
 def test_without_arguments_help_is_shown(tmp_path: Path) -> None:
