@@ -33,7 +33,7 @@ class Option:
 def option(panel: str, name: str, kind: Any, metavar: str, text: str, flag: str = "") -> Option:
     """Return an option with a type and a help text of its own; ``flag`` is given where it differs from the name."""
     flag = flag or "--" + name.replace("_", "-")
-    default = typer.Option(None, flag, help=text, metavar=metavar or None, rich_help_panel=panel)
+    default = typer.Option(None, flag, help=text, metavar=metavar or None, rich_help_panel=panel or None)
     return Option(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind | None))
 
 

@@ -16,38 +16,39 @@ from lora_detr.errors import ConfigError
 from lora_detr.processes.process import may_be_restarted, restarts_share_store
 from lora_detr.records.display import figure
 
-MODEL, DATA, OPTIMISATION, RUN = "Model", "Data", "Optimisation", "Run"
+# What most runs need stands in the panel that typer prints first, with --help; it is the one without a name of its own.
+COMMON, MODEL, DATA, OPTIMISATION, RUN = "", "Model", "Data", "Optimisation", "Run"
 run_option = functools.partial(typer.Option, rich_help_panel=RUN)
 
 # Options that decide the configuration: by the name of a field of `Request`, or as a name for a setting.
 OPTIONS = (
-    option(MODEL, "baseline", str, "SYSTEM", "deformable, deformable-pp, relation or ms-detr."),
-    option(MODEL, "aux", int, "N", "Number of auxiliary branches."),
-    option(MODEL, "preset", str, "NAME", "Preset name, or a YAML file."),
+    option(COMMON, "baseline", str, "SYSTEM", "deformable, deformable-pp, relation or ms-detr."),
+    option(COMMON, "preset", str, "NAME", "Preset name, or a YAML file."),
+    option(COMMON, "aux", int, "N", "Number of auxiliary branches."),
+    option(COMMON, "data", Path, "PATH", "COCO folder, or a YAML of paths."),
+    setting(COMMON, "epochs", "train.epochs"),
+    setting(COMMON, "batch_size", "train.batch_size"),
+    setting(COMMON, "lr", "train.optimizer.lr", "RATE"),
+    option(COMMON, "weights", Path, "MODEL", "Start from a run, a file or a .pth."),
     option(MODEL, "rank", int, "R", "Rank of all branches."),
     option(MODEL, "branch_kind", str, "lora|ffn|cross-ffn", "Kind of all branches."),
     option(MODEL, "branches", list[str], "SPEC", "Branch, e.g. topk:k=6; repeatable.", "--branch"),
     option(MODEL, "hybrid", int, "K", "H-DETR copies per target; 0: none."),
     option(MODEL, "dac", bool, "", "Add DAC-DETR's second pass."),
-    option(DATA, "data", Path, "PATH", "COCO folder, or a YAML of paths."),
     setting(DATA, "num_classes", "data.num_classes"),
     setting(DATA, "workers", "data.workers"),
     setting(DATA, "on_bad_data", "data.on_bad_data"),
     setting(DATA, "verify", "data.verify"),
     setting(DATA, "strict", "data.strict"),
     setting(DATA, "allow_outside", "data.allow_outside"),
-    setting(OPTIMISATION, "epochs", "train.epochs"),
     setting(OPTIMISATION, "max_steps", "train.max_steps"),
-    setting(OPTIMISATION, "batch_size", "train.batch_size"),
     setting(OPTIMISATION, "accum", "train.accumulate"),
-    setting(OPTIMISATION, "lr", "train.optimizer.lr", "RATE"),
     setting(OPTIMISATION, "scale_lr", "train.optimizer.scale_lr"),
     setting(OPTIMISATION, "ema", "train.ema_decay", "DECAY"),
     setting(OPTIMISATION, "freeze", "train.freeze", "PREFIX"),
     setting(OPTIMISATION, "recompute", "train.recompute", "PART"),
     setting(OPTIMISATION, "precision", "train.precision"),
     setting(OPTIMISATION, "seed", "train.seed"),
-    option(RUN, "weights", Path, "MODEL", "Start from a run, a file or a .pth."),
     option(RUN, "files", list[Path], "FILE", "YAML on top of the preset; repeatable.", "--config"),
     option(RUN, "overrides", list[str], "KEY=VALUE", "Any setting; repeatable.", "--set"),
     setting(RUN, "save_every", "train.save_every"),
@@ -65,13 +66,13 @@ USED_ON_RESUME = {"resume", "data", "overrides", "override", "gpus", "nproc"}
 @takes(OPTIONS)
 def train(
     context: typer.Context,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Run directory (default: runs/PRESET-n).", metavar="DIR")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run directory to resume.", metavar="RUN")] = None,
     overfit: Annotated[
         int | None, typer.Option(help="Train and test on N images only.", metavar="N", min=1, rich_help_panel=DATA)
     ] = None,
-    output_dir: Annotated[
-        Path | None, run_option(help="Run directory (default: runs/PRESET-n).", metavar="DIR")
-    ] = None,
-    resume: Annotated[Path | None, run_option(help="Run directory to resume.", metavar="RUN")] = None,
     auto_resume: Annotated[
         bool, run_option("--auto-resume", help="Resume from --output-dir if it has a checkpoint, else start.")
     ] = False,

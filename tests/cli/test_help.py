@@ -24,6 +24,11 @@ COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", "a
 MOST_LINES = 75
 LINES_WITHOUT_OPTIONS = 24
 
+COMMON = [
+    *("--baseline", "--preset", "--aux", "--data", "--epochs", "--batch-size", "--lr", "--weights"),
+    *("--output-dir", "--resume"),
+]
+
 # Options that do nothing when they are left out, or that the text around them explains.
 NO_DEFAULT = {
     "eval": {"--nms", "--predictions"},
@@ -96,6 +101,11 @@ def test_every_command_shows_an_example_that_its_own_parser_accepts(name: str, h
 def test_help_fits_a_screen_or_grows_with_its_options(name: str, helps: dict[str, Ended]) -> None:
     count = sum(parameter.param_type_name == "option" for parameter in command_of(name).params)
     assert len(helps[name].out.splitlines()) <= min(MOST_LINES, LINES_WITHOUT_OPTIONS + count)
+
+
+def test_what_most_trainings_need_stands_first(helps: dict[str, Ended]) -> None:
+    shown = re.findall(r"^│ (--[a-z-]+)", helps["train"].out, re.MULTILINE)
+    assert shown[: len(COMMON) + 1] == [*COMMON, "--help"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
