@@ -82,7 +82,9 @@ def run(
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Of all runs (runs/ablations/TABLE).", metavar="DIR", rich_help_panel=HOW),
+        typer.Option(
+            "--output-dir", "-o", help="Folder of all runs (runs/ablations/TABLE).", metavar="DIR", rich_help_panel=HOW
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="At a time (1, or as GPUs allow).", metavar="N", rich_help_panel=HOW)

@@ -24,9 +24,9 @@ def analyze_loss(
         float | None,
         typer.Option(help="AP, 0 to 1 (likewise).", metavar="AP", min=0, max=1),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="For pictures, CSV and summary.", metavar="DIR")] = Path(
-        "loss_analysis"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Folder for pictures, CSV and summary.", metavar="DIR")
+    ] = Path("loss_analysis"),
 ) -> None:
     """Draw one-to-one losses by epoch, and say how fast they fall.
 

@@ -30,7 +30,8 @@ RECIPE = (
 
 def demo(
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where everything is written (runs/demo-n).", metavar="DIR")
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Where everything is written (runs/demo-n).", metavar="DIR"),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Of everything random.", metavar="N")] = 42,

@@ -43,7 +43,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=WHAT)] = 1,
     device: Annotated[str, device_option(rich_help_panel=WHAT)] = "auto",
     output: Annotated[
-        Path, typer.Option(help="Folder to write into.", metavar="DIR", rich_help_panel=WRITTEN)
+        Path, typer.Option("--output", "-o", help="Folder to write into.", metavar="DIR", rich_help_panel=WRITTEN)
     ] = DEFAULT_OUTPUT,
     annotations: Annotated[
         Path | None,

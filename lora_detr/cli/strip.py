@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def strip(
     model: Annotated[Path, typer.Argument(help="Run, checkpoint or official .pth.", metavar="MODEL")],
     output: Annotated[
-        Path | None, typer.Option(help="File to write (RUN/stripped.safetensors).", metavar="FILE")
+        Path | None, typer.Option("--output", "-o", help="File to write (RUN/stripped.safetensors).", metavar="FILE")
     ] = None,
     checkpoint: Annotated[str, checkpoint_option()] = "best",
     no_ema: Annotated[bool, no_ema_option()] = False,

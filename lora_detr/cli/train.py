@@ -67,9 +67,11 @@ USED_ON_RESUME = {"resume", "data", "overrides", "override", "gpus", "nproc"}
 def train(
     context: typer.Context,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory (default: runs/PRESET-n).", metavar="DIR")
+        Path | None, typer.Option("--output-dir", "-o", help="Run directory (default: runs/PRESET-n).", metavar="DIR")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run directory to resume.", metavar="RUN")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", "-r", help="Run directory to resume.", metavar="RUN")
+    ] = None,
     overfit: Annotated[
         int | None, typer.Option(help="Train and test on N images only.", metavar="N", min=1, rich_help_panel=DATA)
     ] = None,

@@ -96,5 +96,5 @@ def _kept(arguments: Sequence[str]) -> list[str]:
 
 def _own(arguments: Sequence[str], output: Path) -> list[str]:
     """Return what the command of every node needs besides."""
-    named = any(argument.partition("=")[0] == "--output-dir" for argument in arguments)
+    named = any(argument.partition("=")[0] == "--output-dir" or argument.startswith("-o") for argument in arguments)
     return [*([] if named else ["--output-dir", str(output)]), "--auto-resume"]

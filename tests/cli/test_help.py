@@ -29,6 +29,8 @@ COMMON = [
     *("--output-dir", "--resume"),
 ]
 
+SHORT = {"--output": "-o", "--output-dir": "-o", "--resume": "-r"}
+
 # Options that do nothing when they are left out, or that the text around them explains.
 NO_DEFAULT = {
     "eval": {"--nms", "--predictions"},
@@ -74,6 +76,13 @@ def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended
 @pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
 def test_a_flag_shows_no_type(name: str, helps: dict[str, Ended]) -> None:
     assert "bool" not in helps[name].out.lower()
+
+
+@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
+def test_a_short_form_means_the_same_in_every_command(name: str, helps: dict[str, Ended]) -> None:
+    assert re.search(r"│ --help +-h +Show", helps[name].out)
+    for option in (parameter for parameter in command_of(name).params if parameter.param_type_name == "option"):
+        assert option.opts[1:] == [SHORT[form] for form in option.opts if form in SHORT]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -56,6 +56,8 @@ def test_a_run_directory_that_was_given_is_not_given_twice() -> None:
     text = script("train", "--output-dir=here", "--auto-resume", output=Path("here"))
     assert text.count("--output-dir") == 1
     assert text.count("--auto-resume") == 1
+    text = script("train", "-o", "here", output=Path("here"))
+    assert "-m lora_detr train -o here --auto-resume\n" in text
 
 
 def test_on_cpus_no_gpu_is_asked_for() -> None:
