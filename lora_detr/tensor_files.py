@@ -138,7 +138,7 @@ def read_header(file: BinaryIO, size: int, path: Path) -> dict[str, str]:
         raise _damaged(path, f"header: {error}") from None
     end = _check_spans(header.spans, path)
     if end != size - 8 - length:
-        raise _damaged(path, f"truncated or extended: the tensors need {end} bytes, {size - 8 - length} are there")
+        raise _damaged(path, f"truncated or extended: the tensors need {end} bytes, found {size - 8 - length}")
     return header.metadata
 
 

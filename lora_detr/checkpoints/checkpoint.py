@@ -207,7 +207,7 @@ def set_best(directory: Path, step: int) -> None:
         OutputError: the pointer cannot be written; the old one stands.
     """
     if step not in _steps(directory):
-        raise CheckpointError(f"{directory}: no checkpoint of step {step}", "save it before naming it the best")
+        raise CheckpointError(f"{directory}: no checkpoint of step {step}", "save it before marking it as the best")
     write_file(directory / BEST, _pointer(step_name(step)).encode())
 
 
@@ -304,7 +304,7 @@ def resolve_checkpoint(model: Path, which: Literal["best", "last"] = "best") -> 
         raise CheckpointError(f"{model}: holds no checkpoint", remedy, code="C10")
     best = best_step(directory) if which == "best" else None
     if best is not None and best not in steps:
-        message = f"{directory}: the best checkpoint, of step {best}, is not there"
+        message = f"{directory}: the best checkpoint, of step {best}, is missing"
         raise CheckpointError(message, "use --checkpoint last")
     path = steps[best] if best is not None else latest(directory)
     assert path is not None

@@ -108,7 +108,7 @@ def verify(directory: Path) -> Manifest:
     for name, (size, digest) in manifest.files.items():
         path = directory / name
         if Path(name).name != name:
-            raise CheckpointError(f"{directory}: manifest names a file outside: {name!r}", RECOVER, code="K03")
+            raise CheckpointError(f"{directory}: the manifest lists a file outside: {name!r}", RECOVER, code="K03")
         try:
             found = path.stat().st_size
             if found != size:

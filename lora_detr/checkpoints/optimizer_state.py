@@ -79,7 +79,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain
     except ValueError as error:
         raise CheckpointError(
             f"{source}: the optimiser's groups of parameters are not those of this run: {error}",
-            "rules of rates and decay, and what is frozen, cannot change when a run goes on",
+            "rules of rates and decay, and what is frozen, cannot change when a run is resumed",
             code="K08",
         ) from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):

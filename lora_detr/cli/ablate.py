@@ -59,22 +59,24 @@ def list_() -> None:
 def run(
     table: Annotated[str, typer.Argument(help="From loradetr ablate list, or a YAML file.", metavar="TABLE")],
     scale: Annotated[
-        str, typer.Option(help="Presets of the paper, or small ones.", metavar="paper|tiny", rich_help_panel=WHAT)
+        str, typer.Option(help="The paper's presets, or small ones.", metavar="paper|tiny", rich_help_panel=WHAT)
     ] = "paper",
     data: Annotated[
         Path | None, typer.Option(help="COCO folder or YAML (data/coco).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="Each row is run once with each.", metavar="0,1,2", rich_help_panel=WHAT)
+        str, typer.Option(help="Seeds to run each row with.", metavar="0,1,2", rich_help_panel=WHAT)
     ] = "0",
     rows: Annotated[
-        str | None, typer.Option(help="Only these (all).", metavar="NAME,...", rich_help_panel=WHAT)
+        str | None, typer.Option(help="Rows to run (all).", metavar="NAME,...", rich_help_panel=WHAT)
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Of each run (its epochs).", metavar="N", min=1, rich_help_panel=WHAT)
+        int | None,
+        typer.Option(help="Stop each run at this step (its epochs).", metavar="N", min=1, rich_help_panel=WHAT),
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(help="In epochs (the preset's).", metavar="N", min=1, rich_help_panel=WHAT)
+        int | None,
+        typer.Option(help="Evaluate every N epochs (the preset's).", metavar="N", min=1, rich_help_panel=WHAT),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -87,23 +89,23 @@ def run(
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="At a time (1, or as GPUs allow).", metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="Runs in parallel (1, or one per GPU).", metavar="N", rich_help_panel=HOW)
     ] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs of each training.", metavar="N", min=1, rich_help_panel=HOW)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs per run.", metavar="N", min=1, rich_help_panel=HOW)] = 1,
     device: Annotated[str, device_option(rich_help_panel=HOW)] = "auto",
     workers: Annotated[
-        int | None, typer.Option(help="That read images (the preset's).", metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="Processes that load images (the preset's).", metavar="N", rich_help_panel=HOW)
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Steps of each that count (7, table6).", metavar="N", min=1, rich_help_panel=HOW)
+        int | None, typer.Option(help="Timed steps per row (7; table6 only).", metavar="N", min=1, rich_help_panel=HOW)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Parameters beside the paper's; no data.", rich_help_panel=HOW)
+        bool, typer.Option("--dry-run", help="Only print parameter counts; needs no data.", rich_help_panel=HOW)
     ] = False,
 ) -> None:
     """Train and evaluate every row with every seed, then report.
 
-    What is done is kept: the same command goes on.
+    Finished runs are kept: the same command resumes.
     Example: loradetr ablate run table1 --scale tiny --data my_data --seeds 0,1,2 --max-steps 500
     """
     from lora_detr.experiments.tables.table import find_table
@@ -145,7 +147,7 @@ def report(
         str | None, typer.Option(help="Row to compare with (the table's); only shown.", metavar="ROW")
     ] = None,
 ) -> None:
-    """Report what is done of a table, finished or not.
+    """Report the results of a table, finished or not.
 
     Example: loradetr ablate report runs/ablations/table1-tiny
     """
@@ -241,9 +243,9 @@ def _seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise ConfigError(f"--seeds {text}: expected whole numbers with commas between", "0,1,2, say") from None
+        raise ConfigError(f"--seeds {text}: expected whole numbers with commas between", "for example 0,1,2") from None
     if min(seeds) < 0:
-        raise ConfigError(f"--seeds {text}: expected 0 or more", "0,1,2, say")
+        raise ConfigError(f"--seeds {text}: expected 0 or more", "for example 0,1,2")
     return seeds
 
 
@@ -263,7 +265,7 @@ def _data(path: Path | None, scale: str) -> Path:
             )
     path = resolve_generated(path)
     if not path.exists():
-        raise ConfigError(f"--data {path}: nothing is there", "give a COCO folder, or a YAML file of paths")
+        raise ConfigError(f"--data {path}: does not exist", "give a COCO folder, or a YAML file of paths")
     return path.resolve()
 
 

@@ -14,21 +14,23 @@ from lora_detr.errors import ConfigError
 
 def analyze_loss(
     runs: Annotated[list[str], typer.Argument(help="Run, ablation, row of one, or log.txt.", metavar="[LABEL=]RUN")],
-    layer: Annotated[str, typer.Option(help="Decoder layers that are summed.", metavar="all|last|N")] = "all",
+    layer: Annotated[str, typer.Option(help="Decoder layers to sum.", metavar="all|last|N")] = "all",
     by: Annotated[
-        str, typer.Option(help="A point: a logged step, or the mean of an epoch.", metavar="step|epoch")
+        str, typer.Option(help="One point per logged step, or per epoch (its mean).", metavar="step|epoch")
     ] = "step",
-    smooth: Annotated[float, typer.Option(help="Epochs that are averaged over.", metavar="EPOCHS", min=0)] = 1.0,
-    reach_loss: Annotated[float | None, typer.Option(help="Loss (the first label's end).", metavar="LOSS")] = None,
+    smooth: Annotated[float, typer.Option(help="Epochs to average over.", metavar="EPOCHS", min=0)] = 1.0,
+    reach_loss: Annotated[
+        float | None, typer.Option(help="Loss to reach (the first label's last).", metavar="LOSS")
+    ] = None,
     reach_ap: Annotated[
         float | None,
-        typer.Option(help="AP, 0 to 1 (likewise).", metavar="AP", min=0, max=1),
+        typer.Option(help="AP to reach, 0 to 1 (the first label's last).", metavar="AP", min=0, max=1),
     ] = None,
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", help="Folder for pictures, CSV and summary.", metavar="DIR")
     ] = Path("loss_analysis"),
 ) -> None:
-    """Draw one-to-one losses by epoch, and say how fast they fall.
+    """Plot one-to-one losses by epoch, and report how fast they fall.
 
     Runs of one label are seeds: their mean is drawn, in a band from the lowest to the highest.
     Example: loradetr analyze-loss control=runs/a control=runs/b lora3=runs/c

@@ -21,10 +21,10 @@ OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
 
 # Declared once for all commands that have them; each adds the panel of its help screen.
-checkpoint_option = partial(typer.Option, help="Of a run directory.", metavar="best|last")
+checkpoint_option = partial(typer.Option, help="Checkpoint to use.", metavar="best|last")
 no_ema_option = partial(typer.Option, "--no-ema", help="Raw weights, not the averaged ones.")
 nms_option = partial(typer.Option, help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]")
-device_option = partial(typer.Option, help="Where to compute.", metavar="auto|cpu|cuda")
+device_option = partial(typer.Option, help="Device to run on.", metavar="auto|cpu|cuda")
 json_option = partial(typer.Option, "--json", help="Print one JSON object and nothing else.")
 json_report_option = partial(typer.Option, "--json", help="Print the report as JSON and nothing else.")
 
@@ -89,7 +89,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
     """
     for before, argument in zip(["loradetr", *arguments], arguments, strict=False):
         if not argument.strip():
-            raise ConfigError(f"empty text after '{before}'", "an unset variable of the shell gives one; leave it out")
+            raise ConfigError(f"empty text after '{before}'", "an unset shell variable gives one; leave it out")
 
 
 def fill_in_values(arguments: Sequence[str]) -> list[str]:

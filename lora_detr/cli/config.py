@@ -30,7 +30,7 @@ app = typer.Typer(cls=Group, help="List, show, validate and compare settings.", 
 def list_settings(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list and nothing else.")] = False,
 ) -> None:
-    """List the presets, each with what its file says of itself.
+    """List the presets with their descriptions.
 
     Example: loradetr config list
     """
@@ -114,12 +114,12 @@ def validate(
 @app.command("diff")
 def diff(
     a: Annotated[str, typer.Argument(help=SETTINGS, metavar="A")],
-    b: Annotated[str, typer.Argument(help="What it is compared with.", metavar="B")],
+    b: Annotated[str, typer.Argument(help="Settings to compare with.", metavar="B")],
     as_json: Annotated[bool, json_option()] = False,
 ) -> None:
-    """Show where two configurations differ, a line each.
+    """Show the differences between two configurations, one per line.
 
-    The exit code is 0 whether they do or not.
+    The exit code is 0 in either case.
     Example: loradetr config diff deformable deformable-lora1
     """
     from lora_detr.config.dump import ABSENT, diff_configs, dump_value

@@ -22,15 +22,15 @@ def convert(
     output: Annotated[Path, typer.Argument(help="New run directory, or new .pth.", metavar="OUTPUT")],
     preset: Annotated[
         str | None,
-        typer.Option(help="What to take it for (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
+        typer.Option(help="Preset to assume (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="System to take it for (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
+        typer.Option(help="System to assume (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Data that names its classes (the file, COCO).", metavar="PATH", rich_help_panel=OFFICIAL),
+        typer.Option(help="Data with its classes (the file, or COCO).", metavar="PATH", rich_help_panel=OFFICIAL),
     ] = None,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=OURS)] = "best",
     no_ema: Annotated[bool, no_ema_option()] = False,

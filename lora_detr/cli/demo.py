@@ -31,10 +31,10 @@ RECIPE = (
 def demo(
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Where everything is written (runs/demo-n).", metavar="DIR"),
+        typer.Option("--output-dir", "-o", help="Output directory (runs/demo-n).", metavar="DIR"),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1, metavar="N")] = 4,
-    seed: Annotated[int, typer.Option(help="Of everything random.", metavar="N")] = 42,
+    seed: Annotated[int, typer.Option(help="Random seed.", metavar="N")] = 42,
 ) -> None:
     """See it work: make data, train, evaluate, strip, draw.
 

@@ -38,27 +38,29 @@ def doctor(
         Path | None, typer.Option(help="COCO folder or YAML to check (none).", metavar="PATH", rich_help_panel=DATA)
     ] = None,
     verify: Annotated[
-        str, typer.Option(help="Look into image files too.", metavar="none|decode|hash", rich_help_panel=DATA)
+        str, typer.Option(help="Check image files too.", metavar="none|decode|hash", rich_help_panel=DATA)
     ] = "none",
-    strict: Annotated[bool, typer.Option("--strict", help="Doubtful data is bad data.", rich_help_panel=DATA)] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Treat doubtful data as invalid.", rich_help_panel=DATA)
+    ] = False,
     on_bad_data: Annotated[
-        str, typer.Option(help="Malformed boxes, unreadable images.", metavar="error|skip", rich_help_panel=DATA)
+        str, typer.Option(help="Report invalid data, or skip it.", metavar="error|skip", rich_help_panel=DATA)
     ] = "error",
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Images may lie outside their folder.", rich_help_panel=DATA)
+        bool, typer.Option("--allow-outside", help="Allow images outside their folder.", rich_help_panel=DATA)
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="JSON file for all that was found (none).", metavar="FILE", rich_help_panel=DATA),
+        typer.Option(help="Write all findings to this JSON file (none).", metavar="FILE", rich_help_panel=DATA),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Run, checkpoint, stripped file or .pth to check (none).", metavar="MODEL")
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Step that was not finite, to run again (none).", metavar="RUN|FILE")
+        Path | None, typer.Option(help="Repeat a step that was not finite (none).", metavar="RUN|FILE")
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option(help="Processes that must find each other (2, or a GPU each).", min=1, metavar="N")
+        int | None, typer.Option(help="Processes of the connection check (2, or one per GPU).", min=1, metavar="N")
     ] = None,
     device: Annotated[str, device_option()] = "auto",
     as_json: Annotated[bool, json_option()] = False,
@@ -130,7 +132,7 @@ def doctor(
 
 def _refuse_without_data(data: Path | None, given: Mapping[str, bool]) -> None:
     for option in (name for name, is_given in given.items() if is_given and data is None):
-        raise ConfigError(f"{option}: is about data, but there is no --data", "add --data PATH")
+        raise ConfigError(f"{option} needs --data", "add --data PATH")
 
 
 def _show_checks(out: Console | None, checks: Iterable[Check]) -> list[Check]:
@@ -155,7 +157,7 @@ def _faults_of_machine(checks: Sequence[Check]) -> list[LoraDetrError]:
         return []
     return [
         VerificationError(
-            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}", "each says above what to do"
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}", "the remedy of each is above"
         )
     ]
 

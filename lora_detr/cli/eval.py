@@ -40,28 +40,29 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     branch: Annotated[
-        str, typer.Option(help="Part that answers.", metavar="primary|N|all", rich_help_panel=WHAT)
+        str, typer.Option(help="Part to evaluate.", metavar="primary|N|all", rich_help_panel=WHAT)
     ] = "primary",
     no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
     nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
     on_bad_data: Annotated[
-        str | None, typer.Option(help="Bad boxes and images (the run's).", metavar="error|skip", rich_help_panel=WHAT)
+        str | None,
+        typer.Option(help="Stop at bad data, or skip (the run's).", metavar="error|skip", rich_help_panel=WHAT),
     ] = None,
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Images may lie anywhere.", rich_help_panel=WHAT)
+        bool, typer.Option("--allow-outside", help="Allow images outside their folder.", rich_help_panel=WHAT)
     ] = False,
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images of one pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="Images per forward pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read images (1).", min=0, metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="Processes that load images (1).", min=0, metavar="N", rich_help_panel=HOW)
     ] = None,
     device: Annotated[str, device_option(rich_help_panel=HOW)] = "auto",
     gpus: Annotated[
-        int | None, typer.Option(help="Processes, one a GPU (all).", metavar="N", rich_help_panel=HOW)
+        int | None, typer.Option(help="GPUs, one process each (all).", metavar="N", rich_help_panel=HOW)
     ] = None,
     nproc: Annotated[
         int | None, typer.Option(help="Processes with --device cpu (1).", metavar="N", rich_help_panel=HOW)

@@ -58,7 +58,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
             if not entries:
                 raise DataError(
                     f"{place}: expected images ({' '.join(SUFFIXES)}), found none among {len(names)} entries",
-                    "folders within a folder are not searched; name the one that holds the images",
+                    "folders within a folder are not searched; give the one that holds the images",
                 )
         for entry in entries:
             # Not resolved: a link has a name of its own, and may be meant as an image of its own.
@@ -144,7 +144,7 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
         fitting = [entry for entry in by_name.get(path.name, ()) if place[-len(_parts(entry[1])) :] == _parts(entry[1])]
         if len(fitting) > 1:
             named = " and ".join(f"id {image_id} ({name})" for image_id, name in fitting[:2])
-            raise DataError(f"{annotations.name}: {path} may be {named}", "let every file name stand there once")
+            raise DataError(f"{annotations.name}: {path} may be {named}", "make every file name in it unique")
         found += fitting
         unknown += [] if fitting else [str(path)]
     if unknown:
@@ -157,7 +157,7 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
         if first.setdefault(image_id, path) is not path:
             raise DataError(
                 f"{annotations.name}: {first[image_id]} and {path} are both id {image_id} ({name})",
-                "name only one of them, or leave --annotations out to number the images",
+                "give only one of them, or leave --annotations out to number the images",
             )
     return list(first), [name for _, name in found]
 

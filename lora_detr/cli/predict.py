@@ -35,21 +35,23 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
     score: Annotated[
-        float, typer.Option(help="Least score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
+        float, typer.Option(help="Minimum score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
     ] = 0.3,
     nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
-    batch_size: Annotated[int, typer.Option(help="Images of one pass.", min=1, metavar="N", rich_help_panel=WHAT)] = 1,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per forward pass.", min=1, metavar="N", rich_help_panel=WHAT)
+    ] = 1,
     device: Annotated[str, device_option(rich_help_panel=WHAT)] = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write into.", metavar="DIR", rich_help_panel=WRITTEN)
     ] = DEFAULT_OUTPUT,
     annotations: Annotated[
         Path | None,
-        typer.Option(help="COCO file that gives images their ids.", metavar="FILE", rich_help_panel=WRITTEN),
+        typer.Option(help="COCO file with the ids of the images.", metavar="FILE", rich_help_panel=WRITTEN),
     ] = None,
-    no_draw: Annotated[bool, typer.Option("--no-draw", help="No pictures.", rich_help_panel=WRITTEN)] = False,
+    no_draw: Annotated[bool, typer.Option("--no-draw", help="Write no pictures.", rich_help_panel=WRITTEN)] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print predictions.json and nothing else.", rich_help_panel=WRITTEN)
     ] = False,

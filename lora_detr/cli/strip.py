@@ -26,7 +26,7 @@ def strip(
     checkpoint: Annotated[str, checkpoint_option()] = "best",
     no_ema: Annotated[bool, no_ema_option()] = False,
     branch: Annotated[int | None, typer.Option(help="Keep this branch, for use with NMS.", min=0, metavar="N")] = None,
-    inputs: Annotated[int, typer.Option(help="Images of the proof.", min=1, metavar="N")] = 8,
+    inputs: Annotated[int, typer.Option(help="Number of images in the proof.", min=1, metavar="N")] = 8,
     as_json: Annotated[bool, json_report_option()] = False,
 ) -> None:
     """Drop the branches and prove that inference is bit-identical.
@@ -64,6 +64,6 @@ def show_report(out: Console, report: StripReport, target: Path) -> None:
     out.print(f"{'':<12}{'before':>14}{'after':>14}")
     out.print(f"{'parameters':<12}{report.parameters_before:>14,}{report.parameters_after:>14,}")
     out.print(f"{'megabytes':<12}{report.bytes_before / 1e6:>14.1f}{report.bytes_after / 1e6:>14.1f}")
-    out.print(f"{'ms a batch':<12}{report.seconds_before * 1e3:>14.1f}{report.seconds_after * 1e3:>14.1f}")
+    out.print(f"{'ms per batch':<12}{report.seconds_before * 1e3:>14.1f}{report.seconds_after * 1e3:>14.1f}")
     out.print(f"{'GFLOPs':<12}{'':>14}{report.gflops:>14.2f}  (as the detector built without branches)")
     out.print(f"wrote {target}", soft_wrap=True)

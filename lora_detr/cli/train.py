@@ -139,19 +139,19 @@ def train(
 def _check_resume_options(auto: bool, resume: Path | None, output: Path | None, override: list[str] | None) -> None:
     """Refuse combinations of options that would lose a run or do nothing."""
     if auto and resume is not None:
-        raise ConfigError("--auto-resume and --resume exclude each other", "--resume RUN goes on with a run there is")
+        raise ConfigError("--auto-resume and --resume exclude each other", "--resume RUN continues an existing run")
     if auto and output is None:
-        raise ConfigError("--auto-resume needs --output-dir: where is the run to go on with?", "give --output-dir DIR")
+        raise ConfigError("--auto-resume needs --output-dir, the run to resume", "give --output-dir DIR")
     if override and not (auto or resume or may_be_restarted()):
-        raise ConfigError("--override is for a run that goes on", "give --resume RUN with it, or --auto-resume")
+        raise ConfigError("--override applies to a resumed run only", "give --resume RUN with it, or --auto-resume")
     if may_be_restarted() and resume is None and output is None:
         raise ConfigError(
             "this run may be restarted (torchrun --max-restarts) and would then start again in another folder",
-            "give --output-dir DIR: a restart goes on from the last checkpoint there",
+            "give --output-dir DIR: a restart resumes from the last checkpoint there",
         )
     if restarts_share_store():
         raise ConfigError(
-            "torchrun --max-restarts: processes started again would call at the addresses of those before them",
+            "torchrun --max-restarts: restarted processes would connect to the addresses of the previous ones",
             "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every torchrun",
         )
 

@@ -142,7 +142,7 @@ def _locate(preset: str | Path, folder: Path) -> tuple[Path, str]:
 def _extends(values: dict[str, JSON], path: Path) -> str | None:
     base = values.get("extends")
     if base is not None and not isinstance(base, str):
-        raise ConfigError(f"{path}: `extends` is {base!r}; must be the name of one preset", "name one preset")
+        raise ConfigError(f"{path}: `extends` is {base!r}; must be the name of one preset", "give one preset")
     return base
 
 

@@ -52,7 +52,7 @@ def cut_origin(origin: dict[str, str], tree: dict[str, JSON], path: str) -> dict
 def _unknown(tree: JSON, value: JSON, at: str, key: str, path: str) -> ConfigError:
     if isinstance(value, list):
         held = f"a list of {len(value)}, counted from 0" if value else "an empty list"
-        return ConfigError(f"`{path}`: `{at}` is {held}, so '{key}' names nothing", f"give `{at}`", code="C01")
+        return ConfigError(f"`{path}`: `{at}` is {held}, so it has no '{key}'", f"give `{at}`", code="C01")
     if not isinstance(value, dict):
         message = f"`{path}`: `{at}` is a single value, which has no keys"
         return ConfigError(message, f"give `{at}`", code="C01")

@@ -104,5 +104,5 @@ def _index(key: str, items: list[JSON], at: str, whole: str) -> int:
     if not key.isdecimal() or int(key) >= len(items):
         held = f"a list of {len(items)} (indices 0 to {len(items) - 1})" if items else "an empty list"
         example = join(at, "0") if items else f"{at}=[...]"
-        raise ConfigError(f"`{whole}` cannot be set: `{at}` is {held}, so '{key}' names nothing", f"write {example}")
+        raise ConfigError(f"`{whole}` cannot be set: `{at}` is {held}, so it has no '{key}'", f"write {example}")
     return int(key)

@@ -48,7 +48,7 @@ def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.
     if (width, height) != (record.width, record.height):
         raise DataError(
             f"{where}: the file is {width}x{height} after its EXIF orientation is applied, "
-            f"the annotation file says {record.width}x{record.height}",
+            f"the annotation file has {record.width}x{record.height}",
             "correct width and height, or the orientation of the file",
             code="D23",
         )

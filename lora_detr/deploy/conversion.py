@@ -124,10 +124,10 @@ def convert(
         )
     if not to_ours and (preset, baseline, data) != (None, None, None):
         raise ConfigError(
-            f"--preset, --baseline and --data are about an official source; {source} says them itself", "leave them out"
+            f"--preset, --baseline and --data are about an official source; {source} contains them", "leave them out"
         )
     if preset is not None and baseline is not None:
-        raise ConfigError("--preset and --baseline exclude each other", "--baseline names the system alone")
+        raise ConfigError("--preset and --baseline exclude each other", "--baseline gives the system only")
     if output.exists():
         raise ConfigError(f"{output}: exists already; nothing was touched", "choose another OUTPUT", code="C06")
     if to_ours:
@@ -250,7 +250,7 @@ def _refuse_half_systems(
         fault = f"has {kinds[0]} branches, which no official {model.kind} has"
     if fault:
         stripped = kind_of(source) == "stripped"
-        remedy = "convert the run that it comes from" if stripped else "there is no official form of it"
+        remedy = "convert the run that it comes from" if stripped else "it has no official form"
         raise CheckpointError(f"{source}: {fault}", remedy, code="K08")
 
 
@@ -295,10 +295,10 @@ def _unsaid(source: Path, file: OfficialFile, deployment: DeploymentConfig, kind
         file.check_fit(model)
     except CheckpointError as error:
         message = f"{source}: the authors' code could not load it: {error.message.partition(': ')[2]}"
-        raise CheckpointError(message, "there is no official form of it", code="K08") from error
+        raise CheckpointError(message, "it has no official form", code="K08") from error
     differing = diff_configs(deployment, found.config.deployment(found.classes.categories))
     lost = [f"`{key}` is {own}, read again it is {other}" for key, own, other in differing if key not in NOT_INFERENCE]
     others = [branch.kind for branch in found.config.branches]
     if others != list(kinds):
         lost.append(f"branches are {', '.join(kinds)}, read again they are {', '.join(others)}")
-    return tuple(f"the file does not say it: {line}" for line in lost)
+    return tuple(f"the file does not store it: {line}" for line in lost)

@@ -146,7 +146,7 @@ def _gpus(device: torch.device) -> Check:
         return Check("GPUs", "ok", "none seen; training runs on the CPU")
     names = [torch.cuda.get_device_properties(index) for index in range(count)]
     found = ", ".join(f"{each.name} ({each.total_memory / 1e9:.0f} GB)" for each in names)
-    return Check("GPUs", "ok", found + ("" if device.type == "cuda" else "; not used, --device says cpu"))
+    return Check("GPUs", "ok", found + ("" if device.type == "cuda" else "; not used: --device is cpu"))
 
 
 def _shared_memory() -> Check:

@@ -70,7 +70,7 @@ def _of_run(checks: Mapping[Path, Check]) -> Iterator[Check]:
     if newest.state == "ok" or not whole:
         yield newest
     else:
-        yield Check(newest.name, newest.state, newest.found, f"train --resume goes on from {whole[-1]}")
+        yield Check(newest.name, newest.state, newest.found, f"train --resume continues from {whole[-1]}")
 
 
 def _verified(path: Path) -> str:
@@ -87,8 +87,8 @@ def _best(checks: Mapping[Path, Check]) -> str:
     name = step_name(step)
     states = {path.name: check.state for path, check in checks.items()}
     if states.get(name) != "ok":
-        why = "is damaged" if name in states else "is not there"
-        raise CheckpointError(f"names {name}, which {why}", "give eval, strip and predict --checkpoint last")
+        why = "is damaged" if name in states else "is missing"
+        raise CheckpointError(f"points to {name}, which {why}", "give eval, strip and predict --checkpoint last")
     return f"is {name}"
 
 

@@ -157,7 +157,7 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
         weights = _read_weights(file.with_name(WEIGHTS), report["weights"])
         source = data or (None if config.data.path is None else Path(config.data.path))
         if source is None:
-            raise ConfigError(f"{file}: names no data", "give --data PATH")
+            raise ConfigError(f"{file}: records no data path", "give --data PATH")
         splits = read_splits(source, config.data, report["overfit"])
         world = World(0, 1, World.from_environment(device).device)
         model = config.build_model(categories.num_classes, load_weights=False)

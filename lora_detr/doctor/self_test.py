@@ -79,7 +79,7 @@ def _training(device: torch.device) -> str:
             f"the loss of a small model went from {losses[0]:.2f} to {losses[-1]:.2f} in {STEPS} steps on {device}",
             "install another build of torch; this one trains wrongly",
         )
-    return f"{STEPS} steps on {device}, loss {losses[0]:.2f} to {losses[-1]:.2f}, {seconds:.2f} s a step"
+    return f"{STEPS} steps on {device}, loss {losses[0]:.2f} to {losses[-1]:.2f}, {seconds:.2f} s per step"
 
 
 def _generated_batch() -> Batch:
@@ -127,9 +127,9 @@ def several_processes(device: torch.device, count: int, seconds: float = PROCESS
         except subprocess.TimeoutExpired:
             raise CheckFailedError(
                 f"{count} processes did not find each other over {backend} within {seconds:.0f} s",
-                "a firewall or a network device may be in the way; name one with GLOO_SOCKET_IFNAME=lo"
+                "a firewall or a network device may be in the way; set one with GLOO_SOCKET_IFNAME=lo"
                 if backend == "gloo"
-                else "run it again with NCCL_DEBUG=INFO, which says where it waits",
+                else "run it again with NCCL_DEBUG=INFO, which shows where it waits",
             ) from None
         finally:
             for rank in ranks:

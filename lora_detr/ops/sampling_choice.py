@@ -104,7 +104,7 @@ def choose(device: str) -> Choice:
     if wanted == "auto":
         return _best(device)
     if wanted in PLAIN:
-        return Choice(wanted, wanted, f"named by {VARIABLE}")
+        return Choice(wanted, wanted, f"set by {VARIABLE}")
     if wanted not in COMPILED:
         known = ", ".join(("auto", *PLAIN, *COMPILED))
         raise ConfigError(f"{VARIABLE}={wanted}: no such kernel", f"expected one of {known}")
@@ -118,7 +118,7 @@ def choose(device: str) -> Choice:
     fault = fault_of(kernel.sample, device)
     if fault:
         raise ConfigError(f"{VARIABLE}={wanted}: {fault}", f"unset {VARIABLE}")
-    return Choice(wanted, wanted, f"named by {VARIABLE}; equals the reference")
+    return Choice(wanted, wanted, f"set by {VARIABLE}; equals the reference")
 
 
 def _best(device: str) -> Choice:
@@ -134,7 +134,7 @@ def _best(device: str) -> Choice:
     if not faults:
         return Choice(plain, narrow, "plain PyTorch; no compiled kernel is installed")
     found = Choice(plain, narrow, f"plain PyTorch, since {'; '.join(faults)}")
-    warnings.warn(f"{'; '.join(faults)}; in its place samples {found.names}", stacklevel=2)
+    warnings.warn(f"{'; '.join(faults)}; using instead: {found.names}", stacklevel=2)
     return found
 
 

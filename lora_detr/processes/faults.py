@@ -15,7 +15,7 @@ from lora_detr.processes.world import is_lost_peer
 
 def peer_gone() -> WorkerError:
     """Return the error of a process that fails because another one is gone, and record it for the launcher."""
-    error = WorkerError(PEER_GONE, "its own message says why", code="P06")
+    error = WorkerError(PEER_GONE, "see its own message", code="P06")
     # For the launcher, which would blame the one that failed first: this one, if the other has ended with 0.
     get_error_handler().record_exception(error)
     return error

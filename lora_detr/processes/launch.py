@@ -46,7 +46,7 @@ def launch_if_wanted(device: str, gpus: int | None, nproc: int | None) -> bool:
     if tasks:
         raise ConfigError(
             f"{tasks} tasks of Slurm run this command, each on its own",
-            "ask for one task a node and run torchrun in it; loradetr train --launcher slurm prints such a job",
+            "request one task per node and run torchrun in it; loradetr train --launcher slurm prints such a job",
         )
     count = processes_wanted(device, gpus, nproc)
     if count > 1:
@@ -75,10 +75,10 @@ def processes_wanted(device: str, gpus: int | None, nproc: int | None) -> int:
             raise ConfigError(f"--gpus {gpus}: PyTorch sees {visible} CUDA devices", "use --device cpu --nproc N")
         return nproc or 1
     if nproc is not None:
-        raise ConfigError(f"--nproc {nproc}: is for --device cpu", "use --gpus N, a process for each")
+        raise ConfigError(f"--nproc {nproc}: is for --device cpu", "use --gpus N, one process each")
     if ":" in device:
         if (gpus or 1) > 1:
-            raise ConfigError(f"--gpus {gpus}: --device {device} names a single one", "use --device cuda")
+            raise ConfigError(f"--gpus {gpus}: --device {device} is a single GPU", "use --device cuda")
         return 1
     if gpus is not None and gpus > visible:
         raise ConfigError(f"--gpus {gpus}: PyTorch sees {visible} CUDA devices", f"ask for at most {visible}")
@@ -142,7 +142,7 @@ def _blame(
     if not causes and too_soon:
         return WorkerError(
             f"rank {', '.join(map(str, too_soon))} ended too soon",
-            "its own message, if it has one, says why; continue with loradetr train --resume RUN",
+            "see its own message, if it has one; continue with loradetr train --resume RUN",
             code="P08",
         )
     rank, failure = min((causes or failures).items(), key=lambda item: item[1].timestamp)

@@ -39,7 +39,7 @@ def slurm_script(arguments: Sequence[str], output: Path, *, nodes: int, gpus: in
     count = gpus if gpus is not None else nproc
     if nodes < 1 or count is None or count < 1:
         raise ConfigError(
-            f"--launcher slurm: found --nodes {nodes}, --gpus {gpus}, --nproc {nproc}; a job must say what it needs",
+            f"--launcher slurm: found --nodes {nodes}, --gpus {gpus}, --nproc {nproc}; a job must state what it needs",
             "give --nodes N and --gpus N (of each node; on CPUs --device cpu --nproc N)",
         )
     command = shlex.join([*_kept(arguments), *_own(arguments, output)])
@@ -57,7 +57,7 @@ def slurm_script(arguments: Sequence[str], output: Path, *, nodes: int, gpus: in
 
 # Written by `loradetr train --launcher slurm`; submit it with sbatch. Partition and account are yours to add.
 set -u
-# Without it processes that are started again call at the addresses of those before them.
+# Without it restarted processes connect to the addresses of the previous ones.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
@@ -70,7 +70,7 @@ srun {python} -m torch.distributed.run \\
     -m lora_detr {command}
 code=$?
 
-# 75: stopped on a signal after saving. The same script goes on from there.
+# 75: stopped on a signal after saving. The same script resumes from there.
 if grep -q '"code": 75,' {run}/exit.json 2>/dev/null; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

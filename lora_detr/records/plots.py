@@ -269,7 +269,7 @@ def _footnote(curves: RunCurves) -> str:
     window = _window(curves.steps.size)
     parts = [f"faint: logged steps; bold: mean over {window} of them"] if window > 1 else []
     if np.isfinite(curves.seconds).any():
-        parts.append(f"median of {np.nanmedian(curves.seconds):.3g} s a step")
+        parts.append(f"median of {np.nanmedian(curves.seconds):.3g} s per step")
     return "  |  ".join(parts)
 
 

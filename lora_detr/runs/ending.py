@@ -71,7 +71,7 @@ def _lost(trainer: Trainer) -> WorkerError:
         return peer_gone()
     ranks = ", ".join(map(str, silent))
     return WorkerError(
-        f"rank {ranks} gives no sign of life at step {trainer.step}; the run cannot go on without it",
-        f"continue with --resume {trainer.directory.path}; train.rank_timeout says how long to wait",
+        f"rank {ranks} gives no sign of life at step {trainer.step}; the run cannot continue without it",
+        f"continue with --resume {trainer.directory.path}; train.rank_timeout sets how long to wait",
         code="P07",
     )

@@ -141,7 +141,7 @@ def _check_place(predictions: Path) -> None:
 
 def _coco_folder(model: Path) -> Path:
     if not COCO_FOLDER.is_dir():
-        raise ConfigError(f"{model} names no data, and there is no {COCO_FOLDER}", "give --data DIR")
+        raise ConfigError(f"{model} records no data path, and there is no {COCO_FOLDER}", "give --data DIR")
     return COCO_FOLDER
 
 
@@ -179,7 +179,7 @@ def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
     """Return the images that the run itself was evaluated on."""
     path = run.config.data.path
     if path is None:
-        raise ConfigError("the run's config names no data", "give --data DIR")
+        raise ConfigError("the run's config has no data path", "give --data DIR")
     splits = read_splits(Path(path), policy, run.checkpoint.state.overfit)
     if splits.val is None:
         raise DataError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
@@ -188,12 +188,12 @@ def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
 
 def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) -> CocoSplit:
     if data is None:
-        raise ConfigError("a stripped file names no data", "give --data DIR")
+        raise ConfigError("a stripped file records no data path", "give --data DIR")
     paths = find_splits(data)
     if paths.val_annotations is None or paths.val_images is None:
         raise DataError(
             f"{data}: no validation split: {paths.missing} not found",
-            "add it, or name val_annotations and val_images in a YAML file",
+            "add it, or give val_annotations and val_images in a YAML file",
         )
     split = policy_of(policy).load(paths.val_annotations, paths.val_images)
     return split.with_categories(config.categories)

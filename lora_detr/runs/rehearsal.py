@@ -58,8 +58,8 @@ class StepCost:
         """Return the estimate of an epoch as text."""
         without = "reading images" if processes == 1 else "reading images or exchanging gradients"
         return (
-            f"about {duration(self.seconds * steps_per_epoch)} an epoch ({self.seconds:.2f} s a step, measured on one "
-            f"batch, without {without})"
+            f"about {duration(self.seconds * steps_per_epoch)} per epoch ({self.seconds:.2f} s per step, measured on "
+            f"one batch, without {without})"
         )
 
     def describe_memory(self, processes: int = 1) -> str:

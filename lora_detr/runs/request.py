@@ -174,7 +174,7 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
     settings = weights / RUN_SETTINGS
     if not settings.is_file():
         if kind == "missing":
-            raise ConfigError(f"--weights {weights}: nothing is there", "check the path")
+            raise ConfigError(f"--weights {weights}: does not exist", "check the path")
         raise ConfigError(
             f"--weights {weights}: brings no settings to train with; only a run directory or an official .pth does",
             "add --preset NAME, the one the weights were trained with",

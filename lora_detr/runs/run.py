@@ -233,7 +233,7 @@ def _resume(
     world = World.from_environment(config.train.device, config.train.rank_timeout)
     _check_agreement(world, checkpoint.step)
     if config.data.path is None:
-        raise ConfigError(f"--resume {run}: its config names no data", code="C08")
+        raise ConfigError(f"--resume {run}: its config has no data path", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit, verify=_verification(config, world))
     same_data = checkpoint.state.data == splits.fingerprints
     if not same_data:

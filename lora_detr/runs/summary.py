@@ -52,7 +52,7 @@ def summary_lines(
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
         *_crowded_lines(trainer.splits, config.model.num_queries),
-        f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} an epoch), {_rate(trainer)}, "
+        f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
         *_cost_lines(trainer, cost),
@@ -140,7 +140,7 @@ def _data_lines(splits: Splits) -> list[str]:
     elif splits.val is not None:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
-        lines.append(f"val         none: {splits.missing} not found; training goes on without evaluation")
+        lines.append(f"val         none: {splits.missing} not found; training continues without evaluation")
     lines.append(f"classes     {splits.categories.num_classes}: {_names(splits)}")
     return lines
 

@@ -153,7 +153,7 @@ class NonFiniteLossError(NumericalError):
     on_all_ranks = True
 
     def __init__(self, seen: NonFiniteStep) -> None:
-        remedy = "lower --lr; loradetr doctor --replay RUN runs the step again and names the first module concerned"
+        remedy = "lower --lr; loradetr doctor --replay RUN runs the step again and reports the first module concerned"
         super().__init__(seen.message(), remedy, code=seen.code)
         self.seen = seen
 

@@ -100,7 +100,7 @@ class RunLog:
                 raise
             self.left_out += 1
             if self.left_out == 1:
-                text = "training goes on, lines of the logs are left out until there is"
+                text = "training continues; log lines are dropped until there is space"
                 self.display.line(f"warning: {error.message}; {text}")
 
     def step(self, step: int, epoch: int, result: StepResult, rates: Sequence[float]) -> None:

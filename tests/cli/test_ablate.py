@@ -104,7 +104,7 @@ def test_a_table_is_run_reported_and_analysed(loradetr: Command, table: Path, sh
         (("table1", "--scale", "small"), ("--scale small: expected paper or tiny",)),
         (("table1", "--rows", "z"), ("--rows z: no such row at --scale paper", "known: a, b1")),
         (("table1",), ("no --data and no data/coco", "--dry-run needs none")),
-        (("table1", "--scale", "tiny", "--data", "nowhere"), ("--data nowhere: nothing is there",)),
+        (("table1", "--scale", "tiny", "--data", "nowhere"), ("--data nowhere: does not exist",)),
         (("table1", "--scale", "tiny", "--data", ".", "--seeds", "a"), ("--seeds a: expected whole numbers",)),
         (("table1", "--data", ".", "--seeds=-1"), ("--seeds -1: expected 0 or more",)),
         (("table1", "--data", ".", "--rounds", "3"), ("--rounds: table table1 is trained, not timed",)),
@@ -121,9 +121,9 @@ def test_mistakes_are_told_in_a_line(arguments: tuple[str, ...], parts: tuple[st
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("nowhere",), ("nowhere: nothing is there",)),
-        (("x=nowhere",), ("nowhere: nothing is there",)),
-        ((".",), ("neither metrics.jsonl nor log.txt is in it",)),
+        (("nowhere",), ("nowhere: does not exist",)),
+        (("x=nowhere",), ("nowhere: does not exist",)),
+        ((".",), ("contains neither metrics.jsonl nor log.txt",)),
         ((".", "--by", "batch"), ("--by batch: expected step or epoch",)),
         ((".", "--layer", "top"), ("--layer top: expected all, last or the number of a layer",)),
     ],

@@ -307,7 +307,7 @@ def test_a_stripped_file_is_not_stripped_again(pipeline: tuple[Path, list[Ended]
 
 def test_a_stripped_file_needs_data(pipeline: tuple[Path, list[Ended]], loradetr: Command) -> None:
     stripped = pipeline[0] / "run" / "stripped.safetensors"
-    assert_is_a_fault(loradetr("eval", stripped), 2, "names no data")
+    assert_is_a_fault(loradetr("eval", stripped), 2, "records no data path")
 
 
 def test_debug_shows_where_a_fault_came_from(loradetr: Command) -> None:

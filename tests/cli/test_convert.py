@@ -38,7 +38,7 @@ def test_a_file_is_converted_and_told_about(loradetr: Command, files: Path, lear
     assert "deformable, resnet18, 1 + 2 layers, 300 queries, branches: lora rank 4 k=6, lora rank 3 k=4" in lines[1]
     assert re.fullmatch(r"tensors +257, all of them: 11\.\d\d M parameters", lines[2])
     assert lines[3].split(maxsplit=2)[2] == "epoch, args, optimizer"
-    assert f"note: classes: 40, named by {learned_data}" in lines
+    assert f"note: classes: 40, taken from {learned_data}" in lines
     again = loradetr("convert", "run", "back.pth", "--json")
     assert (again.code, again.err) == (0, "")
     assert json.loads(again.out)["not_converted"] == ["settings"]
@@ -52,7 +52,9 @@ def test_a_file_is_converted_and_told_about(loradetr: Command, files: Path, lear
 
 def test_eval_says_what_it_took_the_file_for(loradetr: Command, files: Path, shapes_tiny: Path) -> None:
     file = files / "lora.pth"
-    assert_told(loradetr("eval", file), 2, (f"{file} names no data, and there is no data/coco", "give --data DIR"))
+    assert_told(
+        loradetr("eval", file), 2, (f"{file} records no data path, and there is no data/coco", "give --data DIR")
+    )
     Path("data").mkdir()
     Path("data/coco").symlink_to(shapes_tiny)
     ended = loradetr("eval", file, "--workers", 0, "--branch", 2)
@@ -61,7 +63,7 @@ def test_eval_says_what_it_took_the_file_for(loradetr: Command, files: Path, sha
     told = ended.err.splitlines()
     assert told[0].startswith(f"info: {file}: deformable, resnet18")
     assert told[1:] == [
-        "info: classes: 40, named by data/coco",
+        "info: classes: 40, taken from data/coco",
         "info: not in such a file, taken from the preset: k of branches, 8 attention heads, 300 queries",
         "info: not read: epoch, args, optimizer",
         "info: all 257 tensors loaded",

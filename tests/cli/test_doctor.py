@@ -125,7 +125,9 @@ class TestModel:
         self, loradetr: Command, broken_checkpoint: Callable[[str], Path]
     ) -> None:
         ended = loradetr("doctor", "--model", broken_checkpoint("step-00000012"))
-        assert_told(ended, 4, ("cannot be used: the check of its step-00000012 failed", "--resume goes on from step-"))
+        assert_told(
+            ended, 4, ("cannot be used: the check of its step-00000012 failed", "--resume continues from step-")
+        )
 
     def test_weights_that_are_not_finite(
         self, loradetr: Command, own_run: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +216,7 @@ class TestData:
 
     @pytest.mark.parametrize("option", [("--strict",), ("--verify", "decode"), ("--report", "file")])
     def test_options_about_data_need_data(self, option: tuple[str, ...], loradetr: Command) -> None:
-        assert_told(loradetr("doctor", *option), 2, (f"{option[0]}: is about data", "add --data PATH"))
+        assert_told(loradetr("doctor", *option), 2, (f"{option[0]} needs --data", "add --data PATH"))
         assert list(Path().iterdir()) == []
 
     def test_a_report_that_cannot_be_written_is_told_first(self, loradetr: Command, shapes_tiny: Path) -> None:

@@ -22,7 +22,7 @@ def line(out: str, title: str) -> str:
 def test_time_and_memory_of_a_step(loradetr: Command, shapes_tiny: Path) -> None:
     ended = loradetr("train", "--preset", SMALL, "--data", shapes_tiny, "--dry-run")
     assert ended.code == 0
-    assert "s a step, measured on one batch" in line(ended.out, "time")
+    assert "s per step, measured on one batch" in line(ended.out, "time")
     assert "GB for 2 x 96 x 96 pixels (largest batch): weights, gradients, moments 0.00 GB" in line(ended.out, "memory")
     assert "recomputed" not in ended.out
     assert files_in(Path.cwd()) == {}

@@ -210,7 +210,7 @@ TABLE = {
         mistake("train --resume {run} --config more.yaml", "error[C07]", "--config cannot be given"),
         mistake("train --resume empty", "error[C10]: --resume empty: not a run directory", given=empty_folder),
         mistake("train --resume run", "error[C10]", "no checkpoints folder", given=NO_CHECKPOINT),
-        mistake("train --data {data} --weights absent", "nothing is there", "check the path"),
+        mistake("train --data {data} --weights absent", "does not exist", "check the path"),
         mistake("train --data {data} --weights {stripped}", "brings no settings", "add --preset NAME"),
     ],
     DATA: [

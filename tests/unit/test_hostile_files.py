@@ -104,7 +104,7 @@ def test_a_manifest_names_no_file_outside_x12(name: str, own_run: Path) -> None:
     manifest = read_manifest(checkpoint)
     files = {**manifest.files, name: (1, "0" * 64)}
     (checkpoint / NAME).write_bytes(encode(Manifest(manifest.step, files, manifest.facts)))
-    with pytest.raises(CheckpointError, match="manifest names a file outside"):
+    with pytest.raises(CheckpointError, match="the manifest lists a file outside"):
         load_checkpoint(checkpoint, with_optimizer=True)
 
 

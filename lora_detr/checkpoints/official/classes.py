@@ -51,15 +51,15 @@ def classes_of(file: OfficialFile, data: Path | None = None) -> OfficialClasses:
     """
     num_classes = file.num_classes
     if file.categories is not None and file.categories.num_classes == num_classes:
-        return OfficialClasses(file.categories, True, f"{num_classes}, named in the file")
+        return OfficialClasses(file.categories, True, f"{num_classes}, listed in the file")
     stored = file.tensors.get(CLASSES)
     if stored is not None:
         names = decode_names(stored, file.path)
         if len(names) > num_classes:
-            raise CheckpointError(f"{file.path}: names {len(names)} classes, but its heads have {num_classes}")
+            raise CheckpointError(f"{file.path}: lists {len(names)} classes, but its heads have {num_classes}")
         listed = [UNUSED if name == NO_CATEGORY else name for name in names]
         listed += [UNUSED] * (num_classes - len(names))
-        return OfficialClasses(_map(listed), True, f"{num_classes}, named in the file")
+        return OfficialClasses(_map(listed), True, f"{num_classes}, listed in the file")
     if num_classes == COCO_SLOTS:
         return OfficialClasses(COCO_MAP, True, f"{num_classes}, taken for COCO's ids")
     if data is None:
@@ -75,7 +75,7 @@ def classes_of(file: OfficialFile, data: Path | None = None) -> OfficialClasses:
             code="K08",
         )
     listed = [found.get(i, UNUSED) for i in range(num_classes)]
-    return OfficialClasses(_map(listed), True, f"{num_classes}, named by {data}")
+    return OfficialClasses(_map(listed), True, f"{num_classes}, taken from {data}")
 
 
 def decode_names(stored: Tensor, path: Path) -> list[str]:

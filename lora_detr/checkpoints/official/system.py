@@ -114,7 +114,7 @@ def recognise(
     if isinstance(base.model, RelationDetrConfig) != (file.family == "relation"):
         raise ConfigError(
             f"preset {base_name} is a '{base.model.kind}', but {file.path} is of the {file.family} family",
-            "leave it out, or name a preset of that family",
+            "leave it out, or give a preset of that family",
         )
     classes = classes_of(file, data)
     wanted = {**_settings(file, base), **_backbone(file, base, preset is not None), "branches": _branches(file, base)}
@@ -225,7 +225,7 @@ def _backbone(file: OfficialFile, base: RunConfig, chosen: bool) -> dict[str, JS
         return {}
     raise CheckpointError(
         f"{file.path}: backbone not recognised: {found}",
-        "name a preset with the right one: loradetr convert FILE OUTPUT --preset PRESET.yaml",
+        "give a preset with the right one: loradetr convert FILE OUTPUT --preset PRESET.yaml",
         code="K08",
     )
 

@@ -109,7 +109,7 @@ def _from_yaml(path: Path) -> DataPaths:
         is_folder = key.endswith("images")
         if not (target.is_dir() if is_folder else target.is_file()):
             raise DataError(
-                f"{path}: {key} names {target}, but there is no such {'folder' if is_folder else 'file'}",
+                f"{path}: {key} is {target}, but there is no such {'folder' if is_folder else 'file'}",
                 f"correct the path; it is taken from the folder of {path.name}",
             )
     missing = f"the keys val_annotations and val_images in {path.name}" if absent else ""
@@ -123,5 +123,5 @@ def _what_to_write(path: Path) -> str:
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(64).lstrip().startswith(b"{"):
             file_and_folder = [f"{key}: {'FOLDER' if key.endswith('images') else 'FILE.json'}" for key in PATH_KEYS]
-            return f"name an annotation file in a YAML file of four lines: {', '.join(file_and_folder)}"
+            return f"list annotation files in a YAML file of four lines: {', '.join(file_and_folder)}"
     return f"known keys: {', '.join(PATH_KEYS)}"

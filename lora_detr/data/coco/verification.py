@@ -78,7 +78,7 @@ def verify_images(
             digests[answer.image_id] = answer.digest
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
-            logger.info("%s: looked at %s of %s images", images.folder, f"{done:,}", f"{len(images):,}")
+            logger.info("%s: checked %s of %s images", images.folder, f"{done:,}", f"{len(images):,}")
     return Verified(problems, digests)
 
 
@@ -120,7 +120,7 @@ def _compared(record: ImageRecord, digest: bytes, sums: dict[str, bytes], folder
     if expected is None:
         return Problem("D20", f"{where}: not listed in {folder / SHA256SUMS}")
     if expected != digest:
-        return Problem("D20", f"{where}: SHA-256 is {digest.hex()[:12]}..., {SHA256SUMS} says {expected.hex()[:12]}...")
+        return Problem("D20", f"{where}: SHA-256 is {digest.hex()[:12]}..., {SHA256SUMS} has {expected.hex()[:12]}...")
     return None
 
 

@@ -201,7 +201,7 @@ def cost_as_markdown(study: CostStudy, costs: Sequence[RowCost], command: str, f
         f"Measured by `{command}`: {_counted(study.inputs.batch, 'image')} of {height}x{width}, "
         f"{study.rounds} rounds of all rows",
         f"in turn in one process, {COCO_CLASSES} classes. Ratios are to the first row, which takes",
-        f"{first.seconds:.2f} s{memory} a step on {facts['gpu'] or 'a CPU'}, "
+        f"{first.seconds:.2f} s{memory} per step on {facts['gpu'] or 'a CPU'}, "
         f"{_counted(torch.get_num_threads(), 'thread')}, attention by {facts['attention']}.",
         "",
         *markdown_table(head, cells),

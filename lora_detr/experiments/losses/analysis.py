@@ -146,5 +146,5 @@ def _draw_diversity(logs: Sequence[DiversityLog]) -> dict[str, bytes]:
     drawn = [
         (title, [over_seeds(label, members) for label, members in curves.items()]) for title, curves in panels.items()
     ]
-    note = f"one batch a point, mean over decoder layers, window of 1/{DIVERSITY_WINDOWS} of the run"
+    note = f"one batch per point, mean over decoder layers, window of 1/{DIVERSITY_WINDOWS} of the run"
     return draw_bands(drawn, "Branches", note, "optimiser step")

@@ -20,7 +20,7 @@ from lora_detr.training.diagnostics import PRIMARY
 
 MEASURES = {
     "jaccard": "overlap of positives (Jaccard)",
-    "positives": "positives a target",
+    "positives": "positives per target",
     "uncovered": "share of targets without a positive",
     "cosine_all": "cosine of gradients with the primary's",
     "norm_ratio": "length of gradients relative to the primary's",

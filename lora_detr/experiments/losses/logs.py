@@ -85,7 +85,7 @@ def find_runs(texts: Sequence[str]) -> list[Place]:
         label, _, named = ("", "", text) if Path(text).exists() else text.rpartition("=")
         path = Path(named)
         if not path.exists():
-            raise ConfigError(f"{path}: nothing is there", "give a run directory, an ablation's folder or a log.txt")
+            raise ConfigError(f"{path}: does not exist", "give a run directory, an ablation's folder or a log.txt")
         study = next((folder for folder in (path, path.parent) if (folder / RECORD).is_file()), None)
         if study is not None:
             runs = [
@@ -101,7 +101,7 @@ def find_runs(texts: Sequence[str]) -> list[Place]:
         else:
             file = path / "log.txt" if path.is_dir() else path
             if not file.is_file():
-                raise ConfigError(f"{path}: neither metrics.jsonl nor log.txt is in it", "give a run directory")
+                raise ConfigError(f"{path}: contains neither metrics.jsonl nor log.txt", "give a run directory")
             found.append(Place(label or file.resolve().parent.name, file))
     return found
 

@@ -154,7 +154,7 @@ def _preface(study: Study) -> list[str]:
     time = "Step time is relative to the first row; runs beside each other disturb it."
     against = (
         '"AP against" is the mean of the differences between runs of the same seed, with half its 95 % interval; '
-        "where the interval holds 0, the runs do not tell which is better."
+        "where the interval contains 0, there is no significant difference."
     )
     return [*lines, "", f"{measured} {seeds}. {against} {time}"]
 

@@ -135,7 +135,7 @@ def not_comparable(study: Study) -> list[str]:
                 reasons.append(f"{count} images for {split} where COCO 2017 has {expected:,}")
         batch = _images_a_step(run, report)
         if study.settings.steps is None and batch not in (None, needed.images_a_step):
-            reasons.append(f"{batch} images a step where the paper has {needed.images_a_step}")
+            reasons.append(f"{batch} images per step where the paper has {needed.images_a_step}")
         if report:
             break
     return reasons

@@ -207,7 +207,7 @@ def refuse_failures(outcomes: Sequence[Outcome], study: Study) -> None:
         names = ", ".join(outcome.run.name for outcome in failed)
         raise WorkerError(
             f"{len(failed)} of {len(outcomes)} runs failed: {names}",
-            f"what they said is in {study.folder / 'logs'}; the same command tries them again",
+            f"their output is in {study.folder / 'logs'}; the same command runs them again",
         )
 
 

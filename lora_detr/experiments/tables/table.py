@@ -127,7 +127,7 @@ class TableRow(Strict):
         preset = self.tiny.preset
         if preset is None:
             if self.options.baseline is None:
-                raise ConfigError(f"row {self.name}: no preset for --scale tiny", "name one: tiny: {preset: ...}")
+                raise ConfigError(f"row {self.name}: no preset for --scale tiny", "give one: tiny: {preset: ...}")
             preset = preset_of(self.options.request(Path()), tiny=True)
         changed = {"baseline": None, "preset": preset, "set": {**self.options.set, **self.tiny.set}}
         return self.options.model_copy(update=changed)

@@ -15,7 +15,7 @@ from lora_detr.tensor_files import read_tensors
 logger = logging.getLogger("lora_detr")
 
 NONE, IMAGENET, AUTO = "none", "imagenet", "auto"
-REMEDY = "name a local file with --set model.backbone.weights=PATH, or start from scratch with =none"
+REMEDY = "give a local file with --set model.backbone.weights=PATH, or start from scratch with =none"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

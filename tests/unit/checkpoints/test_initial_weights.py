@@ -179,7 +179,7 @@ def test_settings_that_are_named_are_stronger(small_run: Path, learned_data: Pat
 
 @pytest.mark.parametrize(
     ("name", "message", "remedy"),
-    [("stripped.safetensors", "brings no settings", "--preset"), ("absent", "nothing is there", "check the path")],
+    [("stripped.safetensors", "brings no settings", "--preset"), ("absent", "does not exist", "check the path")],
 )
 def test_weights_that_name_no_settings_need_a_preset(name: str, message: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / "stripped.safetensors").write_bytes(b"")

@@ -158,7 +158,7 @@ ABSENT: Fault = ("CheckpointError", "", "does not exist", WHERE)
 UNREADABLE: Fault = ("CheckpointError", "", "cannot be read: No such file", "check the path")
 NO_DIRECTION: Fault = ("ConfigError", "", "one of the two must be an official .pth", "give a .pth and a new run")
 NO_SETTINGS: Fault = ("ConfigError", "", "brings no settings", "add --preset NAME")
-NOTHING: Fault = ("ConfigError", "", "nothing is there", "check the path")
+NOTHING: Fault = ("ConfigError", "", "does not exist", "check the path")
 
 REFUSALS: dict[str, Fault] = {
     "missing": ABSENT,

@@ -65,9 +65,9 @@ def test_a_part_laid_over_its_whole_changes_nothing() -> None:
         ("zzz", "`zzz`: unknown key"),
         ("", "``: unknown key"),
         ("model..name", "`model..name`: unknown key"),
-        ("branches.2", "`branches.2`: `branches` is a list of 2, counted from 0, so '2' names nothing"),
-        ("branches.rank", "`branches.rank`: `branches` is a list of 2, counted from 0, so 'rank' names nothing"),
-        ("rules.0", "`rules.0`: `rules` is an empty list, so '0' names nothing"),
+        ("branches.2", "`branches.2`: `branches` is a list of 2, counted from 0, so it has no '2'"),
+        ("branches.rank", "`branches.rank`: `branches` is a list of 2, counted from 0, so it has no 'rank'"),
+        ("rules.0", "`rules.0`: `rules` is an empty list, so it has no '0'"),
         ("model.heads.x", "`model.heads.x`: `model.heads` is a single value, which has no keys"),
     ],
 )

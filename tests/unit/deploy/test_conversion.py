@@ -262,7 +262,7 @@ class TestClasses:
 
     def test_data_names_them_by_their_own_ids(self, file: Path, shapes_tiny: Path, place: Path) -> None:
         report = convert(file, place / "run", data=shapes_tiny)
-        assert f"classes: 40, named by {shapes_tiny}" in report.notes
+        assert f"classes: 40, taken from {shapes_tiny}" in report.notes
         opened = open_run(place / "run")
         assert opened.categories.label_of(39) == 39
         assert opened.categories.names[39] == json_categories(shapes_tiny)[39]

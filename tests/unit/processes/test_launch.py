@@ -47,7 +47,7 @@ def test_processes(visible: int, device: str, gpus: int | None, nproc: int | Non
         (0, "auto", 2, None, "--gpus 2: PyTorch sees 0 CUDA devices"),
         (4, "cuda", 8, None, "--gpus 8: PyTorch sees 4 CUDA devices"),
         (4, "cuda", None, 2, "--nproc 2: is for --device cpu"),
-        (4, "cuda:1", 2, None, "--device cuda:1 names a single one"),
+        (4, "cuda:1", 2, None, "--device cuda:1 is a single GPU"),
         (0, "cpu", None, 0, "--nproc 0: expected 1 or more"),
         (4, "auto", -1, None, "--gpus -1: expected 1 or more"),
     ],

@@ -67,7 +67,7 @@ def test_on_cpus_no_gpu_is_asked_for() -> None:
 
 
 def test_a_job_must_say_what_it_needs() -> None:
-    with pytest.raises(ConfigError, match="a job must say what it needs") as caught:
+    with pytest.raises(ConfigError, match="a job must state what it needs") as caught:
         script("train", gpus=None)
     assert "--gpus N" in caught.value.remedy
 

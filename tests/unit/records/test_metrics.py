@@ -114,7 +114,7 @@ def test_the_warning_comes_once_and_the_count_at_the_end_p12(tmp_path: Path) -> 
             log.step(step, 0, RESULT, [])
     log.step(3, 0, RESULT, [])
     assert len(said.lines) == 1
-    assert "metrics.jsonl: cannot be written: File too large; training goes on" in said.lines[0]
+    assert "metrics.jsonl: cannot be written: File too large; training continues" in said.lines[0]
     log.close()
     assert "3 records are missing" in said.lines[1]
     assert [record["step"] for record in read_lines(tmp_path / "metrics.jsonl")] == [3]
@@ -155,7 +155,7 @@ def test_a_run_goes_on_without_its_lines_p12(
     assert [record["loss_hex"] for record in written] == [record["loss_hex"] for record in read_lines(metrics)[:3]]
     warnings = [line for line in shown.lines if line.startswith("warning: ")]
     assert len(warnings) == 2
-    assert "training goes on" in warnings[0]
+    assert "training continues" in warnings[0]
     assert f"{len(lines) - 3} records are missing" in warnings[1]
     names = sorted(path.name for path in (small_run / "checkpoints").iterdir())
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == names

@@ -244,7 +244,7 @@ def test_what_all_parts_find_does_not_go_into_one_file(learned_run: Path, tmp_pa
 
 
 def test_a_stripped_file_needs_the_data_to_be_named(stripped: Path) -> None:
-    with pytest.raises(ConfigError, match="names no data"):
+    with pytest.raises(ConfigError, match="records no data path"):
         evaluate(stripped)
 
 

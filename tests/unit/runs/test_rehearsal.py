@@ -59,7 +59,7 @@ def test_accumulated_passes_count(shapes_tiny: Path, tmp_path: Path, monkeypatch
     cost = rehearse(trainer(shapes_tiny, tmp_path, "train.accumulate=3"))
     assert cost is not None
     assert cost.seconds == 6.0
-    assert cost.describe_time(10).startswith("about 60 s an epoch (6.00 s a step")
+    assert cost.describe_time(10).startswith("about 60 s per epoch (6.00 s per step")
 
 
 LARGE = ("data.train.square=false", "data.train.scales=[96, 256]", "data.train.max_size=null")

@@ -274,7 +274,7 @@ def test_training_without_a_validation_split(data: Path, tmp_path: Path) -> None
     finished = small_runs.train(data, tmp_path / "run", *SHORT, display=(lines := Lines()))
     assert finished.metrics is None
     (line,) = [line for line in lines.lines if line.startswith("val ")]
-    assert "instances_val.json not found; training goes on without evaluation" in line
+    assert "instances_val.json not found; training continues without evaluation" in line
     assert not (finished.directory / "results.csv").exists()
     assert not (finished.directory / "checkpoints" / "best").exists()
     assert state(finished.directory, 3)["metrics"] is None

@@ -120,7 +120,7 @@ def test_what_differs_or_is_not_listed_is_named_d20(tmp_path: Path) -> None:
     assert {image_id: problem.code for image_id, problem in problems.items()} == {10: "D20", 14: "D20", 15: "D18"}
     assert f"{tmp_path / '0.png'} (image id 10): not listed in {tmp_path / SHA256SUMS}" in problems[10].text
     assert "SHA-256 is " in problems[14].text
-    assert f"{SHA256SUMS} says " in problems[14].text
+    assert f"{SHA256SUMS} has " in problems[14].text
 
 
 def test_a_list_that_is_not_there_or_no_list_is_refused_d20(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_progress_is_shown_when_it_takes_long(
         assert not caplog.messages
         monkeypatch.setattr(verification, "SAY_EVERY", -1.0)
         verify_images(split.records, "decode")
-    assert caplog.messages[2] == f"{tmp_path}: looked at 3 of 6 images"
+    assert caplog.messages[2] == f"{tmp_path}: checked 3 of 6 images"
 
 
 def test_a_decoder_that_kills_its_process_is_named_with_its_images(

@@ -110,7 +110,7 @@ def test_a_label_may_be_given_and_hold_an_equals_sign(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_loss_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing is there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         find_runs([str(tmp_path / "none")])
     with pytest.raises(ConfigError, match=r"neither metrics\.jsonl nor log\.txt"):
         find_runs([str(tmp_path)])

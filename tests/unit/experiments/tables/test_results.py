@@ -75,7 +75,7 @@ def test_another_batch_is_not_comparable(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     paper = replace(study, settings=replace(study.settings, scale="paper"))
     write_run(paper.runs[0], {59_144: 0.4}, images=(118_287, 5_000))
-    assert not_comparable(paper) == ["2 images a step where the paper has 16"]
+    assert not_comparable(paper) == ["2 images per step where the paper has 16"]
 
 
 def test_the_report_has_both_figures_and_every_run(study: Study) -> None:
