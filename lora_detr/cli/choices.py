@@ -89,7 +89,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
     """
     for before, argument in zip(["loradetr", *arguments], arguments, strict=False):
         if not argument.strip():
-            raise ConfigError(f"empty text after '{before}'", "an unset shell variable gives one; leave it out")
+            raise ConfigError(f"empty text after '{before}'", "an unset variable of the shell gives one; leave it out")
 
 
 def fill_in_values(arguments: Sequence[str]) -> list[str]:
