@@ -10,6 +10,9 @@ from lora_detr.models.deformable_detr import DeformableDetrConfig, MsDetrConfig
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.relation_detr import RelationDetrConfig
 
-DetectorConfig = Annotated[DeformableDetrConfig | MsDetrConfig | RelationDetrConfig, Field(discriminator="kind")]
+DetectorConfig = Annotated[
+    DeformableDetrConfig | MsDetrConfig | RelationDetrConfig,
+    Field(discriminator="kind"),
+]
 
 __all__ = ["DeformableDetrConfig", "DetectorConfig", "MsDetrConfig", "RelationDetrConfig", "TwoStageDetector"]
