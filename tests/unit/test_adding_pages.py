@@ -172,8 +172,8 @@ def test_training_from_python_works_as_written(
     shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At a small size: the overrides are the one line that is not the page's."""
-    text = (DOCS / "presets.md").read_text(encoding="utf-8").partition("## Train from Python\n")[2]
-    (code,) = re.findall(r"\A\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    text = (DOCS / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     line = 'overrides = ["data.num_classes=auto", "train.epochs=24"]\n'
     assert line in code
     small = ["data.num_classes=auto", *SMALL, "train.schedule.drop_epochs=[]", "train.max_steps=2"]
