@@ -123,8 +123,8 @@ def test_in_any_batch_of_an_accumulated_step_n01(stepper: Stepper, splits: Split
 def test_a_sum_that_is_too_large_is_named_n01(stepper: Stepper, batch: Batch) -> None:
     """Every term is finite, and their sum is not."""
     weights = stepper.config.loss.primary.weights.model_copy(update={"l1": 3e38, "giou": 3e38})
-    primary = stepper.config.loss.primary.model_copy(update={"weights": weights})
-    stepper.criterion.config = stepper.config.loss.model_copy(update={"primary": primary})
+    rows = stepper.criterion.rows
+    rows["primary"] = replace(rows["primary"], weights=weights)
     with pytest.raises(NonFiniteLossError, match="though its terms are: their sum is too large"):
         stepper([batch], 0)
 
