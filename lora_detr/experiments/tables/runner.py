@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from lora_detr.atomic_files import write_file
-from lora_detr.errors import ConfigError, Stopped, WorkerError
+from lora_detr.errors import ConfigError, OutputError, Stopped, WorkerError
 from lora_detr.experiments.tables.study import Run, Study
 from lora_detr.processes.process import REQUESTS_TO_END, handled_by
 from lora_detr.records.log_reading import read_object
@@ -187,13 +187,11 @@ class Runner:
 
 
 def is_done(run: Run) -> bool:
-    """Return whether a run has come to its end: the folder says so, and holds the results.
-
-    Raises:
-        OutputError: the system refuses to read how it ended.
-    """
+    """Return whether a run has finished: the folder says so, and holds the results. What cannot be read does not."""
     directory = RunDirectory(run.folder)
-    return directory.results.is_file() and read_object(directory.exit).get("code") == 0
+    with contextlib.suppress(OutputError):
+        return directory.results.is_file() and read_object(directory.exit).get("code") == 0
+    return False
 
 
 def refuse_failures(outcomes: Sequence[Outcome], study: Study) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic.sets import display_name
-from lora_detr.errors import ConfigError, nearest
+from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.tables.table import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON, read_json
 from lora_detr.runs.request import resolve
@@ -265,7 +265,12 @@ def _describe(study: Study) -> dict[str, JSON]:
 
 
 def _read(path: Path) -> dict[str, JSON]:
-    return read_json(path, lambda message: ConfigError(message, "run the ablation in another --output-dir"))
+    try:
+        return read_json(path, lambda message: ConfigError(message, "run the ablation in another --output-dir"))
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError):
+            raise OutputError(error.message, "check its permissions") from error.__cause__
+        raise
 
 
 def _mapping(value: object) -> Mapping[str, JSON]:

@@ -121,6 +121,9 @@ def test_done_is_what_ended_well(tmp_path: Path) -> None:
     write_run(damaged, {2: 0.1})
     (damaged.folder / "exit.json").write_text("{", encoding="utf-8")
     assert [is_done(run) for run in (well, badly, never, damaged)] == [True, False, False, False]
+    (damaged.folder / "exit.json").unlink()
+    (damaged.folder / "exit.json").mkdir()  # the system refuses to read it
+    assert not is_done(damaged)
 
 
 def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.errors import ConfigError
-from lora_detr.experiments.tables.study import read_study
+from lora_detr.errors import ConfigError, OutputError
+from lora_detr.experiments.tables.study import RECORD, read_study
 from tests.unit.experiments.tables.studies import study_in
 
 
@@ -87,3 +87,11 @@ def test_the_command_of_a_study_names_its_rows_where_they_are_not_all(tmp_path: 
     table = tmp_path / "mine.yaml"
     assert study.command() == f"loradetr ablate run {table} --scale tiny --data data --seeds 0,1 --max-steps 7"
     assert replace(study, rows=study.rows[1:]).command().endswith("--rows three")
+
+
+def test_a_record_that_the_system_refuses_to_read_is_an_output_error(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    (study.folder / RECORD).mkdir(parents=True)
+    with pytest.raises(OutputError, match="cannot be read: Is a directory") as caught:
+        study.record()
+    assert caught.value.remedy == "check its permissions"
