@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from lora_detr.data.coco.records import ImageRecord
+from lora_detr.data.rgb import raw_mode, to_rgb, white_is_zero
 from lora_detr.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -29,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.Image:
     """Decode the file of a record.
 
-    Transparency is dropped, not blended. Greyscale of 16 bits keeps its upper 8.
+    Transparency is dropped, not blended. Depths of more than 8 bits have the ranges of ``rgb``.
 
     Args:
         record: names the file and the size to expect after the EXIF orientation is applied.
@@ -39,8 +38,8 @@ def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.
         uint8 [3, height, width].
 
     Raises:
-        DataError: D18 (unreadable), D23 (size differs from the annotation file), D25 (too large); the message names
-            the path and the image id.
+        DataError: D18 (unreadable, or values out of range), D23 (size differs from the annotation file), D25 (too
+            large); the message names the path and the image id.
     """
     where = f"{record.path} (image id {record.id})"
     pixels = decode_file(record.path, max_pixels, where=where)
@@ -67,7 +66,7 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") ->
         uint8 [3, height, width].
 
     Raises:
-        DataError: D18 (unreadable), D25 (too large).
+        DataError: D18 (unreadable, or values out of range), D25 (too large).
     """
     with _faults_of(where or str(path)), _own_size_limit(), Image.open(path, formats=_formats()) as file:
         return _decode(file, max_pixels)
@@ -85,7 +84,7 @@ def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: st
         uint8 [3, height, width].
 
     Raises:
-        DataError: D18 (unreadable: Pillow decodes late), D25 (too large).
+        DataError: D18 (unreadable: Pillow decodes late; or values out of range), D25 (too large).
     """
     with _faults_of(where):
         return _decode(image, max_pixels)
@@ -99,7 +98,9 @@ def _decode(image: Image.Image, max_pixels: int) -> tv_tensors.Image:
             "remove or shrink the image, or raise the limit",
             code="D25",
         )
-    return tv_tensors.Image(torch.from_numpy(_rgb(ImageOps.exif_transpose(image))).permute(2, 0, 1))
+    stored, inverted = raw_mode(image), white_is_zero(image)  # known until it is decoded or turned
+    pixels = to_rgb(ImageOps.exif_transpose(image), stored, inverted)
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 @contextmanager
@@ -120,16 +121,6 @@ def _faults_of(where: str) -> Iterator[None]:
         raise DataError(
             f"{where}: the image cannot be read: {reason}", "replace or remove the file", code="D18"
         ) from error
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8 [H, W, 3]."""
-    if image.mode.startswith("I;16"):
-        grey = (np.array(image, dtype=np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if "transparency" in image.info and image.mode != "RGB":
-        image = image.convert("RGBA")  # Pillow reads a palette's transparency only on this way
-    return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 @cache

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from lora_detr.data.coco.records import ImageRecord
-from lora_detr.data.images import read_image
+from lora_detr.data.images import decode_file, decode_pillow, read_image
 from lora_detr.errors import DataError
 
 RED = (200, 30, 40)
@@ -127,3 +130,104 @@ def test_limit_can_be_set_d25(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     assert "the limit is 23" in _fails(tmp_path / "x.png", "D25", max_pixels=23)
     assert read_image(_record(tmp_path / "x.png"), max_pixels=24).shape == (3, 4, 6)
+
+
+def deep_files(folder: Path, grey: NDArray[np.uint8]) -> dict[str, Path]:
+    """Write one picture in every depth and container that Pillow has for it."""
+    up = grey.astype(np.uint16) * 257
+    written = {
+        "I;16 png": ("a.png", Image.fromarray(up), {}),
+        "I;16 tif": ("b.tif", Image.fromarray(up), {}),
+        "I;16 jp2": ("c.jp2", Image.fromarray(up), {"irreversible": False}),
+        "I tif": ("d.tif", Image.fromarray(up.astype(np.int32)), {}),
+        "I pgm": ("e.pgm", Image.fromarray(up.astype(np.int32)), {}),
+        "F tif": ("f.tif", Image.fromarray((grey / np.float32(255)).astype(np.float32)), {}),
+        "F pfm": ("g.pfm", Image.fromarray((grey / np.float32(255)).astype(np.float32)), {}),
+        "I;16 tif, white is 0": ("h.tif", Image.fromarray(65535 - up), {"tiffinfo": {262: 0}}),
+    }
+    for name, image, options in written.values():
+        image.save(folder / name, **options)
+    paths = {kind: folder / name for kind, (name, _, _) in written.items()}
+    for maximum in (1023, 4095):  # between the depths of types
+        path = folder / f"{maximum}.pgm"
+        values = np.round(grey / 255 * maximum).astype(">u2")
+        path.write_bytes(f"P5 {grey.shape[1]} {grey.shape[0]} {maximum}\n".encode() + values.tobytes())
+        paths[f"pgm to {maximum}"] = path
+    return paths
+
+
+def test_every_depth_gives_the_picture_that_it_shows_d22(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 24).round().astype(np.uint8).reshape(4, 6)
+    paths = deep_files(tmp_path, grey)
+    for kind, path in paths.items():
+        for pixels in (read_image(_record(path)), decode_file(path)):
+            difference = np.abs(pixels.numpy().astype(int) - grey).max()
+            assert difference <= 1, kind
+    assert len(paths) == 10
+
+
+def test_colour_and_grey_of_16_and_12_bits_written_by_hand_d22(tmp_path: Path) -> None:
+    tiff = tmp_path / "rgb.tif"  # Pillow writes neither of these
+    values = np.arange(72, dtype="<u2").reshape(4, 6, 3) * 900
+    tiff.write_bytes(tiff_of(values.tobytes(), bits=16, channels=3))
+    assert np.array_equal(decode_file(tiff).permute(1, 2, 0).numpy(), (values >> 8).astype(np.uint8))
+    grey = np.arange(24).reshape(4, 6) * 178  # up to 4094
+    packed = bytearray()
+    for first, second in zip(grey.flat[::2], grey.flat[1::2], strict=True):
+        packed += bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    twelve = tmp_path / "12.tif"
+    twelve.write_bytes(tiff_of(bytes(packed), bits=12, channels=1))
+    assert np.array_equal(decode_file(twelve)[0].numpy(), grey >> 4)
+
+
+def tiff_of(pixels: bytes, bits: int, channels: int) -> bytes:
+    """Return an uncompressed little-endian TIFF file of 6 x 4 pixels."""
+    entries = [(256, 6), (257, 4), (258, bits), (259, 1), (262, 2 if channels == 3 else 1)]
+    entries += [(273, 200), (277, channels), (278, 4), (279, len(pixels))]
+    directory = struct.pack("<H", len(entries))
+    for tag, value in entries:
+        if tag == 258 and channels == 3:  # a number for each channel does not fit in here
+            directory += struct.pack("<HHII", tag, 3, 3, 180)
+        else:
+            directory += struct.pack("<HHII", tag, 4, 1, value)
+    head = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+    return head.ljust(180, b"\0") + struct.pack("<HHH", bits, bits, bits).ljust(20, b"\0") + pixels
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            np.linspace(0, 1e6, 24).astype(np.int32),
+            "(integers) must be from 0 (black) to 65535 (white), found 0 to 1000000",
+        ),
+        (np.linspace(-5, 99, 24).astype(np.int32), "found -5 to 99"),
+        (np.linspace(0, 255, 24).astype(np.int32), "(integers) from 0 to 255 are all 0 in 8 bits"),
+        (np.linspace(3, 200, 24).astype(np.uint16), "(16 bits) from 3 to 200 are all 0 in 8 bits"),
+        (
+            np.linspace(0, 255, 24).astype(np.float32),
+            "(floating point) must be from 0 (black) to 1 (white), found 0.0 to 255.0",
+        ),
+        (np.full(24, np.nan, dtype=np.float32), "found nan to nan"),
+    ],
+)
+def test_values_out_of_their_range_are_refused_d18(values: NDArray[Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(values.reshape(4, 6)).save(path)
+    message = _fails(path, "D18")
+    assert said in message
+    assert "convert the file to 8 bits" in message
+    with pytest.raises(DataError, match="D18"):
+        decode_pillow(Image.fromarray(values.reshape(4, 6)))
+
+
+def test_an_image_that_would_become_one_colour_is_refused_d18(tmp_path: Path) -> None:
+    drawing = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    drawing.putpixel((2, 2), (0, 0, 0, 255))
+    drawing.save(tmp_path / "x.png")
+    assert "transparency" in _fails(tmp_path / "x.png", "D18")
+    (tmp_path / "x.tif").write_bytes(tiff_of(np.arange(72, dtype="<u2").tobytes(), bits=16, channels=3))
+    assert "upper 8 of 16 bits" in _fails(tmp_path / "x.tif", "D18")
+    for mode, colour in (("RGB", RED), ("RGBA", (*RED, 9)), ("L", 0), ("I;16", 3)):  # one colour in the file too
+        Image.new(mode, (6, 4), colour).save(tmp_path / "x.png")
+        assert len(read_image(_record(tmp_path / "x.png")).flatten(1).unique(dim=1)[0]) == 1
