@@ -42,7 +42,10 @@ MODULES: dict[Backend, tuple[str, str]] = {
 _PROCESS = os.getpid()
 
 COLUMNS = 8
-"""Columns of a row of ``CocoEvaluator.rows``: image id, query, label, score, x1, y1, x2, y2."""
+"""Columns of a row of ``CocoEvaluator.rows``: place of the image in the split, query, label, score, x1, y1, x2, y2.
+
+A place and not an id: a float64 holds integers up to 2 ** 53 only, and ids may have 63 bits.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class CocoEvaluator:
 
     def __init__(self, split: CocoSplit) -> None:
         self._split = split
-        self._image_ids = frozenset(split.image_ids)
-        self._rows: dict[int, Tensor] = {}
+        self._ids = split.image_ids  # also of images that are left out later, so that places stay what they are
+        self._places = {image_id: place for place, image_id in enumerate(self._ids)}
+        self._rows: dict[int, Tensor] = {}  # by place
         self.left_out: dict[int, Problem] = {}
 
     def __len__(self) -> int:
@@ -117,28 +121,29 @@ class CocoEvaluator:
         Raises:
             ValueError: the image is not in the split.
         """
-        if image_id not in self._image_ids:
+        place = self._places.get(image_id)
+        if place is None:
             raise ValueError(f"image id {image_id} is not in the split")
-        if image_id in self._rows:
+        if place in self._rows:
             return
         n = len(detections.scores)
         rows = torch.empty((n, COLUMNS), dtype=torch.float64)
-        rows[:, 0] = image_id
+        rows[:, 0] = place
         rows[:, 1] = detections.queries
         rows[:, 2] = detections.labels
         rows[:, 3] = detections.scores
         rows[:, 4:] = detections.boxes_xyxy_pixels
-        self._rows[image_id] = rows
+        self._rows[place] = rows
 
     def rows(self) -> Tensor:
         """Return everything added as one tensor, to be gathered over ranks.
 
         Returns:
-            float64 [n, 8] in canonical order; columns as in ``COLUMNS``. Image ids are exact up to 2 ** 53.
+            float64 [n, 8] in canonical order; columns as in ``COLUMNS``.
         """
         if not self._rows:
             return torch.empty((0, COLUMNS), dtype=torch.float64)
-        rows = torch.cat([self._rows[image_id] for image_id in sorted(self._rows)])
+        rows = torch.cat([self._rows[place] for place in sorted(self._rows)])
         keys = (rows[:, 2], rows[:, 1], -rows[:, 3], rows[:, 0])
         return rows[torch.from_numpy(np.lexsort([key.numpy() for key in keys]))]
 
@@ -146,9 +151,9 @@ class CocoEvaluator:
         """Add what ``rows`` of another rank's evaluator returned; images added before are left as they are."""
         rows = rows.cpu()
         rows = rows[rows[:, 0].sort(stable=True).indices]
-        image_ids, counts = torch.unique_consecutive(rows[:, 0], return_counts=True)
-        for image_id, part in zip(image_ids.tolist(), torch.split(rows, counts.tolist()), strict=True):
-            self._rows.setdefault(int(image_id), part)
+        places, counts = torch.unique_consecutive(rows[:, 0], return_counts=True)
+        for place, part in zip(places.tolist(), torch.split(rows, counts.tolist()), strict=True):
+            self._rows.setdefault(int(place), part)
 
     def leave_out(self, problems: Mapping[int, Problem]) -> None:
         """Forget images that cannot be read, their objects and what was added for them.
@@ -165,8 +170,8 @@ class CocoEvaluator:
             first = next(iter(problems.values()))
             raise DataError(f"none of {len(problems)} images can be read; the first: {first.text}", code=first.code)
         self._split = self._split.without(problems)
-        self._image_ids = frozenset(self._split.image_ids)
-        self._rows = {image_id: rows for image_id, rows in self._rows.items() if image_id not in problems}
+        for image_id in problems:
+            self._rows.pop(self._places.pop(image_id, -1), None)
         self.left_out |= problems
 
     def predictions(self) -> list[dict[str, Any]]:
@@ -174,12 +179,12 @@ class CocoEvaluator:
         ids = self._split.categories.ids
         return [
             {
-                "image_id": int(image_id),
+                "image_id": self._ids[int(place)],
                 "category_id": ids[int(label)],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
             }
-            for image_id, _, label, score, x1, y1, x2, y2 in self.rows().tolist()
+            for place, _, label, score, x1, y1, x2, y2 in self.rows().tolist()
         ]
 
     def write_predictions(self, path: Path) -> None:
@@ -194,14 +199,21 @@ class CocoEvaluator:
     def datasets(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return ground truth and detections as new COCO data sets: pycocotools writes into their entries.
 
+        Packages may take ids for floats, so images and categories are numbered from 0 in the order of their ids.
         Annotations are numbered from 1: pycocotools takes a match with id 0 for no match.
         """
-        split = self._split
-        images = [{"id": r.id, "width": r.width, "height": r.height} for r in split.records]
-        categories = [{"id": i, "name": n} for i, n in zip(split.categories.ids, split.categories.names, strict=True)]
+        split, categories = self._split, self._categories()
+        ranks = {category_id: rank for rank, (category_id, _) in enumerate(categories)}
+        images = [{"id": self._places[r.id], "width": r.width, "height": r.height} for r in split.records]
         truth = split.ground_truth
         objects = [
-            {"image_id": image_id, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            {
+                "image_id": self._places[image_id],
+                "category_id": ranks[category_id],
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
             for image_id, category_id, box, area, crowd in zip(
                 truth.image_ids.tolist(),
                 truth.category_ids.tolist(),
@@ -211,8 +223,21 @@ class CocoEvaluator:
                 strict=True,
             )
         ]
-        found = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in self.predictions()]
-        shared = {"images": images, "categories": categories}
+        found = [
+            {
+                "image_id": int(place),
+                "category_id": ranks[split.categories.ids[int(label)]],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+            }
+            for place, _, label, score, x1, y1, x2, y2 in self.rows().tolist()
+        ]
+        shared = {
+            "images": images,
+            "categories": [{"id": rank, "name": name} for rank, (_, name) in enumerate(categories)],
+        }
         of_truth, of_found = (
             {**shared, "annotations": [{**entry, "id": i} for i, entry in enumerate(part, start=1)]}
             for part in (objects, found)
@@ -234,15 +259,20 @@ class CocoEvaluator:
         split = self._split
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
         real = split.ground_truth.category_ids[~split.ground_truth.crowd]
-        names = dict(zip(split.categories.ids, split.categories.names, strict=True))
+        categories = self._categories()
         table = []
-        for k, category_id in enumerate(evaluation.params.catIds):
+        for k, rank in enumerate(evaluation.params.catIds):
+            category_id, name = categories[rank]
             objects = int((real == category_id).sum())
-            if names[category_id] == UNUSED and not objects:
+            if name == UNUSED and not objects:
                 continue
             average, average50 = _mean(precision[:, :, k]), _mean(precision[0, :, k])
-            table.append(ClassMetrics(int(category_id), names[category_id], average, average50, objects))
+            table.append(ClassMetrics(category_id, name, average, average50, objects))
         return tuple(table)
+
+    def _categories(self) -> list[tuple[int, str]]:
+        """Return id and name of all categories by rising id."""
+        return sorted(zip(self._split.categories.ids, self._split.categories.names, strict=True))
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.evaluation import coco_eval
-from lora_detr.evaluation.coco_eval import METRICS, CocoEvaluator, best_backend
+from lora_detr.evaluation.coco_eval import METRICS, MODULES, CocoEvaluator, best_backend
 from lora_detr.structures import Detections
 
 BOX = [10.0, 20.0, 30.0, 40.0]
@@ -198,6 +200,47 @@ def test_order_and_ranks_do_not_matter_r5_r6(tmp_path: Path) -> None:
         joined.write_predictions(tmp_path / "joined.json")
         assert (tmp_path / "joined.json").read_bytes() == expected
         assert joined.compute() == whole.compute()
+
+
+FAR = 2**53
+NEIGHBOURS = (FAR + 1, FAR + 2, 2**63 - 1, 2**63 - 2, -(2**63) + 1, -(2**63) + 2, 0, -1)
+IDS = st.one_of(st.sampled_from(NEIGHBOURS), st.integers(-(2**63) + 1, 2**63 - 1))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    images=st.lists(IDS, min_size=6, max_size=6, unique=True),
+    categories=st.lists(IDS, min_size=2, max_size=2, unique=True),
+    annotations=st.lists(IDS, min_size=25, max_size=25, unique=True),
+    ranks=st.sampled_from((1, 2)),
+)
+def test_ids_of_63_bits_keep_their_value_and_move_no_number(
+    images: list[int], categories: list[int], annotations: list[int], ranks: int, tmp_path: Path
+) -> None:
+    """Integers beyond 2 ** 53 do not survive a float64: neighbours would fall together."""
+    split, found = _random_case(tmp_path, seed=3)
+    expected = {backend: _fill(split, found).compute(backend).values for backend in MODULES}
+    new_image = dict(zip(range(5, 11), sorted(images), strict=True))
+    new_category = dict(zip((7, 40), sorted(categories), strict=True))
+    content = json.loads((tmp_path / "val.json").read_text())
+    for row in content["images"]:
+        row["id"] = new_image[row["id"]]
+    for row in content["categories"]:
+        row["id"] = new_category[row["id"]]
+    for row, new in zip(content["annotations"], annotations, strict=True):
+        row |= {"id": new, "image_id": new_image[row["image_id"]], "category_id": new_category[row["category_id"]]}
+    (tmp_path / "far.json").write_text(json.dumps(content))
+    far = load_coco(tmp_path / "far.json", tmp_path, check_files=False)
+    assert list(far.image_ids) == sorted(images)
+    parts = [_fill(far, {new_image[i]: found[i] for i in list(found)[rank::ranks]}) for rank in range(ranks)]
+    joined = CocoEvaluator(far)
+    for part in parts:
+        joined.add_rows(part.rows())
+    assert {backend: joined.compute(backend).values for backend in MODULES} == expected
+    assert [row.category_id for row in joined.compute().per_class] == sorted(categories)
+    assert {row["image_id"] for row in joined.predictions()} == {new_image[i] for i in found}
+    assert {row["category_id"] for row in joined.predictions()} <= set(categories)
+    assert [count.id for count in far.report.per_category] == sorted(categories)
 
 
 def test_subset_of_images(tmp_path: Path) -> None:
