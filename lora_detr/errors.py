@@ -100,3 +100,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as ``1 image`` or ``1,200 images``; ``plural`` if adding s is wrong."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

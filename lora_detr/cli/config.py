@@ -15,7 +15,7 @@ from lora_detr.cli.choices import json_option
 from lora_detr.cli.console import console, render_error
 from lora_detr.cli.help_screen import Group
 from lora_detr.config.presets import list_presets, short_name
-from lora_detr.errors import ConfigError
+from lora_detr.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from lora_detr.config.load import Loaded
@@ -137,7 +137,7 @@ def diff(
     if not rows:
         out.print(f"no difference between {a} and {b}", soft_wrap=True)
         return
-    out.print(f"{len(rows)} difference{'' if len(rows) == 1 else 's'}, {a} -> {b}", soft_wrap=True)
+    out.print(f"{counted(len(rows), 'difference')}, {a} -> {b}", soft_wrap=True)
     column = max(len(key) for key, _, _ in rows)
     for key, x, y in rows:
         change = " -> ".join(ABSENT if value == ABSENT else dump_value(value) for value in (x, y))

@@ -17,7 +17,7 @@ from rich.text import Text
 from lora_detr.cli.choices import bad_data, data_set, device_option, how_to_verify, json_option
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError
+from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError, counted
 
 if TYPE_CHECKING:
     from lora_detr.data.coco.audit import Audit
@@ -103,7 +103,7 @@ def doctor(
         if report is not None:
             write_file(report, (json.dumps(found["data"], indent=1) + "\n").encode())
         if result.problems:
-            count = "1 problem" if len(result.problems) == 1 else f"{len(result.problems)} problems"
+            count = counted(len(result.problems), "problem")
             told = f"all of them are in {report}" if report is not None else "--report FILE keeps all of them"
             faults.append(DataError(f"{data}: {count}", f"correct them and check again; {told}"))
     if model is not None:
@@ -175,7 +175,8 @@ def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], look
         out.print(f"... and {len(result.problems) - SHOWN_PROBLEMS} more")
     if result.problems:
         return
-    out.print(f"no problem found ({looked})")
+    warnings = f"no error found, {counted(len(result.warnings), 'warning')}" if result.warnings else "no problem found"
+    out.print(f"{warnings} ({looked})")
     table = Table("class", "id", box=None)
     for name in ("train", "val"):
         table.add_column(f"objects, {name}", justify="right")

@@ -13,7 +13,7 @@ from lora_detr.config.load import PRESET_METADATA, Loaded, load_config
 from lora_detr.config.presets import find_preset
 from lora_detr.config.tree import flatten
 from lora_detr.config.yaml_subset import read_yaml
-from lora_detr.errors import ConfigError
+from lora_detr.errors import ConfigError, counted
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -86,4 +86,4 @@ def composition(source: Source) -> str:
         base = "schema defaults"
     else:
         base = str(extends) if str(extends).endswith(SUFFIXES) else f"preset {extends}"
-    return f"{base} + {count} setting{'' if count == 1 else 's'}"
+    return f"{base} + {counted(count, 'setting')}"

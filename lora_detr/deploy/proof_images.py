@@ -9,7 +9,7 @@ import torch
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import collate
-from lora_detr.errors import LoraDetrError
+from lora_detr.errors import LoraDetrError, counted
 from lora_detr.recipe.loaders import read_splits
 from lora_detr.structures import Images, Target
 
@@ -35,7 +35,7 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
             split = splits.val or splits.train
             dataset = CocoDataset(split, opened.config.data.evaluation.build(), seed=0)
             pixels = [dataset[i % len(dataset)][0] for i in range(count)]
-            described = f"{count} photo{'' if count == 1 else 's'} of {split.annotations_path.name}"
+            described = f"{counted(count, 'photo')} of {split.annotations_path.name}"
         except LoraDetrError:
             # Data that changed since is no obstacle to a proof: noise serves as well.
             pixels = []

@@ -10,7 +10,7 @@ import torch
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.report import SHOWN_PROBLEMS
 from lora_detr.data.coco.split import CocoSplit
-from lora_detr.errors import NumericalError
+from lora_detr.errors import NumericalError, counted
 from lora_detr.evaluation.coco_eval import CocoEvaluator
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
@@ -18,6 +18,8 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig, Suppression
 from lora_detr.recipe.loaders import eval_loader
 from lora_detr.structures import Batch, Images, Prediction
+
+LEFT_OUT = ("image cannot be read and was left out", "images cannot be read and were left out")
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def left_out_lines(evaluator: CocoEvaluator) -> list[str]:
     if not problems:
         return []
     named = [f"left out: {problem.text}" for problem in problems[:SHOWN_PROBLEMS]]
-    return [*named, f"{len(problems)} images cannot be read and were left out"]
+    return [*named, counted(len(problems), *LEFT_OUT)]
 
 
 def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:

@@ -22,6 +22,7 @@ from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample
+from lora_detr.errors import counted
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
@@ -67,7 +68,7 @@ class ImagePrediction:
         counts = Counter(zip(self.labels.tolist(), self.names, strict=True))
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{name} {count}" for (_, name), count in ordered)
-        return f"{len(self)} object{'' if len(self) == 1 else 's'}" + (f" ({listed})" if listed else "")
+        return counted(len(self), "object") + (f" ({listed})" if listed else "")
 
     def to_coco(self, image_id: int, first_id: int = 1) -> list[dict[str, Any]]:
         """Return the objects as annotations of a COCO file, each with a score, best first.

@@ -11,7 +11,7 @@ from lora_detr.checkpoints.checkpoint import run_of
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.data.coco.split import CocoSplit
-from lora_detr.errors import ConfigError, DataError
+from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
 from lora_detr.processes.world import World
@@ -94,7 +94,7 @@ def evaluate_parts(
         default_size = run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     averaged = ", averaged weights" if run is not None and run.averaged else ""
-    say(f"{source}{averaged}: {len(split)} images of {split.annotations_path.name}")
+    say(f"{source}{averaged}: {counted(len(split), 'image')} of {split.annotations_path.name}")
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
     plain = nms_iou is None and data is None and on_bad_data is None and PRIMARY in predictors
     folder = run.run / "eval" if run is not None and plain and _is_own(run) else None

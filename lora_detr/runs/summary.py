@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
+from lora_detr.errors import counted
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
@@ -56,7 +57,7 @@ def summary_lines(
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
         *_cost_lines(trainer, cost),
-        f"device      {world.device}, {world.size} process{'es' if world.size > 1 else ''}",
+        f"device      {world.device}, {counted(world.size, 'process', 'processes')}",
         f"output      {output}",
     ]
 
@@ -136,7 +137,7 @@ def _group_lines(config: RunConfig) -> list[str]:
 def _data_lines(splits: Splits) -> list[str]:
     lines = [f"train       {splits.train.report.lines()[0]}", *splits.train.report.lines()[1:]]
     if not splits.augment:
-        lines = [f"train, val  the same {len(splits.train)} images, without augmentation (--overfit)"]
+        lines = [f"train, val  the same {counted(len(splits.train), 'image')}, without augmentation (--overfit)"]
     elif splits.val is not None:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
@@ -152,8 +153,8 @@ def _crowded_lines(splits: Splits, queries: int) -> list[str]:
     if not len(crowded):
         return []
     return [
-        f"warning     {len(crowded):,} images have more objects than the {queries} queries (at most "
-        f"{crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
+        f"warning     {counted(len(crowded), 'image has', 'images have')} more objects than the {queries} queries "
+        f"(at most {crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
         "--set model.num_queries=N raises them"
     ]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_detr.data.coco.report import Problem
+from lora_detr.errors import counted
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World
 from lora_detr.records.display import Display
+
+SKIPPED = ("image cannot be read and was skipped so far", "images cannot be read and were skipped so far")
 
 
 class UnreadableImages:
@@ -41,7 +44,7 @@ class UnreadableImages:
         known = len(self._problems)
         new = [self.tell(part) for part in world.gather(dict(found))]
         if any(new) or known:
-            self.display.line(f"{len(self._problems)} images cannot be read and were skipped so far")
+            self.display.line(counted(len(self._problems), *SKIPPED))
         return any(new) or bool(known)
 
     def to_json(self) -> list[JSON]:

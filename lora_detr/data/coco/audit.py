@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.layout import DataPaths, find_splits
+from lora_detr.data.coco.plausibility import split_doubts
 from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
 from lora_detr.data.coco.shared_images import shared_images
 from lora_detr.data.coco.split import CocoSplit, load_coco
@@ -70,7 +71,7 @@ class Examined:
         val: the validation split; None if it is faulty, or there is none, or it was not asked for.
         places: annotation files that were looked at.
         faults: what is wrong, training first.
-        warnings: images that both splits share, unless that is a fault.
+        warnings: why a split can teach or measure little; images that both splits share, unless that is a fault.
     """
 
     train: CocoSplit | None
@@ -141,9 +142,9 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
     faults: list[DataError] = []
     train, train_files = _examine_split(paths.train_annotations, paths.train_images, policy, faults)
     if not validation or paths.val_annotations is None or paths.val_images is None:
-        return Examined(train, None, (paths.train_annotations,), tuple(faults))
+        return Examined(train, None, (paths.train_annotations,), tuple(faults), tuple(_doubts(train, None)))
     val, val_files = _examine_split(paths.val_annotations, paths.val_images, policy, faults)
-    warnings = []
+    warnings = _doubts(train, val)
     if train is not None and val is not None:
         try:
             val.with_categories(train.categories)
@@ -155,6 +156,20 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
         elif pairs:
             warnings.append(_shared_warning(train, val, pairs))
     return Examined(train, val, (paths.train_annotations, paths.val_annotations), tuple(faults), tuple(warnings))
+
+
+def _doubts(train: CocoSplit | None, val: CocoSplit | None) -> list[str]:
+    """Return why either split can teach or measure little."""
+    lines = []
+    if train is not None:
+        own = [(each.name, each.objects) for each in train.report.per_category]
+        lines += split_doubts(train.report.file, own, train.report.crowd)
+        if val is not None:
+            seen = {each.id: each.objects for each in train.report.per_category}
+            own = [(each.name, each.objects) for each in val.report.per_category]
+            elsewhere = [seen.get(each.id, 0) for each in val.report.per_category]
+            lines += split_doubts(val.report.file, own, val.report.crowd, other=train.report.file, elsewhere=elsewhere)
+    return lines
 
 
 def problems_of(faults: Sequence[DataError]) -> tuple[Problem, ...]:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_detr.errors import DataError
+from lora_detr.data.coco.plausibility import BOX_REMEDY
+from lora_detr.errors import DataError, counted
 
 SHOWN_PROBLEMS = 20
 """Problems written out in the message; all of them are in ``AnnotationError.problems``."""
@@ -21,7 +22,11 @@ _REMEDIES = {
     "D23": _UNREADABLE,
     "D25": _UNREADABLE,
     "D27": "take them out of one split, or leave --strict out,",
+    "D28": f"{BOX_REMEDY}, or leave --strict out,",
 }
+
+
+BOX = ("box", "boxes")
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class AnnotationError(DataError):
         if len(problems) > SHOWN_PROBLEMS:
             rest = f"... and {len(problems) - SHOWN_PROBLEMS} more"
             lines.append(rest if report else f"{rest}; loradetr doctor --data DATA --report FILE writes all")
-        counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        number = counted(len(problems), "problem")
         remedy = _REMEDIES.get(first.code, "correct the file")
         places = " and ".join(map(str, (path, *more)))
         listed = f" (all: {report})" if report else ""
-        super().__init__("\n".join(lines), f"{counted} in {places}{listed}; {remedy} and start again", code=first.code)
+        super().__init__("\n".join(lines), f"{number} in {places}{listed}; {remedy} and start again", code=first.code)
         self.path = path
         self.problems = tuple(problems)
         self.more = more
@@ -146,6 +151,7 @@ class DataReport:
         outside: boxes that do not touch their image, dropped.
         bad_boxes: malformed, negative or non-finite boxes, dropped on request (``on_bad_data='skip'``).
         clipped: boxes cut at the border of their image, kept.
+        box_doubt: why the boxes do not look like x, y, width, height in pixels; empty if they do.
         missing_area: annotations without ``area``; width times height is used.
         missing_iscrowd: annotations without ``iscrowd``; 0 is used.
         duplicate_file_names: images whose file another image names too.
@@ -164,6 +170,7 @@ class DataReport:
     outside: int = 0
     bad_boxes: int = 0
     clipped: int = 0
+    box_doubt: str = ""
     missing_area: int = 0
     missing_iscrowd: int = 0
     duplicate_file_names: int = 0
@@ -178,23 +185,24 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return a summary line, and a line for each thing that was dropped, repaired or looks wrong."""
         summary = (
-            f"{self.file}: {self.images:,} images ({self.images_without_objects:,} without objects), "
-            f"{self.objects:,} objects, {self.categories:,} categories"
+            f"{self.file}: {counted(self.images, 'image')} ({self.images_without_objects:,} without objects), "
+            f"{counted(self.objects, 'object')}, {counted(self.categories, 'category', 'categories')}"
         )
         return [summary, *(f"  {text}" for text in self.remarks())]
 
     def remarks(self) -> list[str]:
         """Return a line for each thing that was dropped, repaired or looks wrong."""
         counts = (
-            (self.crowd, "crowd regions: not trained on, ignored in evaluation"),
-            (self.zero_size, "boxes without width or height: dropped"),
-            (self.outside, "boxes outside their image: dropped"),
-            (self.bad_boxes, "malformed boxes: dropped on request"),
-            (self.clipped, "boxes clipped to their image"),
-            (self.missing_area, "annotations without area: width x height used"),
-            (self.missing_iscrowd, "annotations without iscrowd: 0 used"),
-            (self.unreadable, "images that cannot be read: others take their place in training"),
-            (self.duplicate_file_names, "images share a file with another image"),
-            (self.duplicate_category_names, "categories share a name with another category"),
+            (self.crowd, ("crowd region", ""), ": not trained on, ignored in evaluation"),
+            (self.zero_size, BOX, " without width or height: dropped"),
+            (self.outside, BOX, " outside their image: dropped"),
+            (self.bad_boxes, ("malformed box", "malformed boxes"), ": dropped on request"),
+            (self.clipped, BOX, " clipped to their image"),
+            (self.missing_area, ("annotation", ""), " without area: width x height used"),
+            (self.missing_iscrowd, ("annotation", ""), " without iscrowd: 0 used"),
+            (self.unreadable, ("image", ""), " that cannot be read: others take their place in training"),
+            (self.duplicate_file_names, ("image shares", "images share"), " a file with another image"),
+            (self.duplicate_category_names, ("category shares", "categories share"), " a name with another category"),
         )
-        return [f"{count:,} {text}" for count, text in counts if count]
+        doubts = [f"{self.box_doubt}; {BOX_REMEDY}"] if self.box_doubt else []
+        return [*doubts, *(counted(count, *noun) + text for count, noun, text in counts if count)]

@@ -17,12 +17,15 @@ from lora_detr.data.coco.annotations import AnnotationChecker, AnnotationColumns
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.coco.checks import Findings, OnBadData, check_categories, check_images, read_root
 from lora_detr.data.coco.files import ImageFolder
+from lora_detr.data.coco.plausibility import box_doubt
 from lora_detr.data.coco.records import ImageTable, make_table
 from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
-from lora_detr.errors import DataError
+from lora_detr.errors import DataError, counted
 
 CLIP_TOLERANCE = 1e-6
 """Pixels a corner may move without counting as clipped: the rounding of x + width."""
+
+_ARE = ("category is", "categories are")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class CocoSplit:
         if unknown:
             named = ", ".join(f"{i} '{self.categories.names_by_id.get(i, '')}'" for i in unknown[:5])
             raise DataError(
-                f"{self.annotations_path.name}: {len(unknown)} categories are not among the model's: {named}",
+                f"{self.annotations_path.name}: {counted(len(unknown), *_ARE)} not among the model's: {named}",
                 "use annotation files with the same categories",
                 code="D10",
             )
@@ -109,7 +112,7 @@ class CocoSplit:
         renamed = [f"{i} '{own.get(i)}', not '{names.get(i)}'" for i in used if own.get(i) != names.get(i)]
         if renamed:
             raise DataError(
-                f"{self.annotations_path.name}: {len(renamed)} categories are named differently in the model: "
+                f"{self.annotations_path.name}: {counted(len(renamed), *_ARE)} named differently in the model: "
                 + ", ".join(renamed[:5]),
                 "use annotation files with the same ids and names",
                 code="D10",
@@ -152,7 +155,7 @@ def load_coco(
     Args:
         annotations: COCO JSON.
         images: folder that ``file_name`` is relative to.
-        strict: a box without width or height, or outside its image, is an error.
+        strict: a box without width or height, or outside its image, is an error; so are boxes of another convention.
         on_bad_data: ``skip`` drops and counts malformed, negative and non-finite boxes.
         check_files: every image file must be there.
         allow_outside: file names may lead out of ``images``.
@@ -208,7 +211,11 @@ def _load(
 
     rows = [(row["id"], row["file_name"], row["width"], row["height"]) for row in found_images.rows]
     rows.sort(key=lambda row: row[0])
-    boxes, visible, counts = _clip(columns, np.array([row[2:] for row in rows], dtype=np.float64))
+    sizes = np.array([row[2:] for row in rows], dtype=np.float64)
+    doubt = box_doubt(columns.boxes, sizes[columns.images], columns.areas)
+    if strict and doubt:
+        raise AnnotationError(annotations, [Problem("D28", f"{name}: {doubt}")])
+    boxes, visible, counts = _clip(columns, sizes)
     if strict and not visible.all():
         raise AnnotationError(annotations, _strict_problems(name, [row[0] for row in rows], columns, visible))
     kept = visible & ~columns.crowd
@@ -225,6 +232,7 @@ def _load(
         categories=len(names),
         crowd=int((visible & columns.crowd).sum()),
         bad_boxes=columns.bad_boxes,
+        box_doubt=doubt,
         missing_area=columns.missing_area,
         missing_iscrowd=columns.missing_iscrowd,
         duplicate_file_names=len(rows) - len({row[1] for row in rows}),
