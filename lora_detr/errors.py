@@ -7,7 +7,9 @@ without a traceback. Anything else that escapes is a bug of ours and exits with 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from os import PathLike, fspath
 
 
 class LoraDetrError(Exception):
@@ -105,3 +107,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun, such as ``1 image`` or ``1,200 images``; ``plural`` if adding s is wrong."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def is_address(path: PathLike[str]) -> bool:
+    """Return whether what was given as a path is an address (``https://...``; a path keeps one slash)."""
+    return re.match(r"(?:https?|s3|gs|ftp):/", fspath(path)) is not None

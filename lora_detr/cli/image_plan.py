@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lora_detr.errors import ConfigError, DataError
+from lora_detr.errors import ConfigError, DataError, counted, is_address
 
 DOCUMENT = "predictions.json"
 """File of all predictions, in the folder that is written into."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx"),
+)
 """Files of a folder that are taken for images. A file that is named itself may have any suffix."""
 
 SHOWN = 10
@@ -37,33 +40,66 @@ class PlannedImage:
     picture: Path | None
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """Return the files, and the images of folders by name, each once.
+def find_images(places: Sequence[Path], *, recursive: bool = False) -> tuple[list[Path], list[str]]:
+    """Return the files, and the images of folders by name, each once, and a line for what is left out of a folder.
+
+    Args:
+        places: files and folders.
+        recursive: search the folders within folders too.
 
     Raises:
-        ConfigError: a path does not exist.
+        ConfigError: a path does not exist, or is an address.
         DataError: a folder has no image.
     """
     missing = [str(place) for place in places if not place.exists()]
+    if missing and is_address(Path(missing[0])):
+        raise ConfigError(f"{missing[0]}: is an address, not a file", "download the image, and give the file")
     if missing:
         raise ConfigError(f"no such file or folder: {_listed(missing)}", "give image files, or folders of images")
     found: dict[str, Path] = {}
+    remarks = []
     for place in places:
         entries = [place]
         if place.is_dir():
-            names = _names_in(place)
-            # A hidden file beside a photo is what some systems keep about it, not a photo.
-            known = [place / name for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
-            entries = [entry for entry in known if not entry.is_dir()]
+            entries, others, folders = _searched(place, recursive)
             if not entries:
+                count = counted(len(others) + len(folders), "entry", "entries")
                 raise DataError(
-                    f"{place}: expected images ({' '.join(SUFFIXES)}), found none among {len(names)} entries",
-                    "folders within a folder are not searched; give the one that holds the images",
+                    f"{place}: expected images ({' '.join(SUFFIXES)}), found none among {count}",
+                    "--recursive searches the folders in it" if folders else "give the folder that holds the images",
                 )
+            if others:
+                remarks.append(
+                    f"{place}: left out {counted(len(others), 'file')} not named as images: {_listed(others)}"
+                )
+            if folders:
+                remarks.append(f"{place}: left out {counted(len(folders), 'folder')} (--recursive): {_listed(folders)}")
         for entry in entries:
             # Not resolved: a link has a name of its own, and may be meant as an image of its own.
             found.setdefault(os.path.abspath(entry), entry)
-    return list(found.values())
+    return list(found.values()), remarks
+
+
+def _searched(folder: Path, recursive: bool) -> tuple[list[Path], list[str], list[str]]:
+    """Return the images of a folder, the names of its other files, and those of folders that were not searched."""
+    images, others, folders = [], [], []
+    for name in _names_in(folder):
+        path = folder / name
+        # A hidden file beside a photo is what some systems keep about it, not a photo.
+        if name.startswith("."):
+            continue
+        if path.is_dir() and recursive and not path.is_symlink():
+            more = _searched(path, recursive)
+            images += more[0]
+            others += [f"{name}/{other}" for other in more[1]]
+            folders += [f"{name}/{other}" for other in more[2]]
+        elif path.is_dir():
+            folders.append(name)
+        elif path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        else:
+            others.append(name)
+    return images, others, folders
 
 
 def _names_in(folder: Path) -> list[str]:

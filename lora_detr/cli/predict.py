@@ -34,6 +34,9 @@ JPEG_QUALITY = 92
 def predict(
     model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Search folders within folders too.", rich_help_panel=WHAT)
+    ] = False,
     score: Annotated[
         float, typer.Option(help="Minimum score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
     ] = 0.3,
@@ -65,10 +68,13 @@ def predict(
 
     show_log(console(stderr=True))
     which = which_checkpoint(checkpoint)
-    planned = plan(find_images(images), output, annotations, not no_draw)
+    paths, left_out = find_images(images, recursive=recursive)
+    planned = plan(paths, output, annotations, not no_draw)
     predictor = open_predictor(model, which, device=device, ema=not no_ema)
     prepare_directory(output)
-    out = console()
+    out, beside = console(), console(stderr=as_json)
+    for remark in left_out:
+        beside.print(remark, soft_wrap=True)
     faults: list[DataError] = []
     done: list[PlannedImage] = []
     predictions: list[ImagePrediction] = []

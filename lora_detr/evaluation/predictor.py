@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from lora_detr import __version__
 from lora_detr.checkpoints.opened import open_model
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
@@ -294,7 +295,9 @@ def coco_document(
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         annotations += prediction.to_coco(image_id, first_id=len(annotations) + 1)
     named = [{"id": category_id, "name": name} for category_id, name in categories.names_by_id.items()]
-    return {"images": images, "annotations": annotations, "categories": named}
+    # Importers of labelling tools want the first two; without outlines, "segmentation" must be absent.
+    head = {"info": {"description": f"objects found by loradetr {__version__}"}, "licenses": []}
+    return {**head, "images": images, "annotations": annotations, "categories": named}
 
 
 def _check(dtype: str, shape: tuple[int, ...], *, channels: int, layout: str) -> None:

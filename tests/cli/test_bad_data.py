@@ -194,12 +194,12 @@ def test_what_is_repaired_is_counted_and_the_run_goes_on(loradetr: Command, data
     ended = _train(loradetr, "--dry-run")
     assert ended.code == 0, ended.err
     for line in (
-        "1 boxes without width or height: dropped",
-        "1 boxes outside their image: dropped",
-        "1 boxes clipped to their image",
+        "1 box without width or height: dropped",
+        "1 box outside their image: dropped",
+        "1 box clipped to their image",
         "1 annotations without area: width x height used",
         "1 annotations without iscrowd: 0 used",
-        "1 images share a file with another image",
+        "1 image shares a file with another image",
     ):
         assert line in ended.out
     assert _train(loradetr, "--dry-run", "--strict").code == 3
@@ -212,7 +212,7 @@ def test_absolute_names_are_allowed_on_request_x02(loradetr: Command, data: Path
 
 def test_both_splits_are_told_together_and_all_problems_are_kept(loradetr: Command, data: Path) -> None:
     def change(value: dict[str, Any], images: Path) -> None:
-        value["annotations"] = [{**value["annotations"][0], "id": i, "category_id": 99} for i in range(30)]
+        value["annotations"] = [{**value["annotations"][0], "id": i, "category_id": 99 + i} for i in range(30)]
 
     _change(data, change)
     _file(data, "val").write_text("[]")
@@ -281,7 +281,7 @@ def test_skipped_images_are_named_once_and_counted_d18(loradetr: Command, data: 
     assert {problem["code"] for problem in report["unreadable"]} == {"D18"}
     ended = loradetr("eval", "out", "--workers", 0)
     assert ended.code == 0, ended.err
-    assert "1 images cannot be read and were left out" in ended.out
+    assert "1 image cannot be read and was left out" in ended.out
     ended = loradetr("eval", "out", "--json", "--workers", 0)
     assert json.loads(ended.out)["left_out"] == 1
     assert_told(loradetr("eval", "out", "--on-bad-data", "error"), 3, ("error[D18]: ", "val/0.png (image id 10)"))
@@ -291,4 +291,4 @@ def test_verified_images_are_counted_when_they_are_skipped_d18(loradetr: Command
     (data / "train" / "1.png").write_bytes(b"<html>")
     ended = _train(loradetr, "--dry-run", "--verify", "decode", "--on-bad-data", "skip")
     assert ended.code == 0, ended.err
-    assert "1 images that cannot be read: others take their place in training" in ended.out
+    assert "1 image that cannot be read: others take their place in training" in ended.out

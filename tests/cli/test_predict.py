@@ -72,7 +72,12 @@ def assert_fault(ended: Ended, code: int, *parts: str) -> None:
 def test_a_folder_of_images(loradetr: Command, learned_run: Path, photos: Path) -> None:
     ended = loradetr("predict", learned_run, photos, *LOW)
     assert (ended.code, ended.err) == (0, "")
-    *lines, last = ended.out.splitlines()
+    *left_out, first, second, third, last = ended.out.splitlines()
+    assert left_out == [
+        "photos: left out 1 file not named as images: notes.txt",
+        "photos: left out 2 folders (--recursive): folder.png, inner",
+    ]
+    lines = [first, second, third]
     assert [line.split(":")[0] for line in lines] == ["a.JPG", "b.png", "c.png"]
     assert all(re.fullmatch(r"\S+: (0 objects|\d+ objects? \(\w+ \d+(, \w+ \d+)*\))", line) for line in lines)
     assert last == "wrote predictions/predictions.json and 3 pictures"
@@ -149,9 +154,36 @@ def test_options_reach_the_detector(loradetr: Command, learned_run: Path, photos
 
 def test_json_is_all_that_is_printed(loradetr: Command, learned_run: Path, photos: Path) -> None:
     ended = loradetr("predict", learned_run, photos, *LOW, "--json")
-    assert (ended.code, ended.err) == (0, "")
+    assert ended.code == 0
     assert json.loads(ended.out) == document()
+    assert all(line.startswith("photos: left out ") for line in ended.err.splitlines())
     assert Path("predictions/a.jpg").is_file()
+
+
+def test_recursive_takes_the_folders_within_and_nothing_is_left_out_silently(
+    loradetr: Command, learned_run: Path, photos: Path
+) -> None:
+    (photos / "inner" / "deep").mkdir(parents=True, exist_ok=True)
+    shutil.copy(photos / "b.png", photos / "inner" / "deep" / "photo.JFIF")
+    ended = loradetr("predict", learned_run, photos, *LOW, "--recursive", "--no-draw")
+    assert (ended.code, ended.err) == (0, "")
+    names = [Path(row["file_name"]).name for row in document()["images"]]
+    assert names[:2] == ["a.JPG", "b.png"]
+    assert "photo.JFIF" in names
+    assert "(--recursive)" not in ended.out
+    assert "notes.txt" in ended.out
+
+
+def test_the_document_has_what_importers_want(loradetr: Command, learned_run: Path, photos: Path) -> None:
+    loradetr("predict", learned_run, photos / "b.png", *LOW, "--no-draw")
+    written = document()
+    assert list(written) == ["info", "licenses", "images", "annotations", "categories"]
+    assert not any("segmentation" in row for row in written["annotations"])
+
+
+def test_an_address_is_named_as_such(loradetr: Command, learned_run: Path) -> None:
+    ended = loradetr("predict", learned_run, "https://example.com/a.jpg")
+    assert_fault(ended, 2, "https:/example.com/a.jpg: is an address", "download the image")
 
 
 def test_files_and_folders_are_taken_once_each(loradetr: Command, learned_run: Path, photos: Path) -> None:
@@ -312,7 +344,7 @@ class TestMistakes:
         Path("empty/inner").mkdir(parents=True)
         Path("empty/notes.txt").write_text("")
         ended = loradetr("predict", learned_run, "empty")
-        assert_fault(ended, 3, "empty: expected images (.jpg .jpeg .png", "found none among 2 entries")
+        assert_fault(ended, 3, "empty: expected images (.jpg .jpeg .jpe", "found none among 2 entries", "--recursive")
         assert not Path("predictions").exists()
 
     def test_no_images_at_all(self, loradetr: Command, learned_run: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import isnan
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.data.coco.checks import Findings, OnBadData, Row, kind_of, shown
+from lora_detr.data.coco.checks import Findings, Found, OnBadData, Row, by_cause, kind_of, shown
 from lora_detr.data.coco.report import Problem
+from lora_detr.errors import counted
 
 _MISSING = object()
 
@@ -45,6 +46,20 @@ class AnnotationColumns:
     missing_iscrowd: int
     bad_boxes: int
 
+    def of_images(self, kept: NDArray[np.bool_]) -> AnnotationColumns:
+        """Return the rows of some images, whose positions are then those among the kept ones.
+
+        Args:
+            kept: bool [number of images].
+        """
+        chosen = kept[self.images]
+        parts = {
+            name: getattr(self, name)[chosen]
+            for name in ("rows", "ids", "images", "categories", "boxes", "areas", "crowd")
+        }
+        parts["images"] = (np.cumsum(kept) - 1)[parts["images"]]
+        return replace(self, **parts)
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -71,7 +86,7 @@ class AnnotationChecker:
         self.on_bad_data = on_bad_data
         self._pieces: list[_Piece] = []
         self._count = self._missing_area = self._missing_iscrowd = 0
-        self._found: list[tuple[int, Problem]] = []
+        self._found: list[Found] = []
         self._bad: list[int] = []
         self._unusable: dict[str, list[int]] = {"id": [], "image_id": [], "category_id": []}
         self._names: dict[int, str] = {}  # of rows whose ids are no numbers
@@ -86,7 +101,7 @@ class AnnotationChecker:
         boxes = _boxes(found.rows, bad)
         if self.on_bad_data == "error":
             for i, (code, what) in bad.items():
-                found.add(i, code, what)
+                found.add(i, code, what, kind=_box_cause(found.rows[i].get("bbox")))
         crowd, without_crowd = _numbers(
             found, "iscrowd", "D15", 0.0, lambda v: type(v) is int and v in (0, 1), "0 or 1"
         )
@@ -100,12 +115,15 @@ class AnnotationChecker:
         self._missing_iscrowd += without_crowd
         self._count += len(rows)
 
-    def columns(self, image_ids: Iterable[int], categories: Iterable[int]) -> AnnotationColumns:
+    def columns(
+        self, image_ids: Iterable[int], categories: Iterable[int], *, sound: Collection[str] = ("images", "categories")
+    ) -> AnnotationColumns:
         """Check the rows against each other and the other sections (D04, D06, D10), once all were added.
 
         Args:
             image_ids: known images; each once and rising.
             categories: known category ids.
+            sound: sections without a problem of their own; what is missing in another one is no fault of the rows.
 
         Returns:
             The columns of the usable rows. Meaningless if problems were found.
@@ -115,10 +133,12 @@ class AnnotationChecker:
         positions = np.searchsorted(known_images, images)
         positions[positions == len(known_images)] = 0
         there = known_images[positions] == images if len(known_images) else np.zeros(len(images), dtype=bool)
-        self._check_known("image_id", "D06", "images", images, there, ids, images)
+        if "images" in sound:
+            self._check_known("image_id", "D06", "images", images, there, ids, images)
         category_ids = self._join("categories")
         known = np.isin(category_ids, np.array([*categories], dtype=np.int64))
-        self._check_known("category_id", "D10", "categories", category_ids, known, ids, images)
+        if "categories" in sound:
+            self._check_known("category_id", "D10", "categories", category_ids, known, ids, images)
         rows = np.delete(np.arange(self._count), self._bad)
         good = rows if self._bad else slice(None)  # a slice copies nothing
         return AnnotationColumns(
@@ -136,8 +156,8 @@ class AnnotationChecker:
 
     @property
     def problems(self) -> list[Problem]:
-        """All problems, by row."""
-        return [problem for _, problem in sorted(self._found, key=lambda item: item[0])]
+        """All problems, by row; those of one cause are one."""
+        return by_cause(self._found, self._count, "annotations")
 
     def _integers(self, found: Findings, key: str, code: str) -> NDArray[np.int64]:
         values = found.integers(key, code)
@@ -177,17 +197,21 @@ class AnnotationChecker:
         ids: NDArray[np.int64],
         images: NDArray[np.int64],
     ) -> None:
-        """Report values that are not in their section, but for those that were reported as no integers."""
+        """Report values that are not in their section, each once, but for those that were reported as no integers."""
         if known.all():
             return
         reported = set(self._unusable[key])
+        rows: dict[int, list[int]] = {}
         for row in np.flatnonzero(~known).tolist():
             if row not in reported:
-                self._add(row, code, f"{key} {values[row]} is not in {section}", ids, images)
+                rows.setdefault(int(values[row]), []).append(row)
+        for value, having in rows.items():
+            more = f" ({counted(len(having), 'annotation')})" if len(having) > 1 else ""
+            self._add(having[0], code, f"{key} {value} is not in {section}{more}", ids, images)
 
     def _add(self, row: int, code: str, what: str, ids: NDArray[np.int64], images: NDArray[np.int64]) -> None:
         name = self._names.get(row, f" (id={ids[row]}, image_id={images[row]})")
-        self._found.append((row, Problem(code, f"{self.file}: annotations[{row}]{name}: {what}")))
+        self._found.append(Found(row, Problem(code, f"{self.file}: annotations[{row}]{name}: {what}")))
 
 
 def _is_area(value: object) -> bool:
@@ -235,6 +259,14 @@ def _boxes(rows: list[Row], bad: dict[int, tuple[str, str]]) -> NDArray[np.float
         bad[i] = ("D07", f"bbox {side} {shown(value)} must be > 0")
     boxes[list(bad)] = 0.0
     return boxes
+
+
+def _box_cause(value: object) -> str:
+    """Return what rows with the same cause have in common: a box of another type or length, but no bad number."""
+    if type(value) is not list:
+        return f"bbox {kind_of(value)}"
+    kinds = ",".join(sorted({kind_of(entry) for entry in value}))
+    return f"bbox {len(value)}" if len(value) != 4 else "" if kinds == "a number" else f"bbox of {kinds}"
 
 
 def _as_float(value: float) -> float:

@@ -7,9 +7,10 @@ only where that path finds a fault. Nothing is repaired here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lora_detr.data.coco.json_stream import JsonFault, JsonReader
 from lora_detr.data.coco.report import AnnotationError, Problem
@@ -20,7 +21,41 @@ Row = dict[str, Any]
 
 INT64_MAX = 2**63 - 1
 SECTIONS = ("images", "annotations", "categories")
+SHARED = 3
+"""Rows from which a fault that most rows have is taken for one fault of the file."""
+
 ROW_KEYS = ("id", "name", "file_name", "width", "height")
+
+
+class Found(NamedTuple):
+    """A problem, the row that has it, and the kind of cause that other rows may share; empty for none."""
+
+    row: int
+    problem: Problem
+    kind: str = ""
+
+
+def by_cause(found: Iterable[Found], rows: int, section: str) -> list[Problem]:
+    """Return problems by row; those of one kind are one problem where most rows have it, since it has one cause.
+
+    Args:
+        found: problems in any order.
+        rows: how many rows the section has.
+        section: its key.
+    """
+    ordered = sorted(found, key=lambda each: each.row)
+    counts = Counter((each.problem.code, each.kind) for each in ordered if each.kind)
+    shared = {key for key, count in counts.items() if count >= SHARED and 2 * count > rows}
+    problems = []
+    for each in ordered:
+        key = (each.problem.code, each.kind)
+        if key not in shared:
+            problems.append(each.problem)
+        elif counts[key]:
+            more = f" (the same in {counts[key] - 1:,} more of {rows:,} {section})"
+            problems.append(Problem(each.problem.code, each.problem.text + more))
+            counts[key] = 0
+    return problems
 
 
 class Findings:
@@ -38,7 +73,7 @@ class Findings:
         self.section = section
         self.first = first
         self.rows: list[Row] = rows
-        self._found: list[tuple[int, Problem]] = []
+        self._found: list[Found] = []
         self._broken: set[int] = set()
         if not set(map(type, rows)) <= {dict}:
             self.rows = [row if type(row) is dict else {} for row in rows]
@@ -47,12 +82,19 @@ class Findings:
                     self.add(i, "D02", f"must be an object, found {kind_of(row)}")
                     self._broken.add(i)
 
-    def add(self, index: int, code: str, what: str) -> None:
-        """Record a problem of row ``index``, unless the row as a whole is broken already."""
+    def add(self, index: int, code: str, what: str, kind: str = "") -> None:
+        """Record a problem of row ``index``, unless the row as a whole is broken already.
+
+        Args:
+            index: of the row in ``rows``.
+            code: kind of fault.
+            what: end of the message.
+            kind: rows of the same kind have one cause, such as ids that are text; empty for a fault of this row alone.
+        """
         if index in self._broken:
             return
         where = f"{self.file}: {self.section}[{self.first + index}]{self.name_of(index)}"
-        self._found.append((index, Problem(code, f"{where}: {what}")))
+        self._found.append(Found(index, Problem(code, f"{where}: {what}"), kind))
 
     def name_of(self, index: int) -> str:
         """Return the ids that a row has as `` (id=3)``, or an empty string."""
@@ -63,13 +105,13 @@ class Findings:
 
     @property
     def problems(self) -> list[Problem]:
-        """All problems, by row."""
-        return [problem for _, problem in self.found]
+        """All problems, by row; those of one cause are one."""
+        return by_cause(self._found, len(self.rows), self.section)
 
     @property
-    def found(self) -> list[tuple[int, Problem]]:
-        """All problems with the place of their row in the section, by row."""
-        return [(self.first + index, problem) for index, problem in sorted(self._found, key=lambda item: item[0])]
+    def found(self) -> list[Found]:
+        """All problems with the place of their row in the section."""
+        return [each._replace(row=self.first + each.row) for each in self._found]
 
     def integers(self, key: str, code: str) -> list[Any]:
         """Return a column; values that are no 64-bit integers are reported and replaced by None."""
@@ -77,12 +119,13 @@ class Findings:
         if not values or (set(map(type, values)) == {int} and max(max(values), -min(values)) <= INT64_MAX):
             return values
         for i, value in enumerate(values):
+            values[i] = value = whole(value)
             if type(value) is not int or abs(value) > INT64_MAX:
                 values[i] = None
-                missing = key not in self.rows[i]
-                self.add(
-                    i, code, f"missing key '{key}'" if missing else f"{key} must be {_INTEGER}, found {shown(value)}"
-                )
+                if key not in self.rows[i]:
+                    self.add(i, code, f"missing key '{key}'", kind=key)
+                else:
+                    self.add(i, code, f"{key} must be {_INTEGER}, found {shown(value)}", kind=key + kind_of(value))
         return values
 
     def repeated(self, values: list[Any], code: str, key: str) -> None:
@@ -95,7 +138,12 @@ class Findings:
                 self.add(i, code, f"{key} {shown(value)} is used by {self.section}[{first[value]}] already")
 
 
-_INTEGER = "a 64-bit integer"
+_INTEGER, _TEXT = "a 64-bit integer", "file_name must be a string"
+
+
+def whole(value: object) -> object:
+    """Return a whole number that is written with a decimal point as an integer, anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def kind_of(value: object) -> str:
@@ -123,6 +171,9 @@ def read_root(path: Path, take: Callable[[list[Any]], None] | None = None) -> Ro
     Raises:
         DataError: no such file; D01 with line and column: not JSON; D02: not an object of three lists.
     """
+    other = _other_content(path)
+    if other:
+        raise DataError(f"{path}: expected COCO JSON, found {other}", code="D01")
     try:
         try:
             problems, root = _read_sections(path, take or _forget, outlines=False)
@@ -141,6 +192,30 @@ def read_root(path: Path, take: Callable[[list[Any]], None] | None = None) -> Ro
     if problems:
         raise AnnotationError(path, problems)
     return root
+
+
+# Begin of a file that is no JSON -> what it is, and what to do.
+_CONTENTS = {
+    b"\x1f\x8b": "a gzip file; unpack it with gunzip",
+    b"PK\x03\x04": "a zip file; unpack it",
+    b"BZh": "a bzip2 file; unpack it",
+    b"\xfd7zXZ": "an xz file; unpack it",
+    b"(\xb5/\xfd": "a zstd file; unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with git lfs pull",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"<": "XML or HTML; a COCO file is JSON",
+}
+
+
+def _other_content(path: Path) -> str:
+    """Return what a file is that is no JSON, by its first bytes; empty if it may be JSON, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError:
+        return ""
+    return next((what for begin, what in _CONTENTS.items() if head.startswith(begin)), "")
 
 
 def _read_sections(path: Path, take: Callable[[list[Any]], None], outlines: bool) -> tuple[list[Problem], Row]:
@@ -201,12 +276,16 @@ def check_images(found: Findings) -> list[Any]:
     found.repeated(ids, "D03", "id")
     for i, row in enumerate(found.rows):
         for key in ("width", "height"):
-            size = row.get(key)
+            if key not in row:
+                found.add(i, "D02", f"missing key '{key}'", kind=key)
+                continue
+            size = row[key] = whole(row[key])
             if type(size) is not int or size < 1:
-                missing = f"missing key '{key}'" if key not in row else f"{key} must be at least 1, found {shown(size)}"
-                found.add(i, "D02", missing)
+                found.add(i, "D02", f"{key} must be at least 1, found {shown(size)}", kind=key + kind_of(size))
             elif size > INT64_MAX:
                 found.add(i, "D02", f"{key} must be below 2^63, found {shown(size)}")
-        if type(row.get("file_name")) is not str:
-            found.add(i, "D02", f"file_name must be a string, found {shown(row.get('file_name'))}")
+        name = row.get("file_name")
+        if type(name) is not str:
+            missing = "missing key 'file_name'" if "file_name" not in row else f"{_TEXT}, found {shown(name)}"
+            found.add(i, "D02", missing, kind="file_name")
     return ids

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_detr.config.yaml_subset import read_yaml
-from lora_detr.errors import ConfigError, DataError, nearest
+from lora_detr.data.coco.elsewhere import four_lines
+from lora_detr.errors import ConfigError, DataError, is_address, nearest
 
 COCO_FOLDER = Path("data/coco")
 """Where COCO is looked for when nothing else is said."""
@@ -56,6 +57,8 @@ def find_splits(data: Path) -> DataPaths:
         return _from_folder(data)
     if data.is_file():
         return _from_yaml(data)
+    if is_address(data):
+        raise ConfigError(f"--data {data}: is an address", "download the data set, and give its folder")
     raise ConfigError(
         f"--data {data}: expected a COCO folder or a YAML file, found nothing there{nearest(data.name, GENERATED)}",
         "check the path; a COCO folder has annotations/instances_train.json and train/; "
@@ -67,7 +70,14 @@ def _from_folder(data: Path) -> DataPaths:
     annotations, images, missing = _find(data, "train")
     if annotations is None or images is None:
         found = ", ".join(sorted(entry.name for entry in data.iterdir())[:10]) or "nothing"
-        raise DataError(f"{data}: expected {missing}, found {found}", "--data takes a COCO folder or a YAML file")
+        lines = "".join(f"\n    {line}" for line in four_lines(data))
+        remedy = (
+            f"it has COCO files elsewhere: write {data / 'data.yaml'} with these lines, and give it as --data{lines}"
+        )
+        raise DataError(
+            f"{data}: expected {missing}, found {found}",
+            remedy if lines else "--data takes a COCO folder or a YAML file",
+        )
     val_annotations, val_images, missing = _find(data, "val")
     return DataPaths(annotations, images, val_annotations, val_images, missing)
 

@@ -61,12 +61,17 @@ def box_doubt(boxes: Boxes, sizes: Boxes, areas: NDArray[np.float64]) -> str:
     """Say why the boxes of a file do not look like x, y, width, height in pixels; empty if they may be.
 
     Args:
-        boxes: [n, 4] as stored, finite; n may be 0.
+        boxes: [n, 4] as stored, finite, maybe too large to be added; n may be 0.
         sizes: [n, 2], width and height in pixels of the image of each.
         areas: [n] as stored, or width times height where the file has none.
     """
     if not len(boxes):
         return ""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _doubt(boxes, sizes, areas)
+
+
+def _doubt(boxes: Boxes, sizes: Boxes, areas: NDArray[np.float64]) -> str:
     relative = _relative(boxes, sizes)
     if relative:
         return relative
@@ -96,13 +101,13 @@ def _relative(boxes: Boxes, sizes: Boxes) -> str:
             continue
         reading = _reading(boxes, np.full_like(sizes, unit))
         if unit == 1:
-            suspicious = np.median(sizes) >= _SMALLEST_SIDE
+            suspicious = bool(np.median(sizes) >= _SMALLEST_SIDE)
         elif len(boxes) < MANY or not reading:
             suspicious = False
         else:
             # They fill the unit in both directions, but not the images: those are larger, or boxes reach beyond them.
-            used = _READINGS[reading](boxes)[:, 2:].max(axis=0).min()
-            larger = np.median(sizes, axis=0).min() >= 1.3 * unit
+            used = float(_READINGS[reading](boxes)[:, 2:].max(axis=0).min())
+            larger = float(np.median(sizes, axis=0).min()) >= 1.3 * unit
             suspicious = used >= 0.9 * unit and (
                 larger or (_is_poor(_xywh(boxes), sizes, STICKING_OUT) and not _reading(boxes, sizes))
             )
@@ -148,8 +153,8 @@ def split_doubts(
         holds = f"only crowd regions ({crowd:,})" if crowd else "no object"
         return [f"{file} has {holds}: " + ("AP cannot be measured" if other else "nothing can be learnt from it")]
     if not other:
-        single = [name for name, count in objects if count == 1]
-        return [f"{file}: {_classes(single)} with a single object: too few to learn from"] if single else []
+        shown = [count for _, count in objects if count]
+        return [f"{file} has a single object of each class: too few to learn from"] if max(shown) == 1 else []
     unseen = [name for (name, count), seen in zip(objects, elsewhere, strict=True) if count and not seen]
     if not unseen:
         return []

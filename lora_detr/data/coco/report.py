@@ -26,6 +26,9 @@ _REMEDIES = {
 }
 
 
+SHOWN_NAMES = 5
+"""Names of files that a line lists."""
+
 BOX = ("box", "boxes")
 
 
@@ -157,6 +160,8 @@ class DataReport:
         duplicate_file_names: images whose file another image names too.
         duplicate_category_names: categories whose name another category has too.
         unreadable: images that could not be decoded when the data was verified, left out on request.
+        missing_files: names of images that were left out on request, since their files are missing; in no count.
+        other_separators: file names that were read with ``/`` in place of another separator.
         per_category: objects of each category, by rising id.
     """
 
@@ -176,6 +181,8 @@ class DataReport:
     duplicate_file_names: int = 0
     duplicate_category_names: int = 0
     unreadable: int = 0
+    missing_files: tuple[str, ...] = ()
+    other_separators: int = 0
     per_category: tuple[CategoryCount, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -200,9 +207,20 @@ class DataReport:
             (self.clipped, BOX, " clipped to their image"),
             (self.missing_area, ("annotation", ""), " without area: width x height used"),
             (self.missing_iscrowd, ("annotation", ""), " without iscrowd: 0 used"),
+            (
+                len(self.missing_files),
+                ("missing image file", ""),
+                f": left out on request ({_listed(self.missing_files)})",
+            ),
+            (self.other_separators, ("file name", ""), " with another separator than /, read as if it were /"),
             (self.unreadable, ("image", ""), " that cannot be read: others take their place in training"),
             (self.duplicate_file_names, ("image shares", "images share"), " a file with another image"),
             (self.duplicate_category_names, ("category shares", "categories share"), " a name with another category"),
         )
         doubts = [f"{self.box_doubt}; {BOX_REMEDY}"] if self.box_doubt else []
         return [*doubts, *(counted(count, *noun) + text for count, noun, text in counts if count)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and dots for more."""
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")

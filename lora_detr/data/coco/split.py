@@ -200,17 +200,29 @@ def _load(
     if not root["categories"]:
         problems.append(Problem("D02", f"{name}: expected at least one category, found 0 in 'categories'"))
 
+    paths = _Paths([], [], 0)
     if not problems:  # the names are strings then
         folder = ImageFolder(images, allow_outside=allow_outside, must_exist=check_files)
-        problems += _check_paths(found_images, folder)
-    columns = checker.columns(sorted({i for i in image_ids if i is not None}), names)
+        paths = _check_paths(found_images, folder, on_bad_data)
+        problems += found_images.problems
+    faulty = {"images": found_images.problems, "categories": found_categories.problems}
+    sound = [section for section, faults in faulty.items() if not faults]
+    columns = checker.columns(sorted({i for i in image_ids if i is not None}), names, sound=sound)
     problems += checker.problems
     del checker
     if problems:
         raise AnnotationError(annotations, problems)
 
-    rows = [(row["id"], row["file_name"], row["width"], row["height"]) for row in found_images.rows]
+    rows = [
+        (image_id, file_name, row["width"], row["height"])
+        for image_id, file_name, row in zip(image_ids, paths.names, found_images.rows, strict=True)
+    ]
     rows.sort(key=lambda row: row[0])
+    if paths.missing:
+        left_out = sorted(image_ids[i] for i in paths.missing)
+        there = ~np.isin(np.array([row[0] for row in rows], dtype=np.int64), np.array(left_out, dtype=np.int64))
+        rows = [row for row, is_there in zip(rows, there.tolist(), strict=True) if is_there]
+        columns = columns.of_images(there)
     sizes = np.array([row[2:] for row in rows], dtype=np.float64)
     doubt = box_doubt(columns.boxes, sizes[columns.images], columns.areas)
     if strict and doubt:
@@ -233,6 +245,8 @@ def _load(
         crowd=int((visible & columns.crowd).sum()),
         bad_boxes=columns.bad_boxes,
         box_doubt=doubt,
+        missing_files=tuple(found_images.rows[i]["file_name"] for i in paths.missing),
+        other_separators=paths.other_separators,
         missing_area=columns.missing_area,
         missing_iscrowd=columns.missing_iscrowd,
         duplicate_file_names=len(rows) - len({row[1] for row in rows}),
@@ -244,13 +258,30 @@ def _load(
     return CocoSplit(records, CategoryMap.from_categories(names), truth, report, annotations)
 
 
-def _check_paths(found: Findings, folder: ImageFolder) -> list[Problem]:
-    faults = folder.check([row["file_name"] for row in found.rows])
-    missing = sum(fault.code == "D17" for fault in faults)
+@dataclass(frozen=True)
+class _Paths:
+    """File names of all images as they are on disk, places of images to leave out, and how many names were changed."""
+
+    names: list[str]
+    missing: list[int]
+    other_separators: int
+
+
+def _check_paths(found: Findings, folder: ImageFolder, on_bad_data: OnBadData) -> _Paths:
+    """Look for all image files; those to leave out are returned, other faults added to what was found."""
+    stored = [row["file_name"] for row in found.rows]
+    names = [folder.name_on_disk(name) for name in stored]
+    faults = folder.check(names)
+    missing = [fault.index for fault in faults if fault.code == "D17"]
+    # With more than half of them missing the folder is wrong, whatever was asked for.
+    left_out = missing if on_bad_data == "skip" and 2 * len(missing) <= len(names) else []
     for fault in faults:
-        count = f" ({missing} of {len(found.rows)} image files are missing)" if fault.code == "D17" else ""
-        found.add(fault.index, fault.code, fault.what + count)
-    return found.problems
+        if fault.code != "D17":
+            found.add(fault.index, fault.code, fault.what)
+        elif not left_out:
+            count = f" ({len(missing)} of {counted(len(names), 'image file')} are missing)"
+            found.add(fault.index, "D17", fault.what + folder.hint(names[fault.index]) + count, kind="file")
+    return _Paths(names, left_out, sum(a != b for a, b in zip(stored, names, strict=True)))
 
 
 def _per_category(names: dict[int, str], category_ids: NDArray[np.int64]) -> tuple[CategoryCount, ...]:

@@ -78,7 +78,7 @@ def test_bad_images_of_both_splits_are_problems_unless_they_are_skipped(tmp_path
     skipped = audit(data, verify="decode", on_bad_data="skip")
     assert skipped.problems == ()
     assert [report.unreadable for report in skipped.reports] == [1, 1]
-    assert any(line.startswith("instances_val.json: 1 images that cannot be read") for line in skipped.warnings)
+    assert any(line.startswith("instances_val.json: 1 image that cannot be read") for line in skipped.warnings)
     (data / "val" / "1.png").write_bytes(b"")
     assert len(audit(data, verify="decode", on_bad_data="skip").problems) == 2  # none is left
 
@@ -100,7 +100,7 @@ def test_and_what_was_dropped_are_warnings_d12_d29(tmp_path: Path) -> None:
     train["images"][1]["file_name"] = "0.png"
     write(data / "annotations", train, "instances_train.json")
     warnings = audit(data).warnings
-    for text in ("1 boxes without width or height", "1 images share a file", "1 categories share a name"):
+    for text in ("1 box without width or height", "1 image shares a file", "1 category shares a name"):
         assert any(line.startswith(f"instances_train.json: {text}") for line in warnings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import re
@@ -37,11 +38,11 @@ def test_truncated_file_names_line_and_column_d01(tmp_path: Path, share: float) 
     assert re.match(r"error\[D01\]: train\.json:\d+:\d+: ", message)
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xfe{}", b"[" * 100_000, b'{"images": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("raw", [b"{\xff", b"[" * 100_000, b'{"images": ' + b"9" * 5000 + b"}"])
 def test_bytes_that_no_parser_takes_d01(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=r"train\.json(:1:1)?: not valid JSON") as caught:
+    with pytest.raises(DataError, match=r"train\.json(:1:\d)?: not valid JSON") as caught:
         load_coco(path, tmp_path)
     assert caught.value.code == "D01"
 
@@ -117,7 +118,7 @@ def test_unknown_image_d06(tmp_path: Path) -> None:
     _fault(tmp_path, value, "D06", "annotations[1] (id=101, image_id=999)")
 
 
-@pytest.mark.parametrize("image_id", ["10", 10.0, True, None, [10]])
+@pytest.mark.parametrize("image_id", ["10", 10.5, 1e300, float(2**54), True, None, [10]])
 def test_image_id_of_another_type_d06(tmp_path: Path, image_id: object) -> None:
     value = content()
     value["annotations"][1]["image_id"] = image_id
@@ -150,7 +151,7 @@ def test_zero_size_is_dropped_and_counted_d07(tmp_path: Path, box: list[float]) 
     value["annotations"][1]["bbox"] = box
     report = load(tmp_path, value).report
     assert (report.zero_size, report.outside, report.objects, report.images_without_objects) == (1, 0, 2, 1)
-    assert any("1 boxes without width or height" in line for line in report.lines())
+    assert any("1 box without width or height" in line for line in report.lines())
 
 
 def test_zero_size_stops_when_strict_d07(tmp_path: Path) -> None:
@@ -345,3 +346,161 @@ def test_all_problems_are_collected_and_20_shown(tmp_path: Path) -> None:
     assert "... and 11 more" in str(error)
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.problems) == (str(error), error.problems)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (gzip.compress(b"{}"), "a gzip file; unpack it with gunzip"),
+        (b"PK\x03\x04...", "a zip file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("{}".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+        (b"<!DOCTYPE html>", "XML or HTML"),
+    ],
+)
+def test_other_files_are_recognised_d01(raw: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_bytes(raw)
+    with pytest.raises(DataError, match="expected COCO JSON, found") as caught:
+        load_coco(tmp_path / "train.json", tmp_path)
+    assert said in caught.value.message
+    assert caught.value.code == "D01"
+
+
+def test_whole_numbers_may_have_a_decimal_point(tmp_path: Path) -> None:
+    value = content()
+    expected = load(tmp_path, value)
+    for section in ("images", "annotations", "categories"):
+        for row in value[section]:
+            row |= {key: float(row[key]) for key in ("id", "image_id", "category_id", "width", "height") if key in row}
+    found = load(tmp_path, value)
+    assert found.fingerprint == expected.fingerprint
+    assert found.image_ids == expected.image_ids
+    assert all(type(image_id) is int for image_id in found.image_ids)
+    assert found.records.category_ids.tolist() == expected.records.category_ids.tolist()
+
+
+def many(count: int = 33) -> dict[str, Any]:
+    value = content()
+    first = value["annotations"][0]
+    return {**value, "annotations": [{**first, "id": i} for i in range(count)]}
+
+
+def problems_of(tmp_path: Path, value: dict[str, Any]) -> list[str]:
+    with pytest.raises(AnnotationError) as caught:
+        load(tmp_path, value)
+    return [problem.text for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_id": "000123"}, 'image_id must be a 64-bit integer, found "000123" (the same in 32 more of 33'),
+        ({"category_id": 99}, "category_id 99 is not in categories (33 annotations)"),
+        ({"image_id": 99}, "image_id 99 is not in images (33 annotations)"),
+        ({"bbox": [1, 2, 3, 4, 0.5]}, "bbox must be a list of 4 numbers, found 5 (the same in 32 more"),
+        ({"bbox": [1, 2, "3", 4]}, 'found a string "3" (the same in 32 more'),
+    ],
+)
+def test_one_cause_is_one_problem(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    value = many()
+    for row in value["annotations"]:
+        row |= change
+    (text,) = problems_of(tmp_path, value)
+    assert said in text
+
+
+def test_categories_without_a_name_are_no_fault_of_the_annotations(tmp_path: Path) -> None:
+    value = many()
+    for row in value["categories"]:
+        del row["name"]
+    texts = problems_of(tmp_path, value)
+    assert texts
+    assert all("missing key 'name'" in text for text in texts)
+
+
+def test_each_bad_number_is_a_fault_of_its_own(tmp_path: Path) -> None:
+    value = many(5)
+    for row in value["annotations"]:
+        row["bbox"] = [1, 1, -2, 3]
+    assert len(problems_of(tmp_path, value)) == 5
+
+
+def test_an_absent_key_is_missing_and_not_null(tmp_path: Path) -> None:
+    value = content()
+    del value["images"][0]["file_name"]
+    assert any("missing key 'file_name'" in text for text in problems_of(tmp_path, value))
+
+
+class TestMissingFiles:
+    """An image whose file is not there is as unusable as a broken one; a name that is nearly right is named."""
+
+    def value(self, folder: Path) -> dict[str, Any]:
+        value = content()
+        write_images(folder, value)
+        return value
+
+    def test_they_are_left_out_named_and_counted_d17(self, tmp_path: Path) -> None:
+        value = self.value(tmp_path)
+        whole = load(tmp_path, value, check_files=True)
+        gone = value["images"][0]
+        (tmp_path / gone["file_name"]).unlink()
+        split = load(tmp_path, value, check_files=True, on_bad_data="skip")
+        assert gone["id"] not in split.image_ids
+        assert len(split) == len(whole) - 1
+        assert gone["id"] not in split.ground_truth.image_ids.tolist()
+        rest = whole.without([gone["id"]])
+        assert split.ground_truth.boxes_xywh_pixels.tolist() == rest.ground_truth.boxes_xywh_pixels.tolist()
+        assert split.records.category_ids.tolist() == rest.records.category_ids.tolist()
+        assert split.report.missing_files == (gone["file_name"],)
+        line = f"1 missing image file: left out on request ({gone['file_name']})"
+        assert line in split.report.remarks()
+        assert split.report.images == len(split)
+
+    def test_more_than_half_missing_is_an_error_all_the_same_d17(self, tmp_path: Path) -> None:
+        value = self.value(tmp_path)
+        for row in value["images"][: len(value["images"]) // 2 + 1]:
+            (tmp_path / row["file_name"]).unlink()
+        with pytest.raises(AnnotationError) as caught:
+            load(tmp_path, value, check_files=True, on_bad_data="skip")
+        assert {problem.code for problem in caught.value.problems} == {"D17"}
+
+    @pytest.mark.parametrize(
+        ("there", "asked"),
+        [
+            ("Photo 1.PNG", "photo 1.png"),
+            ("photo 1.png", "photo%201.png"),
+            ("photo.png", "photo.jpg"),
+            ("photo.png", "images/photo.png"),
+            ("caf\u00e9.png", "cafe\u0301.png"),
+            ("photo.png", " photo.png"),
+        ],
+    )
+    def test_what_is_nearly_called_so_is_named_d17(self, there: str, asked: str, tmp_path: Path) -> None:
+        value = self.value(tmp_path)
+        (tmp_path / value["images"][0]["file_name"]).rename(tmp_path / there)
+        value["images"][0]["file_name"] = asked
+        with pytest.raises(AnnotationError, match="D17") as caught:
+            load(tmp_path, value, check_files=True)
+        assert f"there is {tmp_path / there}" in str(caught.value)
+
+    @pytest.mark.parametrize("asked", ["inner\\{}", "inner%2F{}", "inner%5C{}"])
+    def test_other_separators_are_read_and_counted(self, asked: str, tmp_path: Path) -> None:
+        value = self.value(tmp_path)
+        (tmp_path / "inner").mkdir()
+        name = value["images"][0]["file_name"]
+        (tmp_path / name).rename(tmp_path / "inner" / name)
+        value["images"][0]["file_name"] = asked.format(name)
+        split = load(tmp_path, value, check_files=True)
+        assert split.records[0].path == tmp_path / "inner" / name
+        assert "1 file name with another separator than /, read as if it were /" in split.report.remarks()
+
+    def test_no_separator_leads_out_of_the_folder_x01(self, tmp_path: Path) -> None:
+        inside = tmp_path / "inside"
+        inside.mkdir()
+        value = self.value(inside)
+        (tmp_path / "secret.png").write_bytes(b"")
+        value["images"][0]["file_name"] = "..\\secret.png"
+        with pytest.raises(AnnotationError) as caught:
+            load(inside, value, check_files=True)
+        assert caught.value.problems[0].code == "D17"
+        assert "secret.png (1 of" in caught.value.problems[0].text  # not named as there

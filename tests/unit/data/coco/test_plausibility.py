@@ -166,7 +166,7 @@ def one_object(content: dict[str, Any]) -> None:
         ("train", crowd_only, "train.json has only crowd regions ("),
         ("val", lambda content: content["annotations"].clear(), "val.json has no object: AP cannot be measured"),
         ("train", one_class, "without an object in instances_train.json: their AP will be 0"),
-        ("train", one_object, "instances_train.json: 2 classes (circle, square) with a single object"),
+        ("train", one_object, "instances_train.json has a single object of each class"),
     ],
 )
 def test_data_without_use_is_told(

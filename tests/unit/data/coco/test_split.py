@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
 from lora_detr.data.coco.layout import MAX_YAML_BYTES, PATH_KEYS, find_splits
 from lora_detr.data.coco.split import load_coco
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
-from tests.unit.data.coco.coco_files import content, load, write
+from tests.unit.data.coco.coco_files import content, load, write, write_images
 
 
 def test_any_category_ids_are_mapped_d11(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_unknown_category_id() -> None:
 def test_with_categories_refuses_unknown_objects(tmp_path: Path) -> None:
     split = load(tmp_path, content())
     assert split.with_categories(CategoryMap((2, 1), ("plate", "cell"))).categories.label_of(2) == 0
-    with pytest.raises(DataError, match="1 categories are not among the model's: 2 'plate'"):
+    with pytest.raises(DataError, match="1 category is not among the model's: 2 'plate'"):
         split.with_categories(CategoryMap((1,), ("cell",)))
 
 
@@ -201,3 +202,51 @@ def test_a_large_file_that_is_no_json_is_refused_at_once(tmp_path: Path) -> None
     file.write_text("# remark\n" * MAX_YAML_BYTES)
     with pytest.raises(ConfigError, match=r"data\.yaml: expected a YAML file of paths, found 900000 bytes"):
         find_splits(file)
+
+
+@pytest.mark.parametrize(
+    ("files", "lines"),
+    [
+        (
+            {"train/_annotations.coco.json": "train", "valid/_annotations.coco.json": "valid"},
+            [
+                *("train_annotations: train/_annotations.coco.json", "train_images: train"),
+                *("val_annotations: valid/_annotations.coco.json", "val_images: valid"),
+            ],
+        ),
+        ({"result.json": "images"}, ["train_annotations: result.json", "train_images: images"]),
+        (
+            {"labels/train.json": "photos/a", "labels/val.json": "photos/b"},
+            [
+                *("train_annotations: labels/train.json", "train_images: photos/a"),
+                *("val_annotations: labels/val.json", "val_images: photos/b"),
+            ],
+        ),
+    ],
+)
+def test_coco_files_elsewhere_are_named_with_the_lines_to_write(
+    files: dict[str, str], lines: list[str], tmp_path: Path
+) -> None:
+    for number, (name, images) in enumerate(files.items()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        value = content()
+        for row in value["images"]:
+            row["file_name"] = f"{number}-{row['file_name']}"
+        (tmp_path / images).mkdir(parents=True, exist_ok=True)
+        write_images(tmp_path / images, value)
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(DataError, match="expected annotations/instances_train2017") as caught:
+        find_splits(tmp_path)
+    remedy, *shown = caught.value.remedy.splitlines()
+    assert (
+        remedy == f"it has COCO files elsewhere: write {tmp_path / 'data.yaml'} with these lines, and give it as --data"
+    )
+    assert [line.strip() for line in shown] == lines
+    (tmp_path / "data.yaml").write_text("\n".join(map(str.strip, shown)))
+    assert find_splits(tmp_path / "data.yaml").train_annotations.is_file()  # they work as they are
+
+
+def test_an_address_is_no_folder() -> None:
+    with pytest.raises(ConfigError, match="is an address"):
+        find_splits(Path("https://example.com/data"))

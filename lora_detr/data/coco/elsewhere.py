@@ -1,0 +1,92 @@
+"""COCO files in a folder that is laid out in another way, so that an error can print what to write for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# Not for reading data, only for a message: what is deeper, further down or further into a file is not looked at.
+_DEPTH, _ENTRIES, _BYTES = 3, 2000, 1 << 16
+
+_SECTION = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*"([^"\\]+)"')
+# Split -> parts of paths by which it goes.
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test")}
+
+
+def four_lines(folder: Path) -> list[str]:
+    """Return the lines of a YAML file for the COCO files in a folder; empty if there are none.
+
+    Args:
+        folder: searched together with its sub-folders.
+
+    Returns:
+        The keys of ``layout.PATH_KEYS`` with paths relative to the folder; dots stand for what is not found.
+    """
+    files, folders = _searched(folder)
+    found = {path: path.read_bytes()[:_BYTES] if path.stat().st_size <= _BYTES else _head(path) for path in files}
+    coco = {path: head for path, head in found.items() if head.lstrip()[:1] == b"{" and _SECTION.search(head)}
+    if not coco:
+        return []
+    lines, taken = [], set[Path]()
+    for split, marks in _SPLITS.items():
+        path = next((path for path in coco if path not in taken and _is_of(path.relative_to(folder), marks)), None)
+        if path is None and split == "train":
+            path = next(iter(coco))
+        images = None if path is None else _images_of(path, coco[path], folders)
+        taken |= {path} if path is not None else set()
+        lines += [f"{split}_annotations: {_shown(path, folder)}", f"{split}_images: {_shown(images, folder)}"]
+    return lines if len(taken) > 1 else lines[:2]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_BYTES)
+
+
+def _searched(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the JSON files and the folders below a folder, by name."""
+    files, folders = [], []
+    for seen, path in enumerate(_walk(folder, 0)):
+        if seen >= _ENTRIES:
+            break
+        if path.is_dir():
+            folders.append(path)
+        elif path.suffix == ".json" and path.is_file():
+            files.append(path)
+    return files, folders
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    yield folder
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and depth < _DEPTH:
+            yield from _walk(path, depth + 1)
+        elif name.endswith(".json"):
+            yield path
+
+
+def _is_of(path: Path, marks: tuple[str, ...]) -> bool:
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return any(word in marks for word in words)
+
+
+def _images_of(annotations: Path, head: bytes, folders: list[Path]) -> Path | None:
+    """Return the folder that holds the first image of an annotation file; its own folder before others."""
+    name = _FILE_NAME.search(head)
+    if name is None:
+        return None
+    file_name = name[1].decode(errors="replace")
+    candidates = [annotations.parent, *folders]
+    return next((folder for folder in candidates if (folder / file_name).is_file()), None)
+
+
+def _shown(path: Path | None, folder: Path) -> str:
+    return "..." if path is None else path.relative_to(folder).as_posix()
