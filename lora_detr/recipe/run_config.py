@@ -40,14 +40,16 @@ class DataConfig(Strict):
     on_bad_data: Literal["error", "skip"] = "error"
     """Stop at invalid data, or skip it. Invalid are malformed or negative boxes, and images that cannot be read.
 
-    ``skip`` drops and counts such boxes; in training the next image that can be read, by id, stands for one that
-    cannot, and in evaluation it is left out.
+    ``skip`` drops and counts such boxes, and leaves out images whose file is missing (more than half of them missing
+    is an error all the same). In training the next image that can be read, by id, replaces one that cannot, and in
+    evaluation it is left out.
     """
     strict: bool = False
     """Stop at empty boxes, shared images.
 
     Boxes without width or height, or outside their image, are errors instead of being dropped and counted. So are
-    images that the training and the validation split share, instead of a warning.
+    images that the training and the validation split share, and boxes that are not x, y, width, height in pixels,
+    instead of warnings.
     """
     allow_outside: bool = False
     """Allow images outside their folder. File names may then be absolute, or lead out of it."""

@@ -155,6 +155,8 @@ class RunLog:
                 if self._tensorboard is not None:
                     self._tensorboard.epoch(step, values)
                 text += f"  AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}"
+                if values["AP"] < 0:
+                    text += "  (-: the validation split has no object to measure)"
             padding = padded_share(average)
             self.display.line(text if math.isnan(padding) else f"{text}  padding {padding:.2f}")
 

@@ -197,8 +197,8 @@ def test_what_is_repaired_is_counted_and_the_run_goes_on(loradetr: Command, data
         "1 box without width or height: dropped",
         "1 box outside their image: dropped",
         "1 box clipped to their image",
-        "1 annotations without area: width x height used",
-        "1 annotations without iscrowd: 0 used",
+        "1 annotation without area: width x height used",
+        "1 annotation without iscrowd: 0 used",
         "1 image shares a file with another image",
     ):
         assert line in ended.out
@@ -292,3 +292,27 @@ def test_verified_images_are_counted_when_they_are_skipped_d18(loradetr: Command
     ended = _train(loradetr, "--dry-run", "--verify", "decode", "--on-bad-data", "skip")
     assert ended.code == 0, ended.err
     assert "1 image that cannot be read: others take their place in training" in ended.out
+
+
+def test_ids_beyond_2_53_change_neither_ap_nor_on_the_way(
+    loradetr: Command, learned_run: Path, learned_data: Path
+) -> None:
+    folder = learned_data.parent
+    value = json.loads((folder / "two.json").read_text())
+    for row in value["images"]:
+        row["id"] += 2**53
+    for row in value["annotations"]:
+        row["image_id"] += 2**53
+    Path("far.json").write_text(json.dumps(value))
+    lines = [f"{split}_annotations: far.json\n{split}_images: {folder / 'pictures'}\n" for split in ("train", "val")]
+    Path("far.yaml").write_text("".join(lines))
+    found = {}
+    for data in (learned_data, "far.yaml"):
+        ended = loradetr("eval", learned_run, "--data", data, "--json", "--workers", 0, "--predictions", "found.json")
+        assert ended.code == 0, ended.err
+        results = json.loads(Path("found.json").read_text())
+        found[data] = (json.loads(ended.out), {row["image_id"] for row in results})
+    (near, near_ids), (far, far_ids) = found.values()
+    assert near["AP"] > 0.1
+    assert far == near
+    assert far_ids == {image_id + 2**53 for image_id in near_ids} == {row["id"] for row in value["images"]}
