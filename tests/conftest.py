@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from PIL import Image
 
+from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic.sets import SHAPES, generate
+from lora_detr.records.run_directory import RunDirectory
+from lora_detr.training import run_log
 from tests import small_runs
 
 REPOSITORY = Path(__file__).parents[1]
+DRAW = run_log.draw
+"""What draws ``results.png`` of a run; see ``_blank_pictures``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +38,26 @@ def _seeded() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_pictures() -> Iterator[None]:
+    """Draw no ``results.png`` of runs in this process: it takes four times as long as all the rest of a tiny run."""
+    content = io.BytesIO()
+    Image.new("L", (2, 2)).save(content, "PNG")
+
+    def blank(directory: RunDirectory) -> None:
+        write_file(directory.path / "results.png", content.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_log, "draw", blank)
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw ``results.png`` in this test."""
+    monkeypatch.setattr(run_log, "draw", DRAW)
 
 
 @pytest.fixture(scope="session")

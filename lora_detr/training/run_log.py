@@ -83,7 +83,7 @@ class RunLog:
         self.last_layer, self.weights, self.parameters = last_layer, weights, parameters
         self.left_out = 0
         self._tensorboard: TensorBoardLog | None = None
-        self._drawn: float | None = None
+        self._drawn = time.monotonic()  # a run that is over within the minute is drawn once
         if config.tensorboard:
             from lora_detr.records.tensorboard import TensorBoardLog  # an optional package
 
@@ -162,14 +162,11 @@ class RunLog:
 
     def picture(self, last: bool) -> None:
         """Draw ``results.png``, not more than once in a while; a picture that cannot be written ends no run."""
-        due = self._drawn is None or time.monotonic() - self._drawn >= SECONDS_BETWEEN_PICTURES
-        if not (last or due):
+        if not last and time.monotonic() - self._drawn < SECONDS_BETWEEN_PICTURES:
             return
         self._drawn = time.monotonic()
         try:
-            from lora_detr.records.plots import write_results_picture  # matplotlib is slow to import
-
-            write_results_picture(self.directory)
+            draw(self.directory)
         except Exception as error:  # the drawing library has faults and settings of its own
             self.display.line(f"warning: results.png was not drawn: {error}")
 
@@ -183,3 +180,10 @@ class RunLog:
                 self._tensorboard.close()
         if self.left_out:
             self.display.line(f"warning: the disk was full: {self.left_out} records are missing in the logs")
+
+
+def draw(directory: RunDirectory) -> None:
+    """Draw ``results.png`` of a run."""
+    from lora_detr.records.plots import write_results_picture  # matplotlib is slow to import
+
+    write_results_picture(directory)

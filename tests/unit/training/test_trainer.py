@@ -312,6 +312,7 @@ def test_no_room_for_a_checkpoint_is_found_before_the_first_step_p13(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_picture_that_cannot_be_drawn_ends_no_run(
     shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
