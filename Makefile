@@ -14,11 +14,12 @@ SEEDS ?= 0,1,2
 BENCHMARKS := criterion attention steps huggingface loading evaluation startup bounds
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test soak evidence bench lint clean
+.PHONY: help demo install test test-slow soak evidence bench lint clean
 
 help:
 	@echo "make demo   install into $(VENV) when needed, then run 'loradetr demo': minutes on a CPU (DEMO_ARGS=... is passed on)"
 	@echo "make test   install into $(VENV) when needed, then run the tests (PYTEST_ARGS=... is passed on)"
+	@echo "make test-slow  run the tests that take long: several processes, signals, exports, large files"
 	@echo "make soak   faults in large numbers, to be stopped and continued at any time (PART=... TRIALS=... JOBS=...)"
 	@echo "make evidence  hours of training for docs/evidence.md, to be stopped and continued (DATA=path/to/bccd SEEDS=0,1,2)"
 	@echo "make bench  measure speed on this machine, many minutes; writes bench/*.json (BENCHMARKS='loading startup' runs these)"
@@ -43,9 +44,14 @@ $(TOOLS): $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/loradetr demo $(DEMO_ARGS)
 
-# One thread a worker: two workers with a thread per core each would fight for the same cores.
+# One thread per worker: two workers with a thread per core each would fight for the same cores. Tests that share an
+# expensive fixture are a group, which one worker runs.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 test: $(TOOLS)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-slow: $(TOOLS)
+	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
 
 # Results are kept in soak/: what is in there is not run again.
 soak: $(TOOLS)

@@ -87,10 +87,9 @@ def lose_node(nodes: Nodes, agent: Agent) -> None:
     nodes.add()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "lose", [lose_process, pytest.param(lose_node, marks=pytest.mark.slow)], ids=["process", "node"]
-)
+@pytest.mark.parametrize("lose", [lose_process, lose_node], ids=["process", "node"])
 def test_a_run_goes_on_by_itself(lose: object, nodes: Nodes, losses: list[str], tmp_path: Path) -> None:
     assert callable(lose)
     run = tmp_path / "run"
@@ -116,6 +115,7 @@ def test_a_restart_that_could_not_go_on_is_refused_at_the_start(shapes_tiny: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_their_launcher_processes_save_and_go(shapes_tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "--preset", SMALL, "--data", shapes_tiny, "--output-dir", run, "--epochs", 40]

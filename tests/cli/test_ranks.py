@@ -14,6 +14,8 @@ import pytest
 from tests.commands import end, free_port, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 TWO = ("--device", "cpu", "--nproc", "2")
 
 
@@ -41,7 +43,9 @@ def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path,
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("whom", ["launcher", "group", "rank 1"])
+@pytest.mark.parametrize(
+    "whom", [pytest.param("launcher", marks=pytest.mark.slow), pytest.param("group", marks=pytest.mark.slow), "rank 1"]
+)
 def test_sigterm_saves_once_and_everybody_goes_p02_p03_p05(
     whom: str, reference: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +82,7 @@ def test_a_rank_that_is_killed_ends_the_run_by_name_p06(shapes_tiny: Path, tmp_p
     assert is_gone(process.pid)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_killed_p07(shapes_tiny: Path, tmp_path: Path) -> None:
     process = train(shapes_tiny, tmp_path / "run", "--set", "train.rank_timeout=5")
     wait_for_steps(tmp_path / "run", 1)
@@ -90,7 +95,7 @@ def test_a_rank_that_hangs_is_named_and_killed_p07(shapes_tiny: Path, tmp_path: 
     assert is_gone(process.pid)
 
 
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_users_mistake_is_told_once_whoever_meets_it_first(late: int, shapes_tiny: Path, tmp_path: Path) -> None:
     code = f"import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '{late}'))\n"
     (tmp_path / "sitecustomize.py").write_text(code)  # Python runs it before anything else
@@ -118,6 +123,7 @@ def test_two_agents_of_torchrun_form_one_run(reference: Path, shapes_tiny: Path,
     assert losses == [line["loss_hex"] for line in read_lines(reference / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_processes_that_read_images_outlive_a_signal_to_the_group_p03(shapes_tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = train(shapes_tiny, run, "--workers", 2, "--epochs", 40)

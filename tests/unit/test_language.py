@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,14 @@ def help_texts(command: Any) -> Iterator[str]:
         yield from help_texts(below)
 
 
+@functools.cache
+def texts() -> list[tuple[str, str]]:
+    """Return where and what: every message and every text of a help screen."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "lora_detr").rglob("*.py")}
+    found = [(path.name, text) for path, tree in trees.items() for text in strings(tree)]
+    return [*found, *(("--help", text) for text in help_texts(get_command(app)))]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -67,7 +76,4 @@ def test_a_habit_is_recognised(text: str) -> None:
 
 @pytest.mark.parametrize("habit", HABITS)
 def test_messages_and_help_are_free_of_a_habit(habit: str) -> None:
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "lora_detr").rglob("*.py")}
-    found = [f"{path.name}: {text}" for path, tree in trees.items() for text in strings(tree)]
-    found += [f"--help: {text}" for text in help_texts(get_command(app))]
-    assert [text for text in found if re.search(HABITS[habit], text.partition(": ")[2])] == []
+    assert [f"{where}: {text}" for where, text in texts() if re.search(HABITS[habit], text)] == []

@@ -72,6 +72,7 @@ def test_a_job_must_say_what_it_needs() -> None:
     assert "--gpus N" in caught.value.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_job_saves_when_its_time_is_up_and_goes_on_when_it_is_run_again(shapes_tiny: Path, tmp_path: Path) -> None:
     """Twice the very same script; the second time it runs to its end."""
