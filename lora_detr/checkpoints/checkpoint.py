@@ -136,9 +136,10 @@ def load_checkpoint(path: Path, *, with_optimizer: bool) -> LoadedCheckpoint:
         with_optimizer: whether to read the tensors of the optimiser.
 
     Raises:
-        CheckpointError: incomplete, damaged, of a newer format, or with values that are not finite.
+        CheckpointError: incomplete, damaged, of a newer format, with values that are not finite, or in a folder that
+            bears the name of another step.
     """
-    manifest = manifests.verify(path)
+    manifest = _verify(path)
     absent = [name for name in (MODEL, OPTIMIZER, STATE) if name not in manifest.files]
     if absent:
         raise CheckpointError(
@@ -169,7 +170,8 @@ def load_latest(
             skipped.append(error)
     if skipped:
         message = f"{directory}: none of {len(skipped)} checkpoints can be used; the newest: {skipped[0].message}"
-        raise CheckpointError(message, "restore one from a copy, or train into another directory", code="C10")
+        remedy = "restore one from a copy, or train into another directory"
+        raise CheckpointError(message, skipped[0].remedy if skipped[0].code == "K14" else remedy, code="C10")
     return None, ()
 
 
@@ -253,7 +255,7 @@ def prune(directory: Path, keep_last: int, keep: Collection[int] = (), *, newest
     steps = sorted(((s, path) for s, path in _steps(directory).items() if newest is None or s <= newest), reverse=True)
     if len(steps) <= keep_last:
         return []
-    manifests.verify(steps[0][1])
+    _verify(steps[0][1])
     kept = {*keep, best_step(directory)}
     old = [path for step, path in steps[keep_last:] if step not in kept]
     with reporting(directory):
@@ -333,6 +335,22 @@ def _steps(directory: Path) -> dict[int, Path]:
 
 def _pointer(name: str) -> str:
     return f"{name} {hashlib.sha256(name.encode()).hexdigest()[:16]}\n"
+
+
+def _verify(path: Path) -> Manifest:
+    """Return the manifest of a checkpoint that is whole, and of the step that the name of its folder states.
+
+    What is newest, best or too old is decided by names, which a user can exchange.
+
+    Raises:
+        CheckpointError: as of ``manifests.verify``; K14, it is of another step.
+    """
+    manifest = manifests.verify(path)
+    match = _STEP.fullmatch(path.name.removesuffix(_REPLACED))
+    if match is not None and int(match[1]) != manifest.step:
+        message = f"{path}: its name states step {int(match[1])}, its manifest step {manifest.step}: it was renamed"
+        raise CheckpointError(message, f"name it {step_name(manifest.step)} again, or remove it", code="K14")
+    return manifest
 
 
 def _verify_written(temporary: Path) -> None:

@@ -18,7 +18,7 @@ class TrainingState:
     Attributes:
         config: settings of the run.
         categories: labels of the model.
-        data: fingerprints of the annotation files.
+        data: of ``Splits.fingerprints``; of older versions, a hash of ids and sizes of the images of each split.
         optimizer: what ``flatten_optimizer`` returned besides tensors; None where nothing was trained.
         rng: state of the random generators of each process, by rank.
         plan: of ``Plan.to_json``.

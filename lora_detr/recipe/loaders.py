@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_detr.data.coco.audit import Policy, examine
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.coco.checks import OnBadData
+from lora_detr.data.coco.fingerprint import with_known_files
 from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.coco.verification import Verify
@@ -71,6 +72,7 @@ class Splits:
         missing: what was looked for and not found of the validation split.
         augment: whether ``train`` is augmented; false when overfitting.
         warnings: what looks wrong with the splits together.
+        recorded: fingerprints that the run has recorded of the same data, if it is resumed.
     """
 
     train: CocoSplit
@@ -79,11 +81,14 @@ class Splits:
     missing: str = ""
     augment: bool = True
     warnings: tuple[str, ...] = ()
+    recorded: JSON = None
 
     @property
     def fingerprints(self) -> dict[str, JSON]:
-        """Return what tells whether a resumed run sees the same data."""
-        return {"train": self.train.fingerprint, "val": None if self.val is None else self.val.fingerprint}
+        """Return what tells whether a resumed run sees the same data, by split."""
+        known = self.recorded if isinstance(self.recorded, dict) else {}
+        own = {"train": self.train.fingerprint, "val": None if self.val is None else self.val.fingerprint}
+        return {name: with_known_files(found, known.get(name)) for name, found in own.items()}
 
     def report(self) -> dict[str, object]:
         """Return the counts of the annotation files for ``data_report.json``, and how many images overfitting takes."""

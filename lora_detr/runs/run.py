@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.checkpoint import (
     CHECKPOINTS,
-    LoadedCheckpoint,
     best_step,
     clean_stale,
     has_checkpoints,
@@ -23,6 +23,7 @@ from lora_detr.config.dump import dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes.faults import report_lost_ranks, report_out_of_memory
@@ -35,6 +36,7 @@ from lora_detr.records.environment import environment
 from lora_detr.records.metrics import append_line, truncate
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory, next_run, problems_kept
 from lora_detr.records.tensorboard import require_tensorboard
+from lora_detr.runs.data_change import compare_data, refuse_other_data
 from lora_detr.runs.ending import Finished, run_to_completion
 from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
@@ -235,16 +237,20 @@ def _resume(
     if config.data.path is None:
         raise ConfigError(f"--resume {run}: its config has no data path", code="C08")
     splits = read_splits(Path(config.data.path), config.data, overfit, verify=_verification(config, world))
-    same_data = checkpoint.state.data == splits.fingerprints
-    if not same_data:
-        _check_other_data(run, config, checkpoint, splits, overrides)
-        changes.append({"key": DATA, "was": checkpoint.state.data, "now": splits.fingerprints, "override": True})
+    splits = replace(splits, recorded=checkpoint.state.data)
+    # The files of images are read by the main process alone.
+    fingerprints = world.gather(splits.fingerprints)[0]
+    other_data = compare_data(checkpoint.state, splits, fingerprints)
+    refuse_other_data(run, Path(config.data.path), other_data, checkpoint.state, splits, overrides)
+    if other_data:
+        was: JSON = checkpoint.state.data
+        changes.append({"key": DATA, "was": was, "now": fingerprints, "differs": str(other_data), "override": True})
     seed_everything(config.train.seed, world.rank)
     model = config.build_model(splits.categories.num_classes, load_weights=False)
     criterion = _criterion(config, branch_matchers, display)
     trainer = Trainer(config, splits, model, directory, world, display, criterion)
     trainer.restore(checkpoint, path, allows(overrides, PROCESSES))
-    if not same_data:
+    if other_data:
         trainer.best = -math.inf  # it was measured on other images
     if world.is_main:
         trainer.settle()
@@ -265,8 +271,9 @@ def _resume(
             append_line(directory.changes, {"step": trainer.step, "changes": changes})
     for change in changes:
         if change["override"]:
-            display.line(f"note: overridden: {change['key']}: {change['was']} until now, {change['now']} from here on")
-    for note in schedule_notes(trainer, stored):
+            what = change.get("differs", f"{change['was']} until now, {change['now']} from here on")
+            display.line(f"note: overridden: {change['key']}: {what}")
+    for note in (*other_data.notes(), *schedule_notes(trainer, stored)):
         display.line(note)
     display.line(f"resuming {run} at step {trainer.step} of {trainer.plan.total_steps}")
     return run_to_completion(trainer)
@@ -283,26 +290,4 @@ def _check_agreement(world: World, step: int) -> None:
         raise CheckpointError(
             f"the processes found different checkpoints: steps {', '.join(map(str, steps))} by rank",
             "the run directory must be one folder that all nodes share",
-        )
-
-
-def _check_other_data(
-    run: Path, config: RunConfig, checkpoint: LoadedCheckpoint, splits: Splits, overrides: Sequence[str]
-) -> None:
-    """Refuse other data than the run started on, unless the user insists and the labels mean the same.
-
-    Raises:
-        ConfigError: C08.
-    """
-    if not allows(overrides, DATA):
-        raise ConfigError(
-            f"--resume {run}: {config.data.path} is not what the run started on (ids or sizes of its images differ)",
-            f"restore the data, start a new run, or insist with --override {DATA}",
-            code="C08",
-        )
-    if checkpoint.state.categories != splits.categories.to_json():
-        raise ConfigError(
-            f"--resume {run}: {config.data.path} has other categories than the run, whose labels would change meaning",
-            f"start a new run with --weights {run}, which keeps all weights that fit",
-            code="C08",
         )

@@ -195,6 +195,7 @@ def _examine_split(
         faults.append(error)
         return None, nothing
     problems = tuple(files.problems.values())
+    split = split if policy.verify == "none" else split.with_digests(files.digests)
     if not problems:
         return split, files
     if policy.verify == "decode" and policy.on_bad_data == "skip" and len(problems) < len(split):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +16,12 @@ from lora_detr.data.coco.annotations import AnnotationChecker, AnnotationColumns
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.coco.checks import Findings, OnBadData, check_categories, check_images, read_root
 from lora_detr.data.coco.files import ImageFolder
+from lora_detr.data.coco.fingerprint import fingerprint
 from lora_detr.data.coco.plausibility import box_doubt
 from lora_detr.data.coco.records import ImageTable, make_table
 from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
 from lora_detr.errors import DataError, counted
+from lora_detr.json_value import JSON
 
 CLIP_TOLERANCE = 1e-6
 """Pixels a corner may move without counting as clipped: the rounding of x + width."""
@@ -68,6 +69,8 @@ class CocoSplit:
         ground_truth: for evaluation.
         report: what was counted, dropped and repaired.
         annotations_path: the file.
+        digests: uint8 [n, 32], SHA-256 of the file of each image, zeros where it could not be read; None where the
+            files have not been verified.
     """
 
     records: ImageTable
@@ -75,6 +78,7 @@ class CocoSplit:
     ground_truth: GroundTruth
     report: DataReport
     annotations_path: Path
+    digests: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,13 +89,16 @@ class CocoSplit:
         return tuple(self.records.ids.tolist())
 
     @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the ids and sizes of all images: tells whether a resumed run sees the same data."""
-        digest = hashlib.sha256()
-        numbers = np.stack((self.records.ids, self.records.widths, self.records.heights), axis=1)
-        for image_id, width, height in numbers.tolist():
-            digest.update(f"{image_id} {width} {height}\n".encode())
-        return digest.hexdigest()
+    def fingerprint(self) -> dict[str, JSON]:
+        """Part of the data -> SHA-256: tells whether a resumed run sees the same data, and what differs."""
+        truth = self.ground_truth
+        columns = (truth.image_ids, truth.category_ids, truth.boxes_xywh_pixels, truth.areas, truth.crowd)
+        return fingerprint(self.records, self.categories, columns, self.digests)
+
+    def with_digests(self, digests: Mapping[int, bytes]) -> CocoSplit:
+        """Return the split with the SHA-256 of image files, given by image id."""
+        found = b"".join(digests.get(image_id, bytes(32)) for image_id in self.image_ids)
+        return replace(self, digests=np.frombuffer(found, dtype=np.uint8).reshape(-1, 32))
 
     def with_categories(self, categories: CategoryMap) -> CocoSplit:
         """Return the split with the labels of a model, such as those of the training split.
@@ -130,7 +137,12 @@ class CocoSplit:
         if not len(indices) or len(indices) != len(wanted):
             missing = sorted(wanted - set(self.image_ids))
             raise DataError(f"{self.annotations_path.name}: cannot take images {missing[:5]} of {len(self)}")
-        return replace(self, records=self.records.take(indices), ground_truth=self.ground_truth.of_images(wanted))
+        return replace(
+            self,
+            records=self.records.take(indices),
+            ground_truth=self.ground_truth.of_images(wanted),
+            digests=None if self.digests is None else self.digests[indices],
+        )
 
     def without(self, image_ids: Iterable[int]) -> CocoSplit:
         """Return the split without some of its images, as ``subset`` does; the same split if there are none."""

@@ -91,12 +91,6 @@ def test_order_in_the_file_does_not_matter_r6(tmp_path: Path) -> None:
         assert np.array_equal(again.ground_truth.boxes_xywh_pixels, first.ground_truth.boxes_xywh_pixels)
 
 
-def test_fingerprint_sees_ids_and_sizes(tmp_path: Path) -> None:
-    first = load(tmp_path, content()).fingerprint
-    assert load(tmp_path, content(width=41)).fingerprint != first
-    assert load(tmp_path, content(2)).fingerprint != first
-
-
 def test_subset(tmp_path: Path) -> None:
     split = load(tmp_path, content(5))
     part = split.subset([13, 11])
