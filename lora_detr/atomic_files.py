@@ -82,6 +82,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename what is in the way to the next free ``NAME.damaged`` and return that; of a link, the link itself.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    names = itertools.chain((".damaged",), (f".damaged-{number}" for number in itertools.count(2)))
+    aside = next(place for name in names if not os.path.lexists(place := path.with_name(path.name + name)))
+    with reporting(path):
+        os.rename(path, aside)
+    return aside
+
+
 def prepare_directory(path: Path, room: int = 0) -> None:
     """Make a folder if it is absent and prove that it can be written, before hours of work depend on it.
 

@@ -24,6 +24,7 @@ from lora_detr.models import TwoStageDetector
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.records.log_reading import read_object
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.tensor_files import load_exact, read_tensors
 from lora_detr.training.freezing import freeze, train_unfrozen
@@ -150,7 +151,13 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
     """
     file = path / REPORT if path.is_dir() else path
     remedy = f"give a run that ended with {REPORT}, or that file"
-    report = read_json(file, lambda message: CheckpointError(message, remedy))
+    try:
+        report = read_json(file, lambda message: CheckpointError(message, remedy))
+    except CheckpointError:
+        # What follows a whole report, such as zeros of a power failure, is no reason to refuse it.
+        report = read_object(file) if file.is_file() else {}
+        if not report:
+            raise
     try:
         config = RunConfig.model_validate(report["config"])
         categories = CategoryMap.from_json(report["categories"])

@@ -1,19 +1,21 @@
-"""Read the logs of runs, which may be being written, cut off or damaged: what makes no sense is passed over."""
+"""Read the logs of runs, which may be being written, cut off or damaged: a warning says what was left out."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
+import functools
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lora_detr.errors import OutputError
 from lora_detr.records.metrics import DETR_NAMES
+from lora_detr.records.tolerant import Dropped, Meaning, Rows, first_object, json_object, kept_lines
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"train_loss_ce_(\d+)")
 
@@ -67,7 +69,7 @@ def read_steps(path: Path) -> Iterator[LoggedStep]:
     Raises:
         OutputError: the system refuses to read it.
     """
-    for record in _records(path):
+    for record in _reported(path, _with_mappings):
         step = _number(record.get("step"))
         if math.isfinite(step):
             yield LoggedStep(
@@ -83,7 +85,7 @@ def read_steps(path: Path) -> Iterator[LoggedStep]:
 
 def read_epochs(path: Path) -> Iterator[LoggedEpoch]:
     """Yield the epochs of a ``log.txt``; nothing if there is no such file; errors as of ``read_steps``."""
-    for record in _records(path):
+    for record in _reported(path, _with_mappings):
         epoch, metrics = _number(record.get("epoch")), record.get("test_coco_eval_bbox")
         if math.isfinite(epoch):
             precision = _measured((*metrics, None)[0]) if isinstance(metrics, list) else None
@@ -96,23 +98,37 @@ def read_evaluations(path: Path) -> Iterator[dict[str, float]]:
     Raises:
         OutputError: the system refuses to read it.
     """
-    with contextlib.suppress(csv.Error):
-        for row in csv.DictReader(_complete_lines(path)):
-            numbers = {str(name): _measured(text) for name, text in row.items()}
-            if math.isfinite(numbers.get("step", math.nan)):
-                yield numbers
+    for row in _reported(path, Rows()):
+        if row:
+            yield {name: _measured(value) for name, value in row.items()}
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds; an empty one if there is none; errors as of ``read_steps``."""
-    return _json_object("".join(_lines(path)))
+    found, fault = first_object(path)
+    if fault:
+        _warn_once(fault)
+    return found
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines; errors as of ``read_steps``."""
-    for line in _complete_lines(path):
-        if record := _json_object(line):
-            yield record
+    return _reported(path, json_object)
+
+
+def _reported(path: Path, meaning: Meaning[T]) -> Iterator[T]:
+    """Yield what the lines of a file mean, and warn of those that mean nothing."""
+    dropped = Dropped(path)
+    for _, found in kept_lines(path, meaning, dropped):
+        yield found
+    if dropped:
+        _warn_once(str(dropped))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn of a fault once, however often a file is read."""
+    logger.warning(text)
 
 
 def _number(value: Any) -> float:
@@ -128,31 +144,11 @@ def _measured(value: Any) -> float:
     return found if (found := _number(value)) >= 0 else math.nan
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
-            yield from file
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
-
-
-def _complete_lines(path: Path) -> Iterator[str]:
-    """Yield the lines that have an end: a process that is killed while it writes leaves one without."""
-    return (line for line in _lines(path) if line.endswith("\n"))
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(content := json.loads(text), dict):
-            return content
-    return {}
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines whose terms and rates are objects if there are any."""
-    for record in json_lines(path):
-        if all(isinstance(record.get(key, {}), dict) for key in ("terms", "lr")):
-            yield record
+def _with_mappings(text: str) -> dict[str, Any] | None:
+    """Return a JSON line whose terms and rates are objects if there are any."""
+    record = json_object(text)
+    good = record is not None and all(isinstance(record.get(key, {}), dict) for key in ("terms", "lr"))
+    return record if good else None
 
 
 def _by_layer(terms: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float]]]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_detr.atomic_files import reporting, write_file
+from lora_detr.atomic_files import reporting
 from lora_detr.json_value import JSON
 from lora_detr.structures import Batch
 
@@ -143,32 +143,3 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
         writer.writeheader()
     writer.writerow(row)
     _append(path, text.getvalue())
-
-
-def truncate(logs: Sequence[Path], results: Path, *, step: int) -> None:
-    """Remove what was logged after a step, so that a resumed run does not log it twice.
-
-    Args:
-        logs: files of JSON lines with a ``step``; those that are missing are passed over.
-        results: CSV rows with a ``step``.
-        step: the last one to stay.
-
-    Raises:
-        OutputError: a file cannot be rewritten.
-    """
-    for path in logs:
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A process that was killed while writing leaves a line without its end.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_file(path, "".join(kept).encode())
-    if results.exists():
-        with results.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) <= step]
-            fields = list(reader.fieldnames or ())
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=fields)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_file(results, table.getvalue().encode())

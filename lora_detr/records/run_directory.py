@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
+import logging
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_detr.atomic_files import prepare_directory, reporting, write_file
+from lora_detr.atomic_files import prepare_directory, reporting, set_aside, write_file
 from lora_detr.checkpoints.checkpoint import CHECKPOINTS
 from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
@@ -21,7 +23,9 @@ from lora_detr.data.coco.report import AnnotationError
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.recipe.run_config import RunConfig
 
-LOCK, DATA_REPORT = ".lock", "data_report.json"
+LOCK, DATA_REPORT, COMMANDS = ".lock", "data_report.json", "command.txt"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,31 @@ class RunDirectory:
         """Folder of the last evaluation."""
         return self.path / "eval"
 
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """All files that a run which is resumed may write, besides its checkpoints."""
+        names = (COMMANDS, RUN_SETTINGS, DATA_REPORT, "results.png")
+        results = (self.evaluation / name for name in ("metrics.json", "per_class.csv", "predictions.json"))
+        return *self.logs, self.results, self.changes, self.exit, *(self.path / name for name in names), *results
+
     def create(self, resume: bool) -> None:
         """Make the folder; one that is in use is refused unless the run is resumed.
+
+        A file where a folder of a resumed run should be is moved aside.
 
         Raises:
             ConfigError: C06, the folder is not empty; nothing was touched.
             OutputError: the folder cannot be made or written.
         """
         self.check_free(resume)
+        for folder in (self.evaluation, self.tensorboard) if resume else ():
+            if os.path.lexists(folder) and not folder.is_dir():
+                logger.warning("%s: expected a folder, found a file; it is kept as %s", folder, set_aside(folder).name)
         for folder in (self.path, self.checkpoints, self.evaluation):
             prepare_directory(folder)
 
@@ -111,16 +132,21 @@ class RunDirectory:
         Raises:
             OutputError: it cannot be written.
         """
-        path = self.path / "command.txt"
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        self.write_text(path.name, before + command_line() + "\n")
+        path = self.path / COMMANDS
+        before = path.read_bytes() if path.exists() else b""
+        write_file(path, before + f"{command_line()}\n".encode(errors="backslashreplace"))
 
-    def update_config(self, config: RunConfig, stored: RunConfig) -> None:
+    def update_config(self, config: RunConfig, stored: RunConfig) -> str:
         """Write into ``config.yaml`` what a resumed run does differently, and leave the origins of all else.
+
+        The file is no source: what a user or a fault has changed in it is overwritten.
 
         Args:
             config: the run goes on with it.
             stored: the run had it until now.
+
+        Returns:
+            A line about what the file held instead of the settings of the run, empty where it held those.
 
         Raises:
             OutputError: it cannot be written.
@@ -131,8 +157,11 @@ class RunDirectory:
         old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if len(old) == len(lines):
             # A line that says the same is the old one without its origin.
-            lines = [was if was.startswith(now) else now for was, now in zip(old, lines, strict=True)]
+            pairs = zip(old, lines, strict=True)
+            lines = [was if was.startswith(f"{now}  # ") else now for was, now in pairs]
         self.write_text(path.name, "\n".join(lines) + "\n")
+        wrong = _first_other(old, dump_config(stored).splitlines())
+        return f"{path}: {wrong}; the settings in the checkpoint count, and are written again" if old and wrong else ""
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -194,6 +223,17 @@ class RunDirectory:
                 "last_checkpoint": last_checkpoint,
             },
         )
+
+
+def _first_other(lines: Sequence[str], expected: Sequence[str]) -> str:
+    """Return what the first line is, comments apart, that is not the expected one; an empty text if all are."""
+    for number, (line, wanted) in enumerate(itertools.zip_longest(lines, expected), start=1):
+        if line is None:
+            return f"ends before line {number}, where the run has '{wanted.strip()}'"
+        if wanted is None or (line != wanted and not line.startswith(f"{wanted}  # ")):
+            ours = "the run has nothing more" if wanted is None else f"the run has '{wanted.strip()}'"
+            return f"line {number} is '{line.strip()}', {ours}"
+    return ""
 
 
 def next_run(parent: Path, name: str) -> Path:

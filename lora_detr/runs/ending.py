@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_detr.atomic_files import reporting
 from lora_detr.errors import LoraDetrError, Stopped, WorkerError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.processes.faults import peer_gone, report_out_of_memory
@@ -28,7 +29,8 @@ def run_to_completion(trainer: Trainer) -> Finished:
     speaks = trainer.world.is_main
     try:
         if trainer.world.is_main:
-            trainer.directory.exit.unlink(missing_ok=True)
+            with reporting(trainer.directory.exit):
+                trainer.directory.exit.unlink(missing_ok=True)
         with report_out_of_memory():
             metrics = trainer.fit()
         trainer.world.barrier()

@@ -33,7 +33,8 @@ from lora_detr.recipe.loaders import Splits, read_splits
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.display import Display
 from lora_detr.records.environment import environment
-from lora_detr.records.metrics import append_line, truncate
+from lora_detr.records.metrics import append_line
+from lora_detr.records.repair import repair
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory, next_run, problems_kept
 from lora_detr.records.tensorboard import require_tensorboard
 from lora_detr.runs.data_change import compare_data, refuse_other_data
@@ -124,7 +125,7 @@ def _start(
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
             # A run that was killed before its first checkpoint has left lines here.
-            truncate(directory.logs, directory.results, step=0)
+            repair(directory, step=0, report=display.line)
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()
             directory.write_json("env.json", environment(world.device))
@@ -264,9 +265,10 @@ def _resume(
         )
     if world.is_main:
         directory.prepare_for(trainer.checkpoint_bytes)
-        truncate(directory.logs, directory.results, step=trainer.step)
+        repair(directory, step=trainer.step, report=display.line)
         directory.add_command()
-        directory.update_config(config, stored)
+        if note := directory.update_config(config, stored):
+            display.line(f"note: {note}")
         if changes:
             append_line(directory.changes, {"step": trainer.step, "changes": changes})
     for change in changes:

@@ -87,7 +87,7 @@ class RunLog:
         if config.tensorboard:
             from lora_detr.records.tensorboard import TensorBoardLog  # an optional package
 
-            self._tensorboard = TensorBoardLog(directory.path / "tensorboard", step or None)
+            self._tensorboard = TensorBoardLog(directory.tensorboard, step or None)
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:

@@ -52,16 +52,16 @@ def read_diversity(path: Path, label: str) -> DiversityLog | None:
         path: a run directory of ours; a ``log.txt`` by itself has nothing of this.
         label: of the run.
     """
-    records = list(json_lines(RunDirectory(path).diagnostics)) if path.is_dir() else []
+    lines = json_lines(RunDirectory(path).diagnostics) if path.is_dir() else ()
+    records = [line for line in lines if type(line.get("step")) is int]
     if not records:
         return None
     steps = np.array([float(record["step"]) for record in records])
     curves = {}
     for measure in MEASURES:
-        names = dict.fromkeys(name for record in records for name in record.get(measure, {}))
-        curves[measure] = {
-            name: np.array([_mean(record.get(measure, {}).get(name)) for record in records]) for name in names
-        }
+        found = [value if isinstance(value := record.get(measure), dict) else {} for record in records]
+        names = dict.fromkeys(name for values in found for name in values)
+        curves[measure] = {name: np.array([_mean(values.get(name)) for values in found]) for name in names}
     return DiversityLog(label, steps, curves)
 
 

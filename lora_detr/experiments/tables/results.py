@@ -148,19 +148,21 @@ def _images_a_step(run: Run, report: Mapping[str, JSON]) -> int | None:
     rows = list(read_evaluations(RunDirectory(run.folder).results))
     if not isinstance(images, int) or not rows:
         return None
-    steps = rows[-1]["step"] / rows[-1].get("epoch", math.nan)
+    steps = rows[-1]["step"] / (rows[-1].get("epoch") or math.nan)
     return round(images / steps) if math.isfinite(steps) else None
 
 
 def _result(run: Run, study: Study) -> RunResult:
     directory = RunDirectory(run.folder)
     rows = list(read_evaluations(directory.results))
-    values = {name: 100 * rows[-1][name] for name in METRICS if math.isfinite(rows[-1][name])}
+    last = rows[-1] if rows else {}
+    values = {name: 100 * last[name] for name in METRICS if math.isfinite(last.get(name, math.nan))}
     for question in study.questions(run):
         said = read_object(question.file).get(METRICS[0])
         if isinstance(said, int | float) and said >= 0:
             values[question.answer.figure] = 100 * float(said)
-    curve = Curve(tuple(int(row["step"]) for row in rows), tuple(100 * row[METRICS[0]] for row in rows))
+    precision = tuple(100 * row.get(METRICS[0], math.nan) for row in rows)
+    curve = Curve(tuple(int(row["step"]) for row in rows), precision)
     return RunResult(run.seed, values, curve, _seconds(directory.metrics))
 
 
