@@ -28,7 +28,7 @@ def repair(directory: RunDirectory, *, step: int, report: Report) -> None:
     Args:
         directory: of a run that no other process trains in.
         step: the last one to stay.
-        report: told what was left out or moved aside.
+        report: gets a line on what was left out or moved aside.
 
     Raises:
         OutputError: a file cannot be rewritten or moved.
@@ -63,9 +63,8 @@ def _cut(path: Path, meaning: Meaning[T], stays: Callable[[T], bool], report: Re
         _move(path, str(dropped).removeprefix(f"{path}: "), report)
     elif dropped:
         report(f"note: {dropped}")
-    there = path.is_file() and not path.is_symlink()
-    if (content and not there) or (there and len(content) != size):
-        write_file(path, content)
+    if path.is_symlink() or (len(content) != size if path.exists() else content):
+        write_file(path, content)  # in place of a link, too, which no log may be
 
 
 def _move(path: Path, reason: str, report: Report) -> None:
