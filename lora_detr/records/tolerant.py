@@ -129,7 +129,10 @@ def first_object(path: Path) -> tuple[dict[str, Any], str]:
         OutputError: the system refuses to read it, or it is a folder.
     """
     data = b"".join(_lines(path))
-    text = data.decode(errors="replace")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        text = data[: error.start].decode()
     start = len(text) - len(text.lstrip())
     try:
         found, end = json.JSONDecoder().raw_decode(text, start)
@@ -137,7 +140,7 @@ def first_object(path: Path) -> tuple[dict[str, Any], str]:
         return {}, f"{path}: damaged, nothing is read from it: {error}" if data else ""
     if not isinstance(found, dict):
         return {}, f"{path}: damaged: expected an object, found {type(found).__name__}"
-    rest = text[end:].strip().encode()
+    rest = data[len(text[:end].encode()) :].strip()
     line = text.count("\n", 0, end) + 1
     return found, f"{path}: {counted(len(rest), 'byte')} behind the object left out (line {line})" if rest else ""
 

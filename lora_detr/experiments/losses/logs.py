@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +12,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.opened import stored_config
+from lora_detr.config.dump import dump_config
 from lora_detr.config.load import load_config
 from lora_detr.config.source import RUN_SETTINGS
-from lora_detr.errors import ConfigError
+from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.experiments.tables.study import RECORD, read_study
 from lora_detr.losses.report import KINDS, Kind
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.log_reading import Layers, read_epochs, read_steps
 from lora_detr.records.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 Values = NDArray[np.float64]
 Term = tuple[int, Kind]
@@ -165,8 +171,36 @@ def read_run_by_epoch(folder: Path, label: str) -> LossLog:
 
 def _weighing(folder: Path) -> tuple[dict[str, float], str]:
     """Return the weight of each kind of loss of the primary path, and its classification loss in words."""
-    primary = load_config(RunConfig, preset=folder / RUN_SETTINGS).config.loss.primary
+    primary = _settings(folder).loss.primary
     return primary.weights.by_kind(), f"{primary.classification} x{primary.weights.classification:g}"
+
+
+def _settings(folder: Path) -> RunConfig:
+    """Return the settings of a run; where ``config.yaml`` is damaged or cut off, those in its last checkpoint.
+
+    Raises:
+        ConfigError: neither can be read; tells what is wrong with ``config.yaml``.
+    """
+    file, config = folder / RUN_SETTINGS, None
+    try:
+        config = load_config(RunConfig, preset=file).config
+        found, whole = (len(text.splitlines()) for text in (file.read_text(encoding="utf-8"), dump_config(config)))
+        if found >= whole:
+            return config
+        # What is left of a file is read without complaint, and defaults stand for the rest.
+        fault = ConfigError(f"{file}: has {found} of {whole} lines")
+    except ConfigError as error:
+        fault = error
+    try:
+        path = resolve_checkpoint(folder, "last")
+        stored = stored_config(load_checkpoint(path, with_optimizer=False), path)
+    except CheckpointError:
+        if config is None:
+            raise fault from None
+        logger.warning("%s; defaults are taken for the rest", fault.message)
+        return config
+    logger.warning("%s; the settings are taken from %s", fault.message, path.name)
+    return stored
 
 
 def read_epoch_log(path: Path, label: str) -> LossLog:

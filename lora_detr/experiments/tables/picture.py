@@ -79,7 +79,7 @@ def _draw_curves(axes: Axes, results: Sequence[RowResult]) -> None:
     axes.set_title("AP against steps: mean and range over seeds")
     axes.set_xlabel("optimiser step")
     for index, result in enumerate(results):
-        curves = [run.curve for run in result.runs]
+        curves = [run.curve for run in result.runs if run.curve.steps]
         if not curves:
             continue
         shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))

@@ -155,7 +155,7 @@ def _images_a_step(run: Run, report: Mapping[str, JSON]) -> int | None:
 def _result(run: Run, study: Study) -> RunResult:
     directory = RunDirectory(run.folder)
     rows = list(read_evaluations(directory.results))
-    last = rows[-1] if rows else {}
+    last = _last_evaluation(directory, rows[-1] if rows else {})
     values = {name: 100 * last[name] for name in METRICS if math.isfinite(last.get(name, math.nan))}
     for question in study.questions(run):
         said = read_object(question.file).get(METRICS[0])
@@ -164,6 +164,16 @@ def _result(run: Run, study: Study) -> RunResult:
     precision = tuple(100 * row.get(METRICS[0], math.nan) for row in rows)
     curve = Curve(tuple(int(row["step"]) for row in rows), precision)
     return RunResult(run.seed, values, curve, _seconds(directory.metrics))
+
+
+def _last_evaluation(directory: RunDirectory, row: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the numbers of the last evaluation: its row, or what ``eval`` holds of it where the row was damaged."""
+    kept = read_object(directory.evaluation / "metrics.json")
+    step = str(kept.get("checkpoint", "")).removeprefix("step-")
+    if not step.isdecimal() or int(step) <= row.get("step", 0):
+        return row
+    numbers = {name: kept.get(name) for name in METRICS}
+    return {name: float(one) for name, one in numbers.items() if isinstance(one, int | float) and one >= 0}
 
 
 def _seconds(metrics: Path) -> float:

@@ -77,6 +77,13 @@ def test_what_cannot_be_replayed_is_said(spoiled: str, shapes_tiny: Path, learne
     diverge(shapes_tiny, run)
     with pytest.raises(DataError, match="the data has no image"):
         replay(run, data=learned_data, device="cpu")
+    whole = (run / "nan_report.json").read_bytes()
+    (run / "nan_report.json").write_bytes(whole + bytes(4096))  # what a power failure leaves
+    assert replay(run, data=None, device="cpu").is_reproduced
+    (run / "nan_report.json").write_bytes(whole[:-9])
+    with pytest.raises(CheckpointError, match=r"nan_report\.json: damaged: "):
+        replay(run, data=None, device="cpu")
+    (run / "nan_report.json").write_bytes(whole)
     content = bytearray((run / "nan_report.safetensors").read_bytes())
     content[-1] ^= 1
     (run / "nan_report.safetensors").write_bytes(content)

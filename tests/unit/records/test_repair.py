@@ -183,6 +183,7 @@ def test_readers_of_a_damaged_log_give_the_rest_and_warn(
         (b'{"a": 1}\n' + bytes(20), {"a": 1}, True),
         (b'{"a": 1}\n\xff\xfe', {"a": 1}, True),
         (b'{"a": ', {}, True),
+        (b'{"\xff": 1}\n{"a": 1}\n', {}, True),
         (b"[1]", {}, True),
         (bytes(9), {}, True),
         (b"", {}, False),

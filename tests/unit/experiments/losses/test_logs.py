@@ -14,6 +14,7 @@ from lora_detr.errors import ConfigError
 from lora_detr.experiments.losses.logs import POINTS, Place, find_runs, read_log
 from tests import small_runs
 from tests.unit.experiments.tables.studies import study_in
+from tests.unit.records.test_repair import TAILS
 
 
 def write_ours(folder: Path, steps: int = 4, in_epoch: int = 2) -> Path:
@@ -128,3 +129,30 @@ def test_a_term_that_a_line_lacks_is_nan(tmp_path: Path) -> None:
         file.write('\n{"step": 6, "epoch": 2, "terms": {"primary/layer0/l1": NaN}}\n')
     log = read_log(Place("mine", run))
     assert math.isnan(log.terms[0, "class"][-1]) and math.isnan(log.total()[-1])
+
+
+@pytest.mark.parametrize("damage", TAILS)
+def test_losses_of_damaged_logs_are_those_of_whole_ones(
+    damage: str, small_run: Path, own_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("metrics.jsonl", "log.txt", "config.yaml"):
+        TAILS[damage](own_run / name)
+    for by in POINTS:
+        whole, found = (read_log(Place("run", folder), by) for folder in (small_run, own_run))
+        np.testing.assert_array_equal(found.total(), whole.total())
+        np.testing.assert_array_equal((found.evaluated, found.precision), (whole.evaluated, whole.precision))
+        assert found.classification == whole.classification
+    assert any("metrics.jsonl: line" in text for text in caplog.messages)
+
+
+def test_half_of_the_settings_is_not_taken_for_all_of_them(
+    small_run: Path, own_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = own_run / "config.yaml"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    assert read_log(Place("run", own_run)).classification == read_log(Place("run", small_run)).classification
+    assert "; the settings are taken from step-00000012" in caplog.text
+    (own_run / "checkpoints").rename(own_run / "elsewhere")
+    path.write_bytes(bytes(40))
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        read_log(Place("run", own_run))

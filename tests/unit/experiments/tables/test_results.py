@@ -17,6 +17,7 @@ from lora_detr.experiments.tables.results import difference, not_comparable, rea
 from lora_detr.experiments.tables.study import Study
 from lora_detr.experiments.tables.table import Comparable
 from tests.unit.experiments.tables.studies import study_in, write_run
+from tests.unit.records.test_repair import TAILS
 
 
 @pytest.fixture
@@ -184,3 +185,27 @@ def test_a_study_without_a_finished_run_is_reported_too(tmp_path: Path) -> None:
 )
 def test_spread_is_the_sample_standard_deviation(values: list[float], text: str) -> None:
     assert mean_and_spread(values) == text
+
+
+@pytest.mark.parametrize("damage", TAILS)
+def test_a_report_of_damaged_logs_has_what_is_whole(damage: str, study: Study) -> None:
+    for run in study.runs[:3]:
+        for name in ("results.csv", "metrics.jsonl", "data_report.json"):
+            TAILS[damage](run.folder / name)
+    base, three = read_results(study)
+    assert (base.values("AP"), three.values("AP")) == (pytest.approx([30.0, 34.0]), pytest.approx([42.0]))
+    assert base.seconds == pytest.approx(1.0)
+    write_report(study, [base, three])
+
+
+def test_a_last_evaluation_whose_row_is_cut_off_is_taken_from_its_folder(study: Study) -> None:
+    first, _, second = study.runs[:3]
+    for run in (first, second):
+        path = run.folder / "results.csv"
+        path.write_bytes(path.read_bytes()[:-3])
+    (first.folder / "eval").mkdir()
+    (first.folder / "eval" / "metrics.json").write_text(json.dumps({"checkpoint": "step-00000030", "AP": 0.3}))
+    path.write_bytes(bytes(200))
+    base, three = read_results(study)
+    assert base.values("AP") == pytest.approx([30.0])  # of the second, nothing is known
+    write_report(study, [base, three])
