@@ -82,17 +82,19 @@ def refuse_other_data(
     """
     if not change:
         return
+    relabelled = _renamed(state.categories, splits.categories)
+    new_run = f"start a new run with --weights {run}, which keeps all weights that fit"
     if not allows(overrides, DATA):
         raise ConfigError(
             f"--resume {run}: {data} is not what the run started on; what differs: {change}",
-            f"restore the data, start a new run, or insist with --override {DATA}",
+            f"restore the data, or {new_run if relabelled else f'insist with --override {DATA}'}",
             code="C08",
         )
-    if state.categories != splits.categories.to_json():
-        what = _renamed(state.categories, splits.categories)
+    if relabelled:
         raise ConfigError(
-            f"--resume {run}: {data} has other categories than the run, whose labels would change meaning ({what})",
-            f"start a new run with --weights {run}, which keeps all weights that fit",
+            f"--resume {run}: {data} has other categories than the run, whose labels would change meaning "
+            f"({relabelled})",
+            new_run,
             code="C08",
         )
 
