@@ -11,6 +11,12 @@ import re
 from collections.abc import Iterable
 from os import PathLike, fspath
 
+_BYTES = re.compile("[\udc80-\udcff]+")
+"""How Python stands for bytes of a file name that are no text."""
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal, turns the direction of text, or is no character; line ends and tabs are not among them."""
+
 
 class LoraDetrError(Exception):
     """Base of all errors a user can cause.
@@ -112,3 +118,23 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def is_address(path: PathLike[str]) -> bool:
     """Return whether what was given as a path is an address (``https://...``; a path keeps one slash)."""
     return re.match(r"(?:https?|s3|gs|ftp):/", fspath(path)) is not None
+
+
+def escape_controls(text: str) -> str:
+    r"""Return a text that can be printed: what steers a terminal, or is no character, is escaped as ``\x1b``.
+
+    Line ends and tabs stay as they are. A text that is escaped already is unchanged.
+    """
+    text = _BYTES.sub(
+        lambda found: found[0].encode("ascii", "surrogateescape").decode("utf-8", "backslashreplace"), text
+    )
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), text)
+
+
+def printable(name: object) -> str:
+    """Return a name of a file, a path or a class on one line, with all that could mislead a reader escaped."""
+    return escape_controls(str(name)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

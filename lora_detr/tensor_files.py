@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
-from lora_detr.errors import CheckpointError, NumericalError
+from lora_detr.errors import CheckpointError, NumericalError, printable
+from lora_detr.regular_files import open_regular
 
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 100_000
@@ -49,7 +50,7 @@ def read_tensors(path: Path, *, finite: bool = True) -> tuple[dict[str, Tensor],
         CheckpointError: the file is absent, damaged, beyond the bounds of this module, or holds non-finite values.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             metadata = read_header(file, size, path)
             file.seek(0)
@@ -111,7 +112,7 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
         return None
     count = int((~torch.isfinite(tensors[bad[0]])).sum())
     others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-    return f"tensor '{bad[0]}' has {count} of {tensors[bad[0]].numel()} values not finite{others}"
+    return f"tensor '{printable(bad[0])}' has {count} of {tensors[bad[0]].numel()} values not finite{others}"
 
 
 def read_header(file: BinaryIO, size: int, path: Path) -> dict[str, str]:
@@ -161,7 +162,7 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"name '{key[:80]}' occurs twice")
+            raise ValueError(f"name '{printable(key[:80])}' occurs twice")
         result[key] = value
     return result
 
@@ -169,15 +170,15 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
 def _span(name: str, entry: object) -> tuple[int, int, str]:
     """Return (first byte, last byte + 1, name) of a tensor whose entry is well-formed."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"entry of '{name[:80]}' has not exactly dtype, shape and data_offsets")
+        raise ValueError(f"entry of '{printable(name[:80])}' has not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ValueError(f"tensor '{name[:80]}' has the unsupported dtype {str(dtype)[:20]!r}")
+        raise ValueError(f"tensor '{printable(name[:80])}' has the unsupported dtype {str(dtype)[:20]!r}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor '{name[:80]}' has a malformed shape or data_offsets")
+        raise ValueError(f"tensor '{printable(name[:80])}' has a malformed shape or data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise ValueError(f"tensor '{name[:80]}' of shape {shape} does not fill bytes {begin} to {end}")
+        raise ValueError(f"tensor '{printable(name[:80])}' of shape {shape} does not fill bytes {begin} to {end}")
     return begin, end, name
 
 
@@ -191,7 +192,7 @@ def _check_spans(spans: tuple[tuple[int, int, str], ...], path: Path) -> int:
     for begin, end, name in spans:
         if begin != at:
             what = "overlaps the tensor before it" if begin < at else "leaves a hole before it"
-            raise _damaged(path, f"header: tensor '{name[:80]}' {what}")
+            raise _damaged(path, f"header: tensor '{printable(name[:80])}' {what}")
         at = end
     return at
 
@@ -221,7 +222,7 @@ def load_exact(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -
 
 def describe_differences(differences: Sequence[str]) -> str:
     """Return how many places do not fit, and the first of them, a line each."""
-    shown = "\n".join(f"  {line}" for line in differences[:SHOWN_DIFFERENCES])
+    shown = "\n".join(f"  {printable(line)}" for line in differences[:SHOWN_DIFFERENCES])
     more = f"\n  and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
     return f"does not fit the model in {len(differences)} places\n{shown}{more}"
 

@@ -33,6 +33,7 @@ from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.json_value import JSON, read_json
+from lora_detr.regular_files import read_regular
 from lora_detr.tensor_files import encode_tensors, read_tensors
 
 MODEL, OPTIMIZER, EMA, STATE, BEST = "model.safetensors", "optim.safetensors", "ema.safetensors", "state.json", "best"
@@ -41,6 +42,7 @@ CHECKPOINTS = "checkpoints"
 
 _STEP = re.compile(r"step-(\d{8,})")
 _REPLACED = ".replaced"
+_MAX_POINTER = 10_000
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def best_step(directory: Path) -> int | None:
         CheckpointError: the pointer is malformed, or was changed.
     """
     try:
-        text = (directory / BEST).read_bytes()[:64].decode("ascii", errors="replace")
+        text = read_regular(directory / BEST, _MAX_POINTER)[:64].decode("ascii", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -16,6 +16,7 @@ import torch
 
 from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
+from lora_detr.regular_files import open_regular, read_regular
 
 NAME = "MANIFEST.json"
 FORMAT = 1
@@ -62,7 +63,7 @@ def encode(manifest: Manifest) -> bytes:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal (raises OSError)."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -74,8 +75,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / NAME
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES)
+        data = read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
         message = f"{directory}: incomplete: {NAME} is missing"
         raise CheckpointError(message, RECOVER, code="K03") from None

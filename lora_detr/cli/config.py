@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from lora_detr.cli.console import console, render_error
 from lora_detr.cli.help_screen import Group
 from lora_detr.config.presets import list_presets, short_name
 from lora_detr.errors import ConfigError, counted
+from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
     from lora_detr.config.load import Loaded
@@ -169,10 +169,9 @@ def _composition(name: str) -> str:
 
 
 def _print_json(value: object) -> None:
-    _print(json.dumps(value, indent=1) + "\n")
+    _print(json_text(value, indent=1) + "\n")
 
 
 def _print(text: str) -> None:
-    """Write text that another program may read: nothing is wrapped, and a closed pipe shows at once."""
+    """Write text that another program may read: nothing is wrapped."""
     sys.stdout.write(text)
-    sys.stdout.flush()

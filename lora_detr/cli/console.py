@@ -6,13 +6,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from lora_detr.errors import LoraDetrError, Stopped
+from lora_detr.cli.streams import LOST_OUTPUT, printed_streams
+from lora_detr.errors import LoraDetrError, Stopped, escape_controls
 from lora_detr.processes.process import REQUEUE, handled_by, launcher_may_end_first, own_rank, stop_requested
 
 PLAIN_WIDTH = 120
@@ -37,22 +40,40 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
     quiet = not stderr and own_rank() != 0
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False, quiet=quiet)
+    return _EscapingConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False, quiet=quiet)
+
+
+class _EscapingConsole(Console):
+    """A console where text cannot steer the terminal, whatever names are in it; colours and bars still do."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Escape before the width is measured, and before the base class drops some of the characters."""
+        return super().render_str(escape_controls(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Escape what did not begin as a string."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escape_controls(segment.text), segment.style)
 
 
 def run_guarded(function: Callable[[], object], *, debug: bool = False) -> int:
     """Call ``function`` and return the exit code of how it ended.
 
     A fault of the user is one red line and a remedy on standard error. Everything else that escapes is a bug of ours
-    and shows its traceback.
+    and shows its traceback. What cannot be printed ends nothing: a command that succeeds without its output ends with
+    ``LOST_OUTPUT``, unless it has recorded that itself.
 
     Args:
         function: a whole command; what it returns is ignored, and a ``SystemExit`` keeps its code.
         debug: show the traceback of a user's fault too.
     """
     # A launcher ends all processes once one has ended; what this one has to say is said nevertheless.
-    with handled_by(signal.SIG_IGN, REQUEUE):
-        return _guarded(function, debug)
+    with handled_by(signal.SIG_IGN, REQUEUE), printed_streams() as out:
+        code = _guarded(function, debug)
+        out.flush()  # a full disk may show only now
+        if out.complaint:
+            _complain(Text(f"warning: standard output was lost: {out.complaint}", "yellow"))
+        return LOST_OUTPUT if out.lost and not (code or out.excused) else code
 
 
 def _guarded(function: Callable[[], object], debug: bool) -> int:
@@ -68,18 +89,14 @@ def _guarded(function: Callable[[], object], debug: bool) -> int:
     except KeyboardInterrupt:
         _complain(Text("interrupted", "red"))
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone; a second failure while flushing at exit would print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERNAL
     except LoraDetrError as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback()
         if not _told_by_the_first(error):
             _complain(render_error(error))
         return error.exit_code
     except Exception:
-        traceback.print_exc()
+        _show_traceback()
         _complain(Text("internal error: this is a bug of lora-detr; please report the lines above", "red"))
         return INTERNAL
     return 0
@@ -104,7 +121,11 @@ def _nothing_to_save(number: int, frame: FrameType | None) -> None:
 def render_error(error: LoraDetrError) -> Text:
     """Return the message in red and the remedy below it; square brackets in either stay as they are."""
     message, remedy = (str(error), "") if not error.remedy else (str(error).removesuffix(error.remedy), error.remedy)
-    return Text.assemble((message, "red"), remedy)
+    return Text.assemble((escape_controls(message), "red"), escape_controls(remedy))
+
+
+def _show_traceback() -> None:
+    console(stderr=True).print(traceback.format_exc(), end="", soft_wrap=True)
 
 
 def _complain(text: Text) -> None:
@@ -119,5 +140,5 @@ def _code_of(request: SystemExit) -> int:
         return 0
     if isinstance(request.code, int):
         return request.code
-    _complain(Text(str(request.code), "red"))
+    _complain(Text(escape_controls(str(request.code)), "red"))
     return INTERNAL

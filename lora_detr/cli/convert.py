@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from lora_detr.cli.choices import checkpoint_option, data_set, json_report_option, no_ema_option, which_checkpoint
 from lora_detr.cli.console import console
+from lora_detr.json_value import json_text
 
 OFFICIAL, OURS = "From an official file", "To an official file"
 
@@ -46,7 +46,7 @@ def convert(
     which, data = which_checkpoint(checkpoint), data_set(data)
     done = convert_model(source, output, which=which, ema=not no_ema, preset=preset, baseline=baseline, data=data)
     if as_json:
-        sys.stdout.write(json.dumps(done.to_json(), indent=1) + "\n")
+        sys.stdout.write(json_text(done.to_json(), indent=1) + "\n")
         return
     out = console()
     for line in done.lines():

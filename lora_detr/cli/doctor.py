@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -17,7 +16,17 @@ from rich.text import Text
 from lora_detr.cli.choices import bad_data, data_set, device_option, how_to_verify, json_option
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError, VerificationError, counted
+from lora_detr.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LoraDetrError,
+    VerificationError,
+    counted,
+    escape_controls,
+    printable,
+)
+from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
     from lora_detr.data.coco.audit import Audit
@@ -101,7 +110,7 @@ def doctor(
         if out is not None:
             _show_audit(out, result, classes, LOOKED[chosen_verify])
         if report is not None:
-            write_file(report, (json.dumps(found["data"], indent=1) + "\n").encode())
+            write_file(report, (json_text(found["data"], indent=1) + "\n").encode())
         if result.problems:
             count = counted(len(result.problems), "problem")
             told = f"all of them are in {report}" if report is not None else "--report FILE keeps all of them"
@@ -125,7 +134,7 @@ def doctor(
             for line in replayed.lines():
                 out.print(line, soft_wrap=True)
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json_text(found) + "\n")
     for fault in faults[:1]:
         raise fault
 
@@ -142,7 +151,8 @@ def _show_checks(out: Console | None, checks: Iterable[Check]) -> list[Check]:
         shown.append(check)
         if out is None:
             continue
-        line = Text.assemble((f"{check.state:<9}", STYLES[check.state]), f"{check.name:<15}{check.found}")
+        found = escape_controls(f"{check.name:<15}{check.found}")
+        line = Text.assemble((f"{check.state:<9}", STYLES[check.state]), found)
         out.print(line, soft_wrap=True)
         if check.remedy:
             out.print(f"{'':<24}{check.remedy}", soft_wrap=True)
@@ -168,7 +178,7 @@ def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], look
     for split in result.reports:
         out.print(split.lines()[0], soft_wrap=True)  # the warnings say the rest
     for warning in result.warnings:
-        out.print(Text.assemble(("warning: ", STYLES["warning"]), warning), soft_wrap=True)
+        out.print(Text.assemble(("warning: ", STYLES["warning"]), escape_controls(warning)), soft_wrap=True)
     for problem in result.problems[:SHOWN_PROBLEMS]:
         out.print(Text.assemble((f"error[{problem.code}]: ", STYLES["FAILED"]), problem.text), soft_wrap=True)
     if len(result.problems) > SHOWN_PROBLEMS:
@@ -181,5 +191,5 @@ def _show_audit(out: Console, result: Audit, classes: Sequence[ClassCount], look
     for name in ("train", "val"):
         table.add_column(f"objects, {name}", justify="right")
     for each in classes:
-        table.add_row(each.name, str(each.id), f"{each.train:,}", f"{each.val:,}")
+        table.add_row(printable(each.name), str(each.id), f"{each.train:,}", f"{each.val:,}")
     out.print(table)

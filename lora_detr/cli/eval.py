@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,7 +22,8 @@ from lora_detr.cli.choices import (
 )
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import ConfigError
+from lora_detr.errors import ConfigError, printable
+from lora_detr.json_value import json_text
 from lora_detr.processes.process import own_rank
 from lora_detr.records.display import figure
 
@@ -99,7 +99,7 @@ def evaluate(
     if as_json:
         if own_rank() == 0:
             parts = {name: metrics.to_json() for name, metrics in found.items()}
-            sys.stdout.write(json.dumps(parts if part == "all" else next(iter(parts.values()))) + "\n")
+            sys.stdout.write(json_text(parts if part == "all" else next(iter(parts.values()))) + "\n")
         return
     if part == "all":
         out.print(_parts_table(found))
@@ -144,5 +144,5 @@ def _class_table(metrics: CocoMetrics) -> Table:
     for name in ("objects", "AP", "AP50"):
         table.add_column(name, justify="right")
     for row in metrics.per_class:
-        table.add_row(row.name, str(row.category_id), f"{row.objects:,}", figure(row.AP), figure(row.AP50))
+        table.add_row(printable(row.name), str(row.category_id), f"{row.objects:,}", figure(row.AP), figure(row.AP50))
     return table

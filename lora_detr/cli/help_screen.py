@@ -13,6 +13,13 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_types_of_flags(super().get_params(ctx))
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # typer takes it for a reader that has gone, and ends without a word; output never raises it here.
+            raise RuntimeError("a process that this one writes to has ended") from error
+
 
 class Group(TyperGroup):
     """A group of commands whose help shows no type beside a flag."""

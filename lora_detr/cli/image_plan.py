@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lora_detr.errors import ConfigError, DataError, counted, is_address
+from lora_detr.errors import ConfigError, DataError, counted, is_address, printable
 
 DOCUMENT = "predictions.json"
 """File of all predictions, in the folder that is written into."""
@@ -179,8 +179,10 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
         place = Path(os.path.abspath(path)).parts
         fitting = [entry for entry in by_name.get(path.name, ()) if place[-len(_parts(entry[1])) :] == _parts(entry[1])]
         if len(fitting) > 1:
-            named = " and ".join(f"id {image_id} ({name})" for image_id, name in fitting[:2])
-            raise DataError(f"{annotations.name}: {path} may be {named}", "make every file name in it unique")
+            named = " and ".join(f"id {image_id} ({printable(name)})" for image_id, name in fitting[:2])
+            raise DataError(
+                f"{annotations.name}: {printable(path)} may be {named}", "make every file name in it unique"
+            )
         found += fitting
         unknown += [] if fitting else [str(path)]
     if unknown:
@@ -192,7 +194,8 @@ def _known_images(paths: Sequence[Path], annotations: Path) -> tuple[list[int], 
     for path, (image_id, name) in zip(paths, found, strict=True):
         if first.setdefault(image_id, path) is not path:
             raise DataError(
-                f"{annotations.name}: {first[image_id]} and {path} are both id {image_id} ({name})",
+                f"{annotations.name}: {printable(first[image_id])} and {printable(path)} are both id {image_id} "
+                f"({printable(name)})",
                 "give only one of them, or leave --annotations out to number the images",
             )
     return list(first), [name for _, name in found]
@@ -204,4 +207,4 @@ def _parts(file_name: str) -> tuple[str, ...]:
 
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +19,15 @@ from lora_detr.cli.choices import checkpoint_option, device_option, nms_option, 
 from lora_detr.cli.console import console
 from lora_detr.cli.image_plan import DOCUMENT, PlannedImage, find_images, plan
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import DataError
+from lora_detr.errors import DataError, printable
+from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
     from lora_detr.evaluation.predictor import ImagePrediction, Predictor
 
 WHAT, WRITTEN = "What is found", "What is written"
+
+logger = logging.getLogger("lora_detr")
 
 DEFAULT_OUTPUT = Path("predictions")
 
@@ -70,6 +73,10 @@ def predict(
     which = which_checkpoint(checkpoint)
     paths, left_out = find_images(images, recursive=recursive)
     planned = plan(paths, output, annotations, not no_draw)
+    for image in planned:
+        if not _is_text(image.file_name):
+            name = printable(image.file_name)
+            logger.warning(f"{name}: the file name is not UTF-8; {DOCUMENT} has it as printed here")
     predictor = open_predictor(model, which, device=device, ema=not no_ema)
     prepare_directory(output)
     out, beside = console(), console(stderr=as_json)
@@ -82,17 +89,17 @@ def predict(
         for image, found in _predicted(predictor, planned, score, nms, batch_size):
             if isinstance(found, DataError):
                 faults.append(found)
-                show(f"{image.path.name}: cannot be read")
+                show(f"{printable(image.path.name)}: cannot be read")
                 continue
             if image.picture is not None:
                 write_file(image.picture, _encoded(found, image.picture))
-            show(f"{image.path.name}: {found.describe()}")
+            show(f"{printable(image.path.name)}: {found.describe()}")
             done.append(image)
             predictions.append(replace(found, source=image.path))  # its pixels would fill the memory
     document = coco_document(
         predictor.categories, predictions, [image.id for image in done], [image.file_name for image in done]
     )
-    text = json.dumps(document) + "\n"
+    text = json_text(document) + "\n"
     write_file(output / DOCUMENT, text.encode())
     if as_json:
         sys.stdout.write(text)
@@ -118,6 +125,10 @@ def _predicted(
             except DataError as error:
                 yield image, error
         yield from zip(readable, predictor.predict_many(pixels, score, nms, batch_size=batch_size), strict=True)
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _encoded(found: ImagePrediction, path: Path) -> bytes:

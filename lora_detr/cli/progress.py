@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lora_detr.cli.streams import lost_output
 from lora_detr.records.display import figure
 
 # Steps between plain lines where there is no terminal.
@@ -34,6 +35,11 @@ class ConsoleDisplay:
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.total, self.first, self.started = 0, 0, 0.0
+
+    @property
+    def lost(self) -> str:
+        """Why standard output is gone; empty while it is not."""
+        return lost_output()
 
     def line(self, text: str) -> None:
         """Show one line, above the bar if there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from rich.console import Console
 from lora_detr.cli.choices import checkpoint_option, json_report_option, no_ema_option, which_checkpoint
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
+from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
     from lora_detr.deploy.strip import StripReport
@@ -47,7 +47,7 @@ def strip(
     report = strip_run(opened, target, images, described, branch)
     write_report(report, target)
     if as_json:
-        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
+        sys.stdout.write(json_text(report.to_json(), indent=1) + "\n")
         return
     show_report(console(), report, target)
 

@@ -12,6 +12,7 @@ import typer
 from lora_detr.cli.console import console
 from lora_detr.cli.option_table import option, setting, takes
 from lora_detr.cli.progress import ConsoleDisplay, show_log
+from lora_detr.cli.streams import excuse_lost_output
 from lora_detr.errors import ConfigError
 from lora_detr.processes.process import may_be_restarted, restarts_share_store
 from lora_detr.records.display import figure
@@ -129,6 +130,7 @@ def train(
         )
     if dry_run:
         return
+    excuse_lost_output()  # exit.json has it
     if finished.metrics is not None:
         values = finished.metrics.values
         out.print(f"AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}")

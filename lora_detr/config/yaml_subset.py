@@ -7,6 +7,7 @@ occur once; tags, anchors and aliases are refused. PyYAML does the parsing, and 
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from yaml.events import CollectionStartEvent, ScalarEvent
 
 from lora_detr.errors import ConfigError
 from lora_detr.json_value import JSON
+from lora_detr.regular_files import read_regular
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
@@ -71,13 +73,10 @@ def read_yaml(path: Path) -> dict[str, JSON]:
         ConfigError: the file cannot be read, is not UTF-8, is not of this subset, or its top level is not a mapping.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes", "is this a configuration file?")
-        text = content.decode("utf-8-sig")
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
+        remedy = "is this a configuration file?" if error.errno in (errno.EFBIG, errno.EINVAL) else "check the path"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", remedy) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", "save the file as UTF-8") from error
     value = parse_yaml(text, str(path))

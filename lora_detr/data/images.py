@@ -13,10 +13,14 @@ from torchvision import tv_tensors
 
 from lora_detr.data.coco.records import ImageRecord
 from lora_detr.data.rgb import raw_mode, to_rgb, white_is_zero
-from lora_detr.errors import DataError
+from lora_detr.errors import DataError, printable
+from lora_detr.regular_files import open_regular
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels, unless a caller says otherwise."""
+
+MAX_BYTES = 2_000_000_000
+"""Largest image file that is opened: more than ``MAX_PIXELS`` need without any compression."""
 
 UNUSABLE = ("D18", "D23", "D25")
 """Codes of faults of one image file, without which a run could go on."""
@@ -41,7 +45,7 @@ def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS) -> tv_tensors.
         DataError: D18 (unreadable, or values out of range), D23 (size differs from the annotation file), D25 (too
             large); the message names the path and the image id.
     """
-    where = f"{record.path} (image id {record.id})"
+    where = f"{printable(record.path)} (image id {record.id})"
     pixels = decode_file(record.path, max_pixels, where=where)
     height, width = pixels.shape[1:]
     if (width, height) != (record.width, record.height):
@@ -68,8 +72,13 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") ->
     Raises:
         DataError: D18 (unreadable, or values out of range), D25 (too large).
     """
-    with _faults_of(where or str(path)), _own_size_limit(), Image.open(path, formats=_formats()) as file:
-        return _decode(file, max_pixels)
+    with (
+        _faults_of(where or printable(path)),
+        _own_size_limit(),
+        open_regular(path, MAX_BYTES) as file,
+        Image.open(file, formats=_formats()) as image,
+    ):
+        return _decode(image, max_pixels)
 
 
 def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: str = "the image") -> tv_tensors.Image:

@@ -25,6 +25,7 @@ from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.log_reading import read_object
+from lora_detr.regular_files import read_regular
 from lora_detr.structures import Batch, PaddedTargets
 from lora_detr.tensor_files import load_exact, read_tensors
 from lora_detr.training.freezing import freeze, train_unfrozen
@@ -268,7 +269,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 def _read_weights(path: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
-        content = path.read_bytes()
+        content = read_regular(path, facts["bytes"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", f"keep it beside {REPORT}") from error
     if len(content) != facts["bytes"] or hashlib.sha256(content).hexdigest() != facts["sha256"]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lora_detr.errors import printable
+
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont
 
@@ -138,7 +140,7 @@ def draw_boxes(image: Image.Image, boxes: Iterable[LabelledBox]) -> Image.Image:
     picture = picture.resize(size, Image.Resampling.BICUBIC) if factor > 1 else picture.copy()
     ranked = sorted(boxes, key=lambda box: box.rank, reverse=True)
     outlines = [_outline(box, factor, size) for box in ranked]
-    font = _font(_font_size(size), [box.name for box in ranked])
+    font = _font(_font_size(size), [printable(box.name) for box in ranked])
     labels = _labels(ranked, outlines, font, size)
     draw = ImageDraw.Draw(picture, "RGBA")  # this mode blends what is not opaque
     line = max(2, round(sqrt(max(size)) / 12))
@@ -289,7 +291,9 @@ def _text(box: LabelledBox, font: Font, room: int) -> str:
 
     A name that the font cannot write becomes the number of the class, which says more than a row of empty squares.
     """
-    name = box.name if _covers(font, box.name) else f"class {box.label}"
+    name = printable(box.name)
+    if not _covers(font, name):
+        name = f"class {box.label}"
     score = "" if box.score is None else f" {box.score:.2f}"
     room -= 2 * _padding(font)
     if font.getlength(name + score) <= room:

@@ -23,7 +23,7 @@ from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample
-from lora_detr.errors import counted
+from lora_detr.errors import counted, printable
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
@@ -68,7 +68,7 @@ class ImagePrediction:
         """Return the counts in words, such as ``3 objects (rbc 2, wbc 1)``; the most frequent class first."""
         counts = Counter(zip(self.labels.tolist(), self.names, strict=True))
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        listed = ", ".join(f"{name} {count}" for (_, name), count in ordered)
+        listed = ", ".join(f"{printable(name)} {count}" for (_, name), count in ordered)
         return counted(len(self), "object") + (f" ({listed})" if listed else "")
 
     def to_coco(self, image_id: int, first_id: int = 1) -> list[dict[str, Any]]:

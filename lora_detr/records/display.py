@@ -8,6 +8,10 @@ from typing import Protocol
 class Display(Protocol):
     """Watches a run. Only the main process has one that shows anything."""
 
+    @property
+    def lost(self) -> str:
+        """Why nothing more can be shown, such as a closed pipe; empty while it can."""
+
     def line(self, text: str) -> None:
         """Show one line."""
 
@@ -26,6 +30,8 @@ class Display(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    lost = ""
 
     def line(self, text: str) -> None:
         """Ignore the line."""

@@ -27,8 +27,8 @@ def _append(path: Path, text: str) -> None:
     """Append all of a text or nothing."""
     data = text.encode()
     with reporting(path):
-        # A link would lead the lines into a file of somebody else.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        # A link would lead the lines into a file of somebody else; a pipe would be waited for.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             end = os.fstat(descriptor).st_size
             try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
-import json
 import logging
 import os
 import platform
 import shlex
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lora_detr.config.dump import diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.report import AnnotationError
 from lora_detr.errors import ConfigError, OutputError
+from lora_detr.json_value import json_text
 from lora_detr.recipe.run_config import RunConfig
 
 LOCK, DATA_REPORT, COMMANDS = ".lock", "data_report.json", "command.txt"
@@ -173,7 +175,11 @@ class RunDirectory:
         """
         with reporting(self.path / LOCK):
             # A link is not followed: what it leads to would be emptied.
-            opened = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            opened = os.open(self.path / LOCK, flags, 0o666)
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                os.close(opened)
+                raise OSError(errno.EINVAL, "expected a regular file")
         with open(opened, "a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,10 +214,12 @@ class RunDirectory:
 
     def write_json(self, name: str, value: object) -> None:
         """Write a JSON file of the run atomically."""
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=True) + "\n")
+        self.write_text(name, json_text(value, indent=1) + "\n")
 
-    def write_exit(self, code: int, kind: str, rank: int, step: int, message: str, last_checkpoint: str | None) -> None:
-        """Write ``exit.json``: how the run ended, for scripts."""
+    def write_exit(
+        self, code: int, kind: str, rank: int, step: int, message: str, last_checkpoint: str | None, lost: str = ""
+    ) -> None:
+        """Write ``exit.json``: how the run ended, for scripts; ``display`` is in it where the output was lost."""
         self.write_json(
             self.exit.name,
             {
@@ -221,6 +229,7 @@ class RunDirectory:
                 "step": step,
                 "message": message,
                 "last_checkpoint": last_checkpoint,
+                **({"display": f"lost: {lost}"} if lost else {}),
             },
         )
 
@@ -275,7 +284,7 @@ def problems_kept(directory: Path, wanted: bool) -> Iterator[None]:
         if not wanted:
             raise
         path = directory / DATA_REPORT
-        text = json.dumps({"problems": error.to_json()}, indent=1) + "\n"
+        text = json_text({"problems": error.to_json()}, indent=1) + "\n"
         try:
             write_file(path, text.encode())
         except OutputError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_detr.errors import OutputError, counted
+from lora_detr.regular_files import open_regular
 
 T = TypeVar("T")
 Meaning = Callable[[str], T | None]
@@ -147,9 +148,7 @@ def first_object(path: Path) -> tuple[dict[str, Any], str]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OutputError(f"{path}: cannot be read: not a regular file", "remove it")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield from file
     except FileNotFoundError:
         return

@@ -59,7 +59,9 @@ def run_to_completion(trainer: Trainer) -> Finished:
         with handled_by(signal.SIG_IGN, REQUEUE):
             saved = None if trainer.saved is None else trainer.saved.name
             if speaks and trainer.directory.path.is_dir():
-                trainer.directory.write_exit(code, kind, trainer.world.rank, trainer.step, message, saved)
+                trainer.directory.write_exit(
+                    code, kind, trainer.world.rank, trainer.step, message, saved, trainer.display.lost
+                )
             trainer.world.close()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
-from lora_detr.errors import counted
+from lora_detr.errors import counted, printable
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
@@ -161,4 +161,4 @@ def _crowded_lines(splits: Splits, queries: int) -> list[str]:
 
 def _names(splits: Splits) -> str:
     names = list(splits.categories.names_by_id.values())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "")

@@ -30,7 +30,8 @@ ROOMS = (
     {"data", "models", "matchers"},
     {"structures", "tensor_files"},
     {"config", "processes", "ops", "atomic_files"},
-    {"errors", "json_value"},
+    {"json_value"},
+    {"errors", "regular_files"},
 )
 """Top to bottom. A package or module imports from itself and from what stands below it, and from nothing beside it."""
 

@@ -22,6 +22,7 @@ from lora_detr.checkpoints.official.keys import Family, aliases, to_official, to
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models.backbones.swin_names import relative_position_index
+from lora_detr.regular_files import check_regular
 from lora_detr.tensor_files import (
     MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
@@ -157,6 +158,7 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
         CheckpointError: not such a file, or one whose tensors cannot be used.
     """
     try:
+        check_regular(path)
         _check_bounds(path)
         with torch.serialization.safe_globals(_PLAIN_DATA):
             content = torch.load(path, map_location="cpu", weights_only=True)

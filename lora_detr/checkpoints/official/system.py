@@ -16,7 +16,7 @@ from lora_detr.config.dump import as_tree
 from lora_detr.config.load import load_config
 from lora_detr.config.presets import list_presets
 from lora_detr.config.tree import flatten
-from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.errors import CheckpointError, ConfigError, printable
 from lora_detr.json_value import JSON
 from lora_detr.models import RelationDetrConfig
 from lora_detr.recipe.branch_counts import branch_ks
@@ -101,7 +101,7 @@ def recognise(
     unrecognised = file.unknown
     if unrecognised or "transformer.enc_output.weight" not in file.tensors:
         plain = "" if "transformer.enc_output.weight" in file.tensors else "no transformer.enc_output (two-stage); "
-        listed = ", ".join(unrecognised[:SHOWN]) + (", ..." if len(unrecognised) > SHOWN else "")
+        listed = ", ".join(map(printable, unrecognised[:SHOWN])) + (", ..." if len(unrecognised) > SHOWN else "")
         raise CheckpointError(
             f"{file.path}: not recognised: {plain}"
             f"{len(unrecognised)} of {len(file.weights)} tensor names are not recognised"

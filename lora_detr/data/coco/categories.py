@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lora_detr.errors import CheckpointError, ConfigError, DataError, nearest
+from lora_detr.errors import CheckpointError, ConfigError, DataError, nearest, printable
 
 UNUSED = "N/A"
 """Name of a label that stands for no category (the gaps between COCO's ids)."""
@@ -70,7 +70,7 @@ class CategoryMap:
         Raises:
             ConfigError: an id or its name is not COCO's, or there is none.
         """
-        unexpected = [f"{i} '{name}'" for i, name in sorted(names.items()) if COCO_NAMES.get(i) != name]
+        unexpected = [f"{i} '{printable(name)}'" for i, name in sorted(names.items()) if COCO_NAMES.get(i) != name]
         if unexpected or not names:
             found = f"found {unexpected[0]} ({len(unexpected)} of {len(names)} differ)" if unexpected else "found none"
             raise ConfigError(

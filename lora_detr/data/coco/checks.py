@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from lora_detr.data.coco.json_stream import JsonFault, JsonReader
 from lora_detr.data.coco.report import AnnotationError, Problem
 from lora_detr.errors import DataError
+from lora_detr.regular_files import open_regular
 
 OnBadData = Literal["error", "skip"]
 Row = dict[str, Any]
@@ -221,7 +222,7 @@ def _other_content(path: Path) -> str:
 def _read_sections(path: Path, take: Callable[[list[Any]], None], outlines: bool) -> tuple[list[Problem], Row]:
     root: Row = {}
     faults = []
-    with JsonReader(path.open("rb"), outlines=outlines) as reader:
+    with JsonReader(open_regular(path), outlines=outlines) as reader:
         if reader.peek() != "{":
             faults.append(f"the root must be an object, found {kind_of(reader.value())}")
         else:

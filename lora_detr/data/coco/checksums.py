@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 from lora_detr.errors import DataError
+from lora_detr.regular_files import read_regular
 
 SHA256SUMS = "SHA256SUMS"
 """Name of the list in an image folder."""
+
+MAX_BYTES = 1_000_000_000
+"""Of the list: a hundred bytes for each of ten million images."""
 
 # A backslash in front says that backslashes and line ends in the name are escaped.
 _LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
@@ -24,7 +28,7 @@ def read_sums(folder: Path) -> dict[str, bytes]:
     """
     path = folder / SHA256SUMS
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_regular(path, MAX_BYTES).decode("utf-8", "surrogateescape").splitlines()
     except OSError as error:
         raise DataError(
             f"{path}: the list of checksums cannot be read: {error.strerror}; in its folder sha256sum * > {SHA256SUMS} "

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.elsewhere import four_lines
-from lora_detr.errors import ConfigError, DataError, is_address, nearest
+from lora_detr.errors import ConfigError, DataError, is_address, nearest, printable
+from lora_detr.regular_files import open_regular
 
 COCO_FOLDER = Path("data/coco")
 """Where COCO is looked for when nothing else is said."""
@@ -60,7 +61,8 @@ def find_splits(data: Path) -> DataPaths:
     if is_address(data):
         raise ConfigError(f"--data {data}: is an address", "download the data set, and give its folder")
     raise ConfigError(
-        f"--data {data}: expected a COCO folder or a YAML file, found nothing there{nearest(data.name, GENERATED)}",
+        f"--data {data}: expected a COCO folder or a YAML file, found "
+        + ("neither, but a pipe or a device" if data.exists() else f"nothing there{nearest(data.name, GENERATED)}"),
         "check the path; a COCO folder has annotations/instances_train.json and train/; "
         f"generated sets are {', '.join(GENERATED)}",
     )
@@ -69,7 +71,7 @@ def find_splits(data: Path) -> DataPaths:
 def _from_folder(data: Path) -> DataPaths:
     annotations, images, missing = _find(data, "train")
     if annotations is None or images is None:
-        found = ", ".join(sorted(entry.name for entry in data.iterdir())[:10]) or "nothing"
+        found = ", ".join(printable(name) for name in sorted(entry.name for entry in data.iterdir())[:10]) or "nothing"
         lines = "".join(f"\n    {line}" for line in four_lines(data))
         remedy = (
             f"it has COCO files elsewhere: write {data / 'data.yaml'} with these lines, and give it as --data{lines}"
@@ -130,7 +132,7 @@ def _from_yaml(path: Path) -> DataPaths:
 
 def _what_to_write(path: Path) -> str:
     """Return what is expected in a YAML file of paths; all of it where the file looks like an annotation file."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
         if file.read(64).lstrip().startswith(b"{"):
             file_and_folder = [f"{key}: {'FOLDER' if key.endswith('images') else 'FILE.json'}" for key in PATH_KEYS]
             return f"list annotation files in a YAML file of four lines: {', '.join(file_and_folder)}"

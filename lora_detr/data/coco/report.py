@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_detr.data.coco.plausibility import BOX_REMEDY
-from lora_detr.errors import DataError, counted
+from lora_detr.errors import DataError, counted, printable
 
 SHOWN_PROBLEMS = 20
 """Problems written out in the message; all of them are in ``AnnotationError.problems``."""
@@ -43,6 +43,9 @@ class Problem:
 
     code: str
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))  # names in it may hold line ends
 
 
 class AnnotationError(DataError):

@@ -20,7 +20,7 @@ from lora_detr.data.coco.fingerprint import fingerprint
 from lora_detr.data.coco.plausibility import box_doubt
 from lora_detr.data.coco.records import ImageTable, make_table
 from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
-from lora_detr.errors import DataError, counted
+from lora_detr.errors import DataError, counted, printable
 from lora_detr.json_value import JSON
 
 CLIP_TOLERANCE = 1e-6
@@ -109,14 +109,18 @@ class CocoSplit:
         used = np.unique(self.ground_truth.category_ids).tolist()
         unknown = [category_id for category_id in used if category_id not in categories]
         if unknown:
-            named = ", ".join(f"{i} '{self.categories.names_by_id.get(i, '')}'" for i in unknown[:5])
+            named = ", ".join(f"{i} '{printable(self.categories.names_by_id.get(i, ''))}'" for i in unknown[:5])
             raise DataError(
                 f"{self.annotations_path.name}: {counted(len(unknown), *_ARE)} not among the model's: {named}",
                 "use annotation files with the same categories",
                 code="D10",
             )
         own, names = self.categories.names_by_id, categories.names_by_id
-        renamed = [f"{i} '{own.get(i)}', not '{names.get(i)}'" for i in used if own.get(i) != names.get(i)]
+        renamed = [
+            f"{i} '{printable(own.get(i))}', not '{printable(names.get(i))}'"
+            for i in used
+            if own.get(i) != names.get(i)
+        ]
         if renamed:
             raise DataError(
                 f"{self.annotations_path.name}: {counted(len(renamed), *_ARE)} named differently in the model: "

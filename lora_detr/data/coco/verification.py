@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
 from lora_detr.data.coco.records import ImageRecord, ImageTable
 from lora_detr.data.coco.report import Problem
-from lora_detr.data.images import MAX_PIXELS, read_image
+from lora_detr.data.images import MAX_BYTES, MAX_PIXELS, read_image
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.processes.process import init_worker
+from lora_detr.regular_files import open_regular
 
 Verify = Literal["none", "decode", "hash"]
 """Nothing, decode every image, or compare it with ``SHA256SUMS`` in the image folder."""
@@ -101,7 +102,7 @@ class _Checks(Dataset[_Answer]):
     def __getitem__(self, index: int) -> _Answer:
         record = self.images[index]
         try:
-            with record.path.open("rb") as file:
+            with open_regular(record.path, MAX_BYTES) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
             if self.sums is not None:
                 return _Answer(record.id, _compared(record, digest, self.sums, self.images.folder), digest)

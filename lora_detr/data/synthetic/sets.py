@@ -21,6 +21,8 @@ from PIL import Image
 from lora_detr.data.synthetic.scene import Dice, Scene
 from lora_detr.data.synthetic.shapes import LABELLED
 from lora_detr.errors import ConfigError, DataError, OutputError, nearest
+from lora_detr.json_value import MAX_BYTES
+from lora_detr.regular_files import read_regular
 
 logger = logging.getLogger("lora_detr")
 
@@ -185,7 +187,7 @@ def _is_ours(directory: Path, record: dict[str, Any]) -> bool:
         return False
     found: Any = None
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+        found = json.loads(read_regular(directory / _RECORD, MAX_BYTES))
     if found != json.loads(json.dumps(record)):
         what = "another generated set" if isinstance(found, dict) else "other files"
         raise DataError(f"{directory} already holds {what}", "give another folder, or delete this one")
