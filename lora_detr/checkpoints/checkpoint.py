@@ -297,7 +297,7 @@ def resolve_checkpoint(model: Path, which: Literal["best", "last"] = "best") -> 
         CheckpointError: there is none.
     """
     if not model.is_dir():
-        found = "is a file" if model.exists() else "does not exist"
+        found = "is a file" if model.is_file() else "is a pipe or a device" if model.exists() else "does not exist"
         raise CheckpointError(f"{model}: {found}", "give a run directory or a checkpoint directory")
     if is_checkpoint(model):
         return model

@@ -126,7 +126,7 @@ def _faults_of(where: str) -> Iterator[None]:
             code="D18",
         ) from error
     except Exception as error:  # decoders raise almost anything on damaged input
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"{where}: the image cannot be read: {reason}", "replace or remove the file", code="D18"
         ) from error

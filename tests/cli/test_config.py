@@ -113,7 +113,7 @@ def test_a_pipe_that_closes_early_is_no_fault_of_the_user(tmp_path: Path) -> Non
         ended = subprocess.run(
             line, stdout=closed, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, text=True, check=False
         )
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 class TestShow:
