@@ -128,7 +128,11 @@ def _predicted(
 
 
 def _is_text(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    """Return whether a file name is UTF-8; Python may hold bytes of it, also where they are, if it expects ASCII."""
+    try:
+        return bool(name.encode("utf-8", "surrogateescape").decode("utf-8"))
+    except UnicodeError:
+        return False
 
 
 def _encoded(found: ImagePrediction, path: Path) -> bytes:

@@ -298,7 +298,7 @@ def _text(box: LabelledBox, font: Font, room: int) -> str:
     room -= 2 * _padding(font)
     if font.getlength(name + score) <= room:
         return name + score
-    for end in range(len(name) - 1, 0, -1):
+    for end in range(min(len(name) - 1, max(room, 0)), 0, -1):  # a letter is wider than a pixel
         if font.getlength(f"{name[:end]}...{score}") <= room:
             return f"{name[:end]}...{score}"
     return ""

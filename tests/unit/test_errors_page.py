@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lora_detr.cli.console import INTERNAL, INTERRUPTED
+from lora_detr.cli.streams import LOST_OUTPUT
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "errors.md").read_text(encoding="utf-8")
@@ -92,4 +93,4 @@ def test_exit_codes_of_the_page_are_those_of_the_program() -> None:
     assert (75, "`Stopped`") in found
     assert (INTERRUPTED, "`Stopped`") in found
     listed = [(int(code), name) for code, name, *_ in rows("Exit codes")]
-    assert listed == [(0, ""), (INTERNAL, ""), *sorted(found)]
+    assert listed == [(0, ""), (INTERNAL, ""), *sorted({*found, (LOST_OUTPUT, "")})]
