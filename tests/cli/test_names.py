@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Command, run_process
 
-HOSTILE = ("caf\udce9.png", "b\x1b[31mred.png", "two\nlines.png", "\u202egnp.exe.png", "über.png")
+HOSTILE = ("p\udce9.png", "b\x1b[31mred.png", "two\nlines.png", "\u202egnp.exe.png", "über.png")
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def test_predict_does_all_images_whatever_their_names(encoding: str, small_run: 
     ended = run_process("predict", small_run, photos, "--score", 0.99, folder=Path.cwd(), PYTHONIOENCODING=encoding)
     assert ended.code == 0, ended.err
     assert ended.err.splitlines() == [
-        "warning: caf\\xe9.png: the file name is not UTF-8; predictions.json has it as printed here"
+        "warning: p\\xe9.png: the file name is not UTF-8; predictions.json has it as printed here"
     ]
     shown = [line.removesuffix(": 0 objects") for line in ended.out.splitlines()[:-1]]
     last = "\\xfcber.png" if encoding == "ascii" else "über.png"
-    assert sorted(shown) == sorted(["caf\\xe9.png", "b\\x1b[31mred.png", "two\\nlines.png", "\\u202egnp.exe.png", last])
+    assert sorted(shown) == sorted(["p\\xe9.png", "b\\x1b[31mred.png", "two\\nlines.png", "\\u202egnp.exe.png", last])
     text = Path("predictions", "predictions.json").read_bytes()
     names = {image["file_name"] for image in json.loads(text)["images"]}
-    assert names == {"caf\\xe9.png", *HOSTILE[1:]}
+    assert names == {"p\\xe9.png", *HOSTILE[1:]}
     assert b"\\udce9" not in text
     assert set(os.listdir("predictions")) == {"predictions.json", *HOSTILE}
 

@@ -18,7 +18,7 @@ NAMES = {
     "a\nb\tc\rd": "a\\nb\\tc\\rd",
     "\x1b[31m\x7f\x9b": "\\x1b[31m\\x7f\\x9b",
     "\u202a\u202e\u2066\u2069\u200e\u200f": "\\u202a\\u202e\\u2066\\u2069\\u200e\\u200f",
-    "caf\udce9": "caf\\xe9",
+    "p\udce9": "p\\xe9",
     "\udcc3\udcbc": "ü",  # of a system that expects ASCII
     "\udce2\udc80\udcae": "\\u202e",
     "\ud800": "\\ud800",
@@ -41,7 +41,7 @@ def test_a_text_keeps_its_lines() -> None:
     ("value", "read"),
     [
         ("plain é 😀", "plain é 😀"),
-        ("caf\udce9\n", "caf\\xe9\n"),
+        ("p\udce9\n", "p\\xe9\n"),
         ("\udcc3\udcbc", "ü"),
         ("\ud800", "\\ud800"),
         ("\udc12", "\\udc12"),

@@ -92,12 +92,12 @@ def test_without_standard_streams_only_what_is_printed_is_lost(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [("ascii", "caf\\xe9 \\udce9 a...b\n"), ("latin-1", "caf\xe9 \\udce9 a...b\n"), ("utf-8", "café \\udce9 a…b\n")],
+    [("ascii", "p\\xe9 \\udce9 a...b\n"), ("latin-1", "p\xe9 \\udce9 a...b\n"), ("utf-8", "pé \\udce9 a…b\n")],
 )
 def test_what_the_encoding_lacks_is_escaped(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
-    assert run_guarded(lambda: sys.stdout.write("café \udce9 a…b\n")) == 0
+    assert run_guarded(lambda: sys.stdout.write("pé \udce9 a…b\n")) == 0
     assert written.getvalue().decode(encoding) == shown
 
 
