@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -105,7 +106,7 @@ class AnnotationChecker:
         crowd, without_crowd = _numbers(
             found, "iscrowd", "D15", 0.0, lambda v: type(v) is int and v in (0, 1), "0 or 1"
         )
-        areas, without_area = _numbers(found, "area", "D14", np.nan, _is_area, "a number of at least 0")
+        areas, without_area = _numbers(found, "area", "D14", np.nan, _is_area, "a finite number of at least 0")
         with np.errstate(over="ignore"):
             areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
         self._pieces.append(_Piece(ids, image_ids, categories, boxes, areas, crowd == 1))
@@ -215,7 +216,7 @@ class AnnotationChecker:
 
 
 def _is_area(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < np.inf  # type: ignore[operator]
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 def _numbers(
@@ -270,7 +271,7 @@ def _box_cause(value: object) -> str:
 
 
 def _as_float(value: float) -> float:
-    return float(value) if abs(value) < 1e308 else np.inf
+    return float(value) if abs(value) <= sys.float_info.max else np.inf
 
 
 def _malformed(value: object, present: bool) -> str:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -81,9 +82,8 @@ class JsonReader:
         """Return the value that begins here.
 
         Raises:
-            JsonFault: there is none.
+            JsonFault: there is none, or it holds an integer of more digits than Python converts (4,300).
             RecursionError: it is nested too deep.
-            ValueError: it holds an integer of thousands of digits.
         """
         self.peek()
         while True:
@@ -91,6 +91,8 @@ class JsonReader:
                 value, end = self._json.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
                 message, at = error.msg, error.pos
+            except ValueError:
+                raise self._too_long() from None
             else:
                 if self._ended or len(self._text) - end > _LONGEST_EXPONENT:
                     self._place = end
@@ -166,6 +168,8 @@ class JsonReader:
                     rows: list[Any] = self._json.decode(f"[{before[:-1]}]")
                 except json.JSONDecodeError:
                     return []
+                except ValueError:
+                    raise self._too_long() from None
                 self._place = end
                 return rows
         return []
@@ -173,7 +177,7 @@ class JsonReader:
     def _each(self) -> list[Any]:
         """Return the elements behind which a comma follows within the text, parsed one by one."""
         rows = []
-        with contextlib.suppress(json.JSONDecodeError):  # cut or wrong: ``value`` knows
+        with contextlib.suppress(ValueError):  # cut or wrong: ``value`` knows
             while True:
                 value, end = self._json.raw_decode(self._text, self._place)
                 following = _COMMA.match(self._text, end)
@@ -210,6 +214,12 @@ class JsonReader:
             raise self._fault(f"byte 0x{wrong:02x} is not UTF-8", len(self._text)) from error
         if not self._outlines:
             self._text = _OUTLINE.sub('"segmentation":0', self._text)
+
+    def _too_long(self) -> JsonFault:
+        """Return the fault of an integer that is too long for Python to convert."""
+        limit = sys.get_int_max_str_digits()
+        number = re.compile(rf"(?<![-+.\w])-?\d{{{limit + 1},}}").search(self._text, self._place)
+        return self._fault(f"an integer of more than {limit:,} digits", number.start() if number else self._place)
 
     def _position(self, place: int) -> tuple[int, int]:
         """Return line from 1 and column from 0 of a place in the text."""

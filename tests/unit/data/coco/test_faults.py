@@ -38,7 +38,7 @@ def test_truncated_file_names_line_and_column_d01(tmp_path: Path, share: float) 
     assert re.match(r"error\[D01\]: train\.json:\d+:\d+: ", message)
 
 
-@pytest.mark.parametrize("raw", [b"{\xff", b"[" * 100_000, b'{"images": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("raw", [b"{\xff", b"[" * 100_000])
 def test_bytes_that_no_parser_takes_d01(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(raw)
@@ -219,11 +219,39 @@ def test_missing_id_d14(tmp_path: Path) -> None:
     _fault(tmp_path, value, "D14", "annotations[2] (image_id=12): missing key 'id'")
 
 
-@pytest.mark.parametrize("area", ["12", -1, float("nan"), None, True])
+@pytest.mark.parametrize("area", ["12", -1, float("nan"), None, True, 10**400, -(10**400), float("inf")])
 def test_area_that_is_no_size_d14(tmp_path: Path, area: object) -> None:
     value = content()
     value["annotations"][2]["area"] = area
-    _fault(tmp_path, value, "D14", "annotations[2]", "area must be a number of at least 0")
+    _fault(tmp_path, value, "D14", "annotations[2]", "area must be a finite number of at least 0")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(("annotations", 2, key) for key in ("id", "image_id", "category_id", "area", "iscrowd", "bbox")),
+        *(("images", 1, key) for key in ("id", "width", "height", "file_name")),
+        ("categories", 0, "id"),
+        ("info",),
+    ],
+)
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_an_integer_too_long_for_python_is_named_with_its_place_d01(
+    tmp_path: Path, path: tuple[str | int, ...], sign: str
+) -> None:
+    value: Any = {**content(), "info": 0}
+    inside = value
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = "here"
+    before, after = json.dumps(value).split('"here"')
+    file = tmp_path / "train.json"
+    file.write_text(before + sign + "9" * 5000 + after)
+    with pytest.raises(DataError) as caught:
+        load_coco(file, tmp_path)
+    assert caught.value.code == "D01"
+    found = f"train.json:1:{len(before) + 1}: not valid JSON: an integer of more than 4,300 digits"
+    assert caught.value.message == found
 
 
 @pytest.mark.parametrize("crowd", [2, True, "1", None, 1.0])
