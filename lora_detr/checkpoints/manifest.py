@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ FORMAT = 1
 """Raised with every change that an older reader would misread."""
 
 _MAX_BYTES = 1_000_000
+# Of files that a checkpoint has; a manifest must not lead to another folder, nor to a name that no system has.
+_PLAIN_NAME = re.compile(r"\w[\w-]{0,99}(\.\w[\w-]{0,99}){0,3}", re.ASCII)
 RECOVER = "use an earlier checkpoint of the run"
 
 
@@ -91,7 +95,7 @@ def read_manifest(directory: Path) -> Manifest:
         intact = _text(body).encode() == data and body.pop("sha256") == _digest(body)
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in body["files"].items()}
         manifest = Manifest(int(body["step"]), files, dict(body["facts"]))
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         intact = False
     if not intact:
         raise CheckpointError(f"{path}: damaged or edited: its hash does not fit", RECOVER, code="K03")
@@ -107,10 +111,13 @@ def verify(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     for name, (size, digest) in manifest.files.items():
         path = directory / name
-        if Path(name).name != name:
+        if not _PLAIN_NAME.fullmatch(name):
             raise CheckpointError(f"{directory}: the manifest lists a file outside: {name!r}", RECOVER, code="K03")
         try:
-            found = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path}: is no file", RECOVER, code="K01")
+            found = status.st_size
             if found != size:
                 message = f"{path}: truncated or extended: {found} bytes, {size} were written"
                 raise CheckpointError(message, RECOVER, code="K01")

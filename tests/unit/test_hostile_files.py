@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,7 +100,9 @@ def test_a_name_in_an_official_file_is_never_a_path_x12(name: str, tmp_path: Pat
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
 
 
-@pytest.mark.parametrize("name", ["../../../outside", "/etc/hostname", "sub/file"])
+@pytest.mark.parametrize(
+    "name", ["../../../outside", "/etc/hostname", "sub/file", "..", ".", "", "a\0b", "\ud800", "a\nb", "a" * 300]
+)
 def test_a_manifest_names_no_file_outside_x12(name: str, own_run: Path) -> None:
     checkpoint = own_run / "checkpoints" / "step-00000012"
     manifest = read_manifest(checkpoint)
@@ -106,6 +110,61 @@ def test_a_manifest_names_no_file_outside_x12(name: str, own_run: Path) -> None:
     (checkpoint / NAME).write_bytes(encode(Manifest(manifest.step, files, manifest.facts)))
     with pytest.raises(CheckpointError, match="the manifest lists a file outside"):
         load_checkpoint(checkpoint, with_optimizer=True)
+
+
+def test_a_size_in_a_manifest_that_is_no_number_of_bytes_k03(own_run: Path) -> None:
+    checkpoint = own_run / "checkpoints" / "step-00000012"
+    manifest = read_manifest(checkpoint)
+    files = {**manifest.files, "state.json": (float("inf"), "0" * 64)}
+    (checkpoint / NAME).write_bytes(encode(Manifest(manifest.step, files, manifest.facts)))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="damaged or edited"):
+        load_checkpoint(checkpoint, with_optimizer=True)
+
+
+def test_a_pipe_in_place_of_a_file_of_a_checkpoint_is_not_waited_for_k01(own_run: Path) -> None:
+    checkpoint = own_run / "checkpoints" / "step-00000012"
+    (checkpoint / "state.json").unlink()
+    os.mkfifo(checkpoint / "state.json")
+    with pytest.raises(CheckpointError, match=r"state\.json: is no file"):
+        load_checkpoint(checkpoint, with_optimizer=True)
+
+
+def test_names_that_share_memory_are_read_once_k05(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    shared = torch.zeros(2_000_000)
+    torch.save({"model": {f"n{i}": shared for i in range(20_000)}}, path)
+    started = time.process_time()
+    assert len(read_official(path).tensors) == 20_000
+    assert time.process_time() - started < 3  # reading each takes 40
+
+
+def test_heads_that_share_memory_are_compared_once_k08(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    shared = torch.zeros(2_000_000)
+    names = [f"{head}.{i}.weight" for i in range(5_000) for head in ("class_embed", "transformer.decoder.class_embed")]
+    torch.save({"model": dict.fromkeys(names, shared)}, path)
+    started = time.process_time()
+    assert not read_official(path).unknown
+    assert time.process_time() - started < 3
+
+
+def test_names_that_overlap_in_memory_are_refused_k05(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    shared = torch.zeros(2_000_000)
+    torch.save({"model": {f"n{i}": shared[i:] for i in range(5_000)}}, path)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="its tensors overlap each other"):
+        read_official(path)
+    assert time.process_time() - started < 3
+
+
+def test_a_value_that_is_not_finite_is_found_in_shared_memory_k10(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    packed = torch.zeros(3, 4)
+    packed[2, 1] = torch.nan
+    torch.save({"model": {"first": packed[0], "second": packed[1], "third": packed[2], "whole": packed}}, path)
+    with pytest.raises(CheckpointError, match="tensor 'third' has 1 of 4 values not finite, and 1 more tensors"):
+        read_official(path)
 
 
 def test_keys_of_an_annotation_file_that_mean_something_elsewhere_x12(shapes_tiny: Path, tmp_path: Path) -> None:

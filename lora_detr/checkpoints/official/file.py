@@ -54,6 +54,9 @@ _PLAIN_DATA: list[Any] = [
 EMA = "ema"
 _NESTING = ("model", "state_dict", "module")
 _HEADS = ("class_embed", "transformer.decoder.class_embed", "transformer.decoder.class_head")
+# Bytes that different parts of a storage may have together, as a multiple of its own: weights that are packed into one
+# tensor stand in it twice at most.
+MAX_OVERLAP = 4
 _DECODER_LAYER = re.compile(r"^transformer\.decoder\.layers\.(\d+)\.")
 
 
@@ -190,11 +193,18 @@ def read_official(path: Path, *, ema: bool = True) -> OfficialFile:
     tensors = dict(named)
     if len(tensors) != len(named) or not all(map(_is_plain, tensors.values())) or len(tensors) > MAX_TENSORS:
         raise CheckpointError(f"{path}: its tensors are not plain, or share a name", "use another copy", code="K05")
-    fault = first_non_finite(tensors)
+    # Names may share what they name, by the ten thousand: each piece of memory is read once.
+    distinct = {_view(tensor): (name, tensor) for name, tensor in reversed(tensors.items())}
+    held = {view[0]: tensor.untyped_storage().nbytes() for view, (_, tensor) in distinct.items()}
+    if sum(tensor.nbytes for _, tensor in distinct.values()) > MAX_OVERLAP * sum(held.values()):
+        raise CheckpointError(f"{path}: its tensors overlap each other", "use another copy", code="K05")
+    fault = first_non_finite(dict(reversed(distinct.values())))
     if fault is not None:
         raise CheckpointError(f"{path}: {fault}", "use another copy", code="K10")
     for name, second in aliases(tensors).items():
-        if second in tensors and not torch.equal(tensors[name], tensors[second]):
+        if second not in tensors or _view(tensors[name]) == _view(tensors[second]):
+            continue
+        if not torch.equal(tensors[name], tensors[second]):
             raise CheckpointError(
                 f"{path}: '{name}' and '{second}' differ, but the model has one tensor for both",
                 "use another copy",
@@ -228,6 +238,12 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds all its values itself: one that repeats a few could be of any size."""
     held = tensor.layout == torch.strided and not tensor.is_quantized and tensor.dim() <= MAX_DIMENSIONS
     return held and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _view(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors share that are one: their storage, and how they lie in it."""
+    place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return *place, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _check_bounds(path: Path) -> None:
