@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
-from lora_detr.errors import CheckpointError, NumericalError, printable
+from lora_detr.errors import CheckpointError, LoraDetrError, NumericalError, printable
 from lora_detr.regular_files import open_regular
+
+M = TypeVar("M", bound=nn.Module)
 
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 100_000
@@ -201,6 +203,44 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path}: {reason}", _RECOVER, code="K07")
 
 
+def build_exact(build: Callable[[], M], tensors: Mapping[str, Tensor], source: Path) -> M:
+    """Build a module and load all of its tensors. Nothing is allocated before names, shapes and dtypes fit.
+
+    Args:
+        build: makes the module of settings that stand beside the tensors, and so may be wrong or forged; called twice.
+        tensors: the whole ``state_dict``.
+        source: the file they came from, for the message.
+
+    Raises:
+        CheckpointError: no module can be built of the settings; or names the first differences and their number.
+    """
+    check_exact(build, tensors, source)
+    module = build()
+    load_exact(module, tensors, source)
+    return module
+
+
+def check_exact(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Do the checks of ``build_exact`` alone, on the meta device, whose tensors have shapes and no values."""
+    differences = list_differences(build_outline(build, source).state_dict(), tensors)
+    if differences:
+        raise _does_not_fit(differences, source)
+
+
+def build_outline(build: Callable[[], M], source: Path) -> M:
+    """Return the module on the meta device; arguments and errors as for ``build_exact``."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # libraries raise almost anything on sizes that do not fit each other
+        reason = error.message if isinstance(error, LoraDetrError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{source}: no model can be built of its stored config: {reason.splitlines()[0]}",
+            "use the version that wrote it, or another copy",
+            code="K08",
+        ) from error
+
+
 def load_exact(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Copy ``tensors`` into ``module``, which is unchanged unless every name, shape and dtype fits.
 
@@ -214,10 +254,13 @@ def load_exact(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -
     """
     differences = list_differences(module.state_dict(), tensors)
     if differences:
-        message = f"{source}: {describe_differences(differences)}"
-        remedy = "use the configuration it was trained with"
-        raise CheckpointError(message, remedy, code="K08")
+        raise _does_not_fit(differences, source)
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def _does_not_fit(differences: Sequence[str], source: Path) -> CheckpointError:
+    message = f"{source}: {describe_differences(differences)}"
+    return CheckpointError(message, "use the configuration it was trained with", code="K08")
 
 
 def describe_differences(differences: Sequence[str]) -> str:

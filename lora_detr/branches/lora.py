@@ -149,7 +149,7 @@ class LoRAConfig(Strict):
 
     kind: Literal["lora"] = "lora"
     # Best of 16, 32 and 64 in Table 5.
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, le=8192)
     """r, rank of the low-rank terms."""
     initialisation: Initialisation = "xavier"
     """``xavier`` on A and B (Deformable family), or ``zero-b`` (Relation family)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +29,13 @@ from lora_detr.checkpoints.official.file import OfficialFile, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
 from lora_detr.checkpoints.stripped_file import StrippedFile, read_file, read_stripped
 from lora_detr.checkpoints.training_state import TrainingState
+from lora_detr.config.explain import first_fault
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.tensor_files import load_exact
+from lora_detr.tensor_files import build_exact, build_outline
 
 logger = logging.getLogger("lora_detr")
 
@@ -162,9 +164,12 @@ def open_run(
     checkpoint = load_checkpoint(path, with_optimizer=with_optimizer)
     config = stored_config(checkpoint, path)
     categories = stored_categories(checkpoint, path)
-    built = config.build_model(categories.num_classes, load_weights=False)
     averaged = checkpoint.ema if ema else None
-    load_exact(built, checkpoint.model if averaged is None else averaged, path)
+    built = build_exact(
+        partial(config.build_model, categories.num_classes, load_weights=False),
+        checkpoint.model if averaged is None else averaged,
+        path,
+    )
     return OpenedRun(path, config, categories, built.eval(), checkpoint, averaged is not None)
 
 
@@ -179,8 +184,9 @@ def open_official(file: OfficialFile, system: OfficialSystem) -> OpenedRun:
         CheckpointError: K08, a tensor is missing, left over, or of another shape or dtype.
     """
     categories = system.classes.categories
-    built = system.config.build_model(categories.num_classes, load_weights=False)
-    file.check_fit(built)
+    build = partial(system.config.build_model, categories.num_classes, load_weights=False)
+    file.check_fit(build_outline(build, file.path))
+    built = build()
     built.load_state_dict(file.weights)
     checkpoint = LoadedCheckpoint(0, file.weights, {}, None, TrainingState(), Manifest(0, {}, {}))
     return OpenedRun(file.path, system.config, categories, built.eval(), checkpoint, file.averaged)
@@ -195,10 +201,9 @@ def stored_config(checkpoint: LoadedCheckpoint, path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(checkpoint.state.config)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{path}: its stored config cannot be used: {place}: {first['msg']}", "use the version that wrote it"
+            f"{path}: its stored config cannot be used: {first_fault(error, checkpoint.state.config)}",
+            "use the version that wrote it",
         ) from error
 
 

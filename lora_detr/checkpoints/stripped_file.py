@@ -17,10 +17,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lora_detr.config.explain import first_fault
 from lora_detr.errors import CheckpointError
+from lora_detr.json_value import JSON
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.tensor_files import load_exact, read_tensors, write_tensors
+from lora_detr.tensor_files import build_exact, read_tensors, write_tensors
 
 FORMAT = "lora-detr stripped"
 FORMAT_VERSION = 3
@@ -62,9 +64,7 @@ def read_stripped(path: Path) -> StrippedFile:
         CheckpointError: not a stripped file, of another version, or damaged.
     """
     tensors, config = read_file(path)
-    detector = config.build()
-    load_exact(detector, tensors, path)
-    return StrippedFile(detector.eval(), config)
+    return StrippedFile(build_exact(config.build, tensors, path).eval(), config)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
@@ -92,13 +92,22 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
             "use another copy, or strip the run again",
             code="K02",
         )
+    text = metadata.get("config", "")
     try:
-        return tensors, DeploymentConfig.model_validate_json(metadata["config"])
-    except (ValidationError, KeyError, json.JSONDecodeError) as error:
+        return tensors, DeploymentConfig.model_validate_json(text)
+    except ValidationError as error:
         raise CheckpointError(
-            f"{path}: its stored config cannot be read: {str(error).splitlines()[0]}",
+            f"{path}: its stored config cannot be used: {first_fault(error, _parsed(text))}",
             "install the version that wrote it, or strip the run again",
         ) from error
+
+
+def _parsed(text: str) -> JSON:
+    try:
+        value: JSON = json.loads(text)
+    except (RecursionError, ValueError):
+        return None
+    return value
 
 
 def _own_version() -> str:

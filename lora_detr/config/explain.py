@@ -71,6 +71,22 @@ def explain(
     return ConfigError("\n".join(_line(path, texts) for path, texts in faults.items()), remedy, code=code)
 
 
+def first_fault(error: ValidationError, raw: JSON) -> str:
+    """Return the first fault of settings that a file brings, whose user has not written them.
+
+    Args:
+        error: what pydantic raised.
+        raw: the settings.
+    """
+    detail = error.errors(include_url=False)[0]
+    path = _path(detail, raw)
+    if detail["type"] in ("value_error", "assertion_error"):
+        return _line(path, [f": {str(detail['msg']).partition(', ')[2]}"])
+    if detail["type"] in ("missing", "extra_forbidden", "json_invalid", "union_tag_not_found"):
+        return _line(path, [f": {detail['msg'][0].lower()}{detail['msg'][1:]}"])
+    return _line(path, [f" is {_shown(detail['input'])}; must be {_allowed(detail)}"])
+
+
 def kinds_of(annotation: Any) -> tuple[str, ...]:
     """Return the names that ``kind`` has for the members of a union of config classes, in its order."""
     return tuple(str(tag) for model in _models(annotation) for tag in _kind_of(model))

@@ -21,7 +21,7 @@ ELONGATED = 16
 """Ratio of sides from which an image is not cropped: enlarged without a maximum first, it might not fit memory."""
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=100_000)]
 Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
 
 SizeRule = Callable[[int, int, int, int | None], tuple[int, int]]

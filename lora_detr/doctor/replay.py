@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.log_reading import read_object
 from lora_detr.regular_files import read_regular
 from lora_detr.structures import Batch, PaddedTargets
-from lora_detr.tensor_files import load_exact, read_tensors
+from lora_detr.tensor_files import build_exact, read_tensors
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.nonfinite import REPORT, WEIGHTS
 from lora_detr.training.seeding import keeping_rng_state, restore_torch_state
@@ -168,8 +169,8 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
             raise ConfigError(f"{file}: records no data path", "give --data PATH")
         splits = read_splits(source, config.data, report["overfit"])
         world = World(0, 1, World.from_environment(device).device)
-        model = config.build_model(categories.num_classes, load_weights=False)
-        load_exact(model, weights, file.with_name(WEIGHTS))
+        build = partial(config.build_model, categories.num_classes, load_weights=False)
+        model = build_exact(build, weights, file.with_name(WEIGHTS))
         step = _Step(config, splits, model.to(world.device), world, int(report["epoch"]))
         ranks = report["ranks"]
         normaliser = config.loss.normalise(float(report["targets"]), len(ranks))

@@ -15,17 +15,20 @@ from lora_detr.ops.boxes import cxcywh_to_xyxy
 from lora_detr.ops.positional import inverse_sigmoid
 from lora_detr.structures import Assignment, Target
 
+# Of one group: self-attention compares each query with each, so that more would fit no memory.
+MAX_QUERIES = 100_000
+
 
 class DenoisingConfig(Strict):
     """Noised copies of the targets as further queries, in pairs: one to restore, one to reject."""
 
-    num_queries: int = Field(100, ge=1)
+    num_queries: int = Field(100, ge=1, le=MAX_QUERIES)
     """About how many positive queries an image gets; decides the number of groups."""
     label_noise: float = Field(0.5, ge=0, le=1)
     """Twice the probability that a label is replaced by a random one."""
     box_noise: float = Field(1.0, ge=0)
     """How far a corner moves at most, in half sides of the box; for a negative twice as far."""
-    max_targets: int = Field(500, ge=1)
+    max_targets: int = Field(500, ge=1, le=MAX_QUERIES)
     """Of an image with more targets only the first so many are noised: memory grows with their square."""
 
 

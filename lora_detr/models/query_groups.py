@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_detr.config.base import Strict
 from lora_detr.models.decoder import INFERENCE, DecoderPass
-from lora_detr.models.denoising import DenoisingQueries
+from lora_detr.models.denoising import MAX_QUERIES, DenoisingQueries
 from lora_detr.models.heads import BoxHead
 from lora_detr.models.proposals import DescribedTokens, InitialQueries, Proposals, ProposedBoxes
 from lora_detr.structures import DecoderLayerOutput, EncoderOutput, Prediction, QueryGroupOutput, Target
@@ -27,7 +27,7 @@ class HybridConfig(Strict):
     """A group of further queries that are matched one to one with repeated targets (H-DETR)."""
 
     # H-DETR's number, and that of Relation-DETR's code.
-    num_queries: int = Field(1500, ge=1)
+    num_queries: int = Field(1500, ge=1, le=MAX_QUERIES)
     """Queries of the group; as many of them are used as there are memory tokens left."""
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field
 from torch import nn
 
-from lora_detr.models.denoising import DenoisingConfig, DenoisingQueries
+from lora_detr.models.denoising import MAX_QUERIES, DenoisingConfig, DenoisingQueries
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.encoder import DeformableEncoder
 from lora_detr.models.heads import BoxHead, Heads, start_rare
@@ -18,7 +18,7 @@ from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.proposals import Proposals
 from lora_detr.models.query_groups import HybridConfig, HybridQueries, QueryGroups
 from lora_detr.models.relation_decoder import RelationDecoder, TwoLayers
-from lora_detr.models.transformer_config import TransformerConfig
+from lora_detr.models.transformer_config import MAX_LAYERS, TransformerConfig
 from lora_detr.structures import Backbone
 
 # Floor inside the inverse sigmoid of references, as in the Relation family.
@@ -29,9 +29,9 @@ class RelationDetrConfig(TransformerConfig):
     """Two-stage Relation-DETR."""
 
     kind: Literal["relation"] = "relation"
-    num_queries: int = Field(900, ge=1)
+    num_queries: int = Field(900, ge=1, le=MAX_QUERIES)
     """Q, object queries, each the start of one possible detection."""
-    decoder_layers: int = Field(6, ge=2)
+    decoder_layers: int = Field(6, ge=2, le=MAX_LAYERS)
     """L, number of decoder layers; the relation of boxes is read from the second on."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of all transformer blocks."""

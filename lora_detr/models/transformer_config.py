@@ -9,11 +9,16 @@ from pydantic import Field
 
 from lora_detr.config.base import Strict
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
+from lora_detr.models.denoising import MAX_QUERIES
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.layers.sizes import BlockSizes
 from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.structures import Backbone
+
+# Upper bounds of sizes are far beyond any detector that is of use. They keep a file whose settings were forged from
+# costing more than its tensors do.
+MAX_LAYERS = 32
 
 
 class TransformerConfig(Strict):
@@ -21,21 +26,21 @@ class TransformerConfig(Strict):
 
     backbone: BackboneConfig = ResNetConfig()
     """Where features come from."""
-    num_queries: int = Field(300, ge=1)
+    num_queries: int = Field(300, ge=1, le=MAX_QUERIES)
     """Q, object queries, each the start of one possible detection."""
-    hidden_dim: int = Field(256, ge=32, multiple_of=32)
+    hidden_dim: int = Field(256, ge=32, le=8192, multiple_of=32)
     """D, width of the transformer; a multiple of 32 (GroupNorm) and of ``heads``."""
-    ffn_dim: int = Field(2048, ge=1)
+    ffn_dim: int = Field(2048, ge=1, le=65_536)
     """F, width of the feed-forward networks."""
-    encoder_layers: int = Field(6, ge=1)
+    encoder_layers: int = Field(6, ge=1, le=MAX_LAYERS)
     """Number of encoder layers."""
-    decoder_layers: int = Field(6, ge=1)
+    decoder_layers: int = Field(6, ge=1, le=MAX_LAYERS)
     """L, number of decoder layers."""
-    heads: int = Field(8, ge=1)
+    heads: int = Field(8, ge=1, le=256)
     """Attention heads."""
-    levels: int = Field(4, ge=1)
+    levels: int = Field(4, ge=1, le=16)
     """Feature levels; those beyond the backbone's maps are made by stride-2 convolutions."""
-    points: int = Field(4, ge=1)
+    points: int = Field(4, ge=1, le=64)
     """Points that a head samples on each level."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout of all transformer blocks."""

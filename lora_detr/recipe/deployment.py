@@ -5,16 +5,23 @@ Imports neither branches nor ``run_config``: the process that proves a stripped 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
 
 from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.models import DetectorConfig, TwoStageDetector
-from lora_detr.models.pixels import PixelNormalisation
+from lora_detr.models.pixels import Mean, PixelNormalisation, Std
 
 Suppression = Literal["per-class", "any-class"]
 """Which entries a better one may suppress: those of its class (Deformable family), or of any (Relation family)."""
+
+# A batch is padded with up to one less on each axis.
+SizeDivisor = Annotated[int, Field(ge=1, le=1024)]
+MaxDetections = Annotated[int, Field(ge=1, le=1_000_000)]
+MinScore: TypeAlias = Annotated[float, Field(ge=0, le=1)] | None
 
 
 class DeploymentConfig(Strict):
@@ -24,22 +31,27 @@ class DeploymentConfig(Strict):
     """Architecture; the backbone names no weights, since the file brings them."""
     transform: EvalTransformConfig
     """Preparation of images."""
-    size_divisor: int
+    size_divisor: SizeDivisor
     """Padded sizes are rounded up to a multiple of it."""
-    max_detections: int
+    max_detections: MaxDetections
     """Detections kept of each image."""
-    min_score: float | None = None
+    min_score: MinScore = None
     """What a detection must score more than; null for no limit."""
     suppression: Suppression = "per-class"
     """Which detections a better one suppresses where suppression is asked for."""
-    mean: tuple[float, ...]
+    mean: Mean
     """Mean of the pixels."""
-    std: tuple[float, ...]
+    std: Std
     """Standard deviation of the pixels."""
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int, ...] = Field(min_length=1)
     """Original category id of each label."""
     category_names: tuple[str, ...]
     """Name of each label."""
+
+    @model_validator(mode="after")
+    def _check_categories(self) -> Self:
+        CategoryMap(self.category_ids, self.category_names)
+        return self
 
     @property
     def categories(self) -> CategoryMap:

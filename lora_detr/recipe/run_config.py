@@ -22,7 +22,7 @@ from lora_detr.errors import ConfigError
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
-from lora_detr.recipe.deployment import DeploymentConfig, Suppression
+from lora_detr.recipe.deployment import DeploymentConfig, MaxDetections, MinScore, SizeDivisor, Suppression
 from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.structures import Matcher
 
@@ -57,7 +57,7 @@ class DataConfig(Strict):
     """Check all images before a run. Decode each, or compare it with ``SHA256SUMS`` (by ``sha256sum``) beside it."""
     workers: int = Field(2, ge=0)
     """Processes that load images."""
-    size_divisor: int = Field(1, ge=1)
+    size_divisor: SizeDivisor = 1
     """Padded sizes are rounded up to a multiple of it."""
     group_by_shape: bool = False
     """Put images of similar aspect ratio into the same batch, so that less is padded: tall ones apart from the rest."""
@@ -71,9 +71,9 @@ class EvalConfig(Strict):
     """How the detector is evaluated."""
 
     # COCO's AP counts as many.
-    max_detections: int = Field(100, ge=1)
+    max_detections: MaxDetections = 100
     """Detections kept of each image."""
-    min_score: float | None = Field(None, ge=0, le=1)
+    min_score: MinScore = None
     """What a detection must score more than; null keeps all, as COCO's numbers need."""
     suppression: Suppression = "per-class"
     """What ``--nms`` drops: what overlaps a better box of its class, or of ``any-class`` among those kept."""
@@ -139,7 +139,7 @@ class RunConfig(Strict):
 
     model: DetectorConfig = DeformableDetrConfig()
     """The detector that will be deployed."""
-    branches: tuple[BranchConfig, ...] = ()
+    branches: tuple[BranchConfig, ...] = Field((), max_length=32)
     """Auxiliary branches, dropped at inference; an empty list is the plain detector."""
     loss: CriterionConfig = CriterionConfig()
     """Matching and losses."""

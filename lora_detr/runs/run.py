@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lora_detr.branches import BranchedDetector
@@ -43,6 +44,7 @@ from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
 from lora_detr.runs.summary import summary_lines
 from lora_detr.structures import Matcher
+from lora_detr.tensor_files import check_exact
 from lora_detr.training.seeding import seed_everything
 from lora_detr.training.trainer import Trainer
 
@@ -247,7 +249,9 @@ def _resume(
         was: JSON = checkpoint.state.data
         changes.append({"key": DATA, "was": was, "now": fingerprints, "differs": str(other_data), "override": True})
     seed_everything(config.train.seed, world.rank)
-    model = config.build_model(splits.categories.num_classes, load_weights=False)
+    build = partial(config.build_model, splits.categories.num_classes, load_weights=False)
+    check_exact(build, checkpoint.model, path)
+    model = build()
     criterion = _criterion(config, branch_matchers, display)
     trainer = Trainer(config, splits, model, directory, world, display, criterion)
     trainer.restore(checkpoint, path, allows(overrides, PROCESSES))

@@ -40,7 +40,7 @@ class CategoryMap:
         names: name of label 0..K-1; ``N/A`` for a label that stands for nothing.
 
     Raises:
-        ValueError: lengths differ, or an id appears twice.
+        ValueError: lengths differ, an id appears twice or is beyond 64 bits, or a name is no text.
     """
 
     ids: tuple[int, ...]
@@ -49,6 +49,11 @@ class CategoryMap:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
             raise ValueError(f"{len(self.ids)} ids ({len(set(self.ids))} different) for {len(self.names)} names")
+        beyond = [i for i in self.ids if not -(2**63) <= i < 2**63]
+        if beyond:
+            raise ValueError(f"ids must be 64-bit integers, found one of {beyond[0].bit_length()} bits")
+        if any("\ud800" <= letter <= "\udfff" for letter in "".join(self.names)):
+            raise ValueError("a name holds half a character, which no text can hold")
 
     @classmethod
     def from_categories(cls, names: Mapping[int, str]) -> CategoryMap:

@@ -15,6 +15,7 @@ from lora_detr.config.base import Strict
 from lora_detr.models.backbones.folding import fold_frozen_norms
 from lora_detr.models.backbones.normalisation import group_norm
 from lora_detr.models.backbones.weights import IMAGENET, NONE, fetch, fit, read_state
+from lora_detr.models.pixels import Mean, Std
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,7 +76,7 @@ class ResNetConfig(Strict):
     """Memory format of the convolutions."""
 
     @property
-    def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def input_statistics(self) -> tuple[Mean, Std]:
         """Mean and standard deviation of the pixels that the weights expect."""
         return IMAGENET_MEAN, IMAGENET_STD
 

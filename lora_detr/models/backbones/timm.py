@@ -22,6 +22,7 @@ from lora_detr.models.backbones.normalisation import replace_batch_norm
 from lora_detr.models.backbones.shifted_windows import accept_any_size
 from lora_detr.models.backbones.swin_names import as_timm
 from lora_detr.models.backbones.weights import AUTO, IMAGENET, NONE, fetch, fit, read_state
+from lora_detr.models.pixels import Mean, Std
 
 logger = logging.getLogger("lora_detr")
 
@@ -103,13 +104,13 @@ class TimmConfig(Strict):
     """Highest rate of stochastic depth, reached in the last block; null for timm's own (0.1 in Swin)."""
     channels_last: bool = False
     """Memory format of the convolutions."""
-    mean: tuple[float, float, float] | None = None
+    mean: Mean | None = None
     """Mean of the pixels; by default what timm states for the network."""
-    std: tuple[float, float, float] | None = None
+    std: Std | None = None
     """Standard deviation of the pixels; by default what timm states for the network."""
 
     @property
-    def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def input_statistics(self) -> tuple[Mean, Std]:
         """Mean and standard deviation of the pixels that the weights expect."""
         stated = _stated(self.name)
         fallback = (0.5, 0.5, 0.5)
