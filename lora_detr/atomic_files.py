@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import shutil
@@ -63,6 +64,69 @@ def make_temporary_directory(parent: Path) -> Path:
             continue
         return path
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def private_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """Give a new, empty folder in ``parent`` that is removed at the end.
+
+    Folders of the same prefix are removed first, if the processes that made them are gone: each is locked for as long
+    as its process lives, and the system gives up the lock of one that was killed. Where a file system has no locks,
+    nothing is removed.
+
+    Args:
+        parent: exists.
+        prefix: of its name, without characters that a pattern has.
+
+    Raises:
+        OSError: the system refused.
+    """
+    for stale in sorted(parent.glob(f"{prefix}*")):
+        with contextlib.suppress(OSError):
+            lock = _lock(stale)
+            try:
+                remove(stale)
+            finally:
+                os.close(lock)
+    path, own = _make_locked(parent, prefix)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            remove(path)
+        if own is not None:
+            os.close(own)
+
+
+def _make_locked(parent: Path, prefix: str) -> tuple[Path, int | None]:
+    for number in itertools.count():
+        path = parent / f"{prefix}{os.getpid()}-{number}"
+        try:
+            path.mkdir()
+            lock = _lock(path)
+        except (FileExistsError, FileNotFoundError, BlockingIOError):  # of another, or taken for one of the dead
+            if not parent.is_dir():
+                raise
+            continue
+        except OSError:
+            if path.is_dir():
+                return path, None
+            raise
+        if path.is_dir() and os.path.samestat(os.fstat(lock), path.stat()):
+            return path, lock
+        os.close(lock)
+    raise AssertionError("unreachable")
+
+
+def _lock(directory: Path) -> int:
+    """Lock a folder and return the descriptor that holds the lock (raises OSError, also where another holds it)."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def remove_stale(directory: Path) -> list[Path]:

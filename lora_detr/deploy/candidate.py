@@ -1,4 +1,4 @@
-"""Run a stripped file on stored inputs, in a process of its own: ``python -m lora_detr.deploy.candidate``.
+"""Run a stripped file on stored inputs, in a process of its own, which ``strip`` starts.
 
 The process is one half of the proof of ``strip``: it reads the written file as a user would, and it fails if anything
 in it imported ``lora_detr.branches``.
@@ -65,7 +65,3 @@ def main(model: str, inputs: str, outputs: str, threads: str) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -12,8 +12,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_detr.atomic_files import prepare_directory, write_file
+from lora_detr.atomic_files import prepare_directory, private_directory, reporting, write_file
 from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
 from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.deploy.candidate import FORBIDDEN, run_inputs
@@ -33,6 +33,16 @@ from lora_detr.tensor_files import read_tensors, write_tensors
 
 # Largest difference between a branch and its merged form, which computes in another order.
 MERGE_TOLERANCE = 1e-4
+# Folders with this prefix, beside the output, hold what is not proven yet.
+WORKING = ".strip-"
+# Watches its parent before it imports torch, which takes seconds.
+_CANDIDATE = """
+import sys
+from lora_detr.processes.process import end_with_parent
+end_with_parent()
+from lora_detr.deploy.candidate import main
+sys.exit(main(*sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -118,17 +128,20 @@ def strip(
     if output.is_dir():
         raise OutputError(f"{output}: is a folder", "give --output the name of a file")
     prepare_directory(output.parent)
-    with tempfile.TemporaryDirectory(prefix=".strip-", dir=output.parent) as folder:
-        written = Path(folder) / "stripped.safetensors"
+    with ExitStack() as working:
+        with reporting(output.parent):
+            folder = working.enter_context(private_directory(output.parent, WORKING))
+        written = folder / "stripped.safetensors"
         (write or _write)(written, detector.inference_state(), opened)
-        found, seconds_after = _run_candidate(written, inputs, Path(folder))
+        found, seconds_after = _run_candidate(written, inputs, folder)
         difference = _compare(expected, found, 0.0 if branch is None else MERGE_TOLERANCE)
         tensors, _ = read_tensors(written)
         _same_keys(plain, tensors)
         gflops = _same_flops(plain, detector, images[0])
         sha256 = hashlib.sha256(written.read_bytes()).hexdigest()
         size = written.stat().st_size
-        os.replace(written, output)
+        with reporting(output):
+            os.replace(written, output)
     return StripReport(
         source=opened.path.name,
         file=output.name,
@@ -201,12 +214,24 @@ def _run_candidate(written: Path, inputs: Mapping[str, Tensor], folder: Path) ->
     """Load the written file in another process and return its outputs and median seconds."""
     stored, answered = folder / "inputs.safetensors", folder / "outputs.safetensors"
     write_tensors(stored, inputs)
-    command = [sys.executable, "-m", "lora_detr.deploy.candidate"]
+    command = [sys.executable, "-c", _CANDIDATE]
     command += [str(written), str(stored), str(answered), str(torch.get_num_threads())]
     # The package may be run from a checkout that only this process has on its path.
     source = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    own_end, end_of_this = os.pipe()  # the system closes the second end with this process, however it ends
+    try:
+        done = subprocess.run(
+            command,
+            stdin=own_end,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+            check=False,
+        )
+    finally:
+        os.close(own_end)
+        os.close(end_of_this)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1 if "Traceback" in done.stderr else 0]
         raise VerificationError(

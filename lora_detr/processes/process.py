@@ -68,6 +68,20 @@ def init_worker(worker: int) -> None:
     gc.freeze()
 
 
+def end_with_parent() -> None:
+    """End this process as soon as its standard input ends: that of a pipe does when the process at its other end dies.
+
+    Nothing must be written into the pipe.
+    """
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            os.read(0, 1)
+        os._exit(1)  # no cleaning up: whoever waited for it is gone
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def handled_by(
     handler: Callable[[int, FrameType | None], None] | signal.Handlers, signals: Sequence[signal.Signals]

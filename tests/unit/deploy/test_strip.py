@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_detr.atomic_files import private_directory
 from lora_detr.checkpoints.opened import OpenedRun, open_run
 from lora_detr.checkpoints.stripped_file import StrippedFile, read_stripped, write_stripped
 from lora_detr.deploy.proof_images import proof_images
-from lora_detr.deploy.strip import MERGE_TOLERANCE, StripReport, strip
+from lora_detr.deploy.strip import MERGE_TOLERANCE, WORKING, StripReport, strip
 from lora_detr.errors import CheckpointError, ConfigError, VerificationError
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
@@ -206,6 +208,36 @@ def test_an_unknown_branch_is_refused(branch: int, opened: OpenedRun, images: li
         strip(opened, tmp_path / "x.safetensors", images, "four photos", branch=branch)
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_strip_leaves_no_process_and_the_next_one_removes_its_folder(
+    opened: OpenedRun, images: list[Images], learned_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "stripped.safetensors"
+    command = [sys.executable, "-m", "lora_detr", "strip", str(learned_run), "--output", str(output)]
+    started = subprocess.Popen(command, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL)
+    children: list[str] = []
+    deadline = time.monotonic() + 120
+    while not children and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if any(output.parent.glob(f"{WORKING}*/inputs.safetensors")):
+            tasks = Path(f"/proc/{started.pid}/task")
+            children = [child for path in tasks.glob("*/children") for child in path.read_text().split()]
+    assert len(children) == 1
+    # A strip beside it leaves the folder of a live process alone.
+    (folder,) = output.parent.glob(f"{WORKING}*")
+    with private_directory(output.parent, WORKING) as other:
+        assert folder.is_dir() and other != folder
+    started.kill()
+    started.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{children[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{children[0]}").exists()
+    assert folder.is_dir()
+    (output.parent / f"{WORKING}older").mkdir()  # of a version that named them otherwise
+    strip(opened, output, images, "four photos")
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
 
 
 def test_a_stripped_file_is_not_stripped_again_k12(stripped: tuple[Path, StripReport], learned_run: Path) -> None:
