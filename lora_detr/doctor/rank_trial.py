@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from lora_detr.errors import LoraDetrError
 from lora_detr.processes.world import World
 
 
@@ -19,7 +20,11 @@ def main(device: str, timeout: str) -> int:
         device: ``cpu`` or ``cuda``.
         timeout: seconds to wait for the others.
     """
-    world = World.from_environment(device, float(timeout))
+    try:
+        world = World.from_environment(device, float(timeout))
+    except LoraDetrError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     own = torch.arange(4.0, device=world.device) + world.rank
     found = world.sum(own).tolist()
     expected = [world.size * place + world.size * (world.size - 1) / 2 for place in range(4)]

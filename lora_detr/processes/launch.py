@@ -14,8 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lora_detr.errors import ConfigError, Stopped, WorkerError
@@ -95,7 +97,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: a process ended with a code of its own, which is passed on; its message has been shown.
         Stopped: a signal asked for it; the processes have saved.
-        WorkerError: a process was ended by a signal, or too soon; names its rank.
+        WorkerError: a process was ended by a signal, or too soon; names its rank. P09: none could be started.
     """
     for name in TALKING:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -121,6 +123,13 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     except SignalException as request:
         name = signal.Signals(request.sigval).name
         raise Stopped(f"stopped on {name}", request.sigval == signal.SIGINT) from None
+    except (OSError, RendezvousError, dist.DistError) as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise WorkerError(
+            f"{count} processes cannot be started on localhost: {reason[0]}",
+            "check that the loopback interface, lo, is up and localhost is its name; or train in one process",
+            code="P09",
+        ) from error
     except ChildFailedError as error:
         raise _blame(error.failures, stragglers.first, stragglers.killed) from None
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_detr.errors import ConfigError, nearest
+from lora_detr.errors import ConfigError, WorkerError, nearest
 
 T = TypeVar("T")
 KINDS = ("cpu", "cuda")
@@ -29,6 +29,10 @@ _GONE = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe",
 # Seconds between two signs of life of a process. No load for the store; and the four that ``silent`` waits for fit into
 # the time that a launcher leaves this process once another has ended (GRACE).
 SIGN_SECONDS = 0.3
+# What they say when processes cannot be joined at all.
+_IN_USE = ("EADDRINUSE", "ddress already in use")
+_NO_INTERFACE = ("ifa != nullptr", "find address for", "find interface", "no socket interface", "resolve hostname")
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SILENT = ("Timed out waiting", "timed out", "timeout")
 
 
@@ -87,6 +91,7 @@ class World:
 
         Raises:
             ConfigError: the device is unknown or not there.
+            WorkerError: P09, the processes cannot reach each other.
         """
         alone = choose_device(device)
         kind = alone.type
@@ -97,7 +102,7 @@ class World:
         chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        _join("nccl" if kind == "cuda" else "gloo", timeout)
         rank = dist.get_rank()
         _start_signs(rank)
         return cls(rank, size, chosen)
@@ -157,6 +162,45 @@ class World:
         """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: float) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except (OSError, RuntimeError, ValueError) as error:
+        found = unreachable(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def unreachable(error: BaseException) -> WorkerError | None:
+    """Return why processes cannot be joined, or None if another one is gone, which has a fault of its own."""
+    text = str(error)
+    port = os.environ.get("MASTER_PORT", "")
+    if any(part in text for part in _IN_USE):
+        return WorkerError(
+            f"port {port} (MASTER_PORT) is in use by another program",
+            "set MASTER_PORT to a free port, or leave it to the launcher: torchrun --standalone",
+            code="P09",
+        )
+    if any(part in text for part in _NO_INTERFACE):
+        named = [f"{name} is {os.environ[name]}" for name in _INTERFACES if name in os.environ]
+        found = " and ".join(named) or f"{' and '.join(_INTERFACES)} are not set"
+        return WorkerError(
+            f"no network interface leads to the other processes ({found})",
+            f"set {_INTERFACES[0]} to one that is up (ip addr lists them); a container may lack its loopback, lo",
+            code="P09",
+        )
+    if is_lost_peer(error):
+        return None
+    reason = text.rpartition("] ")[2].strip().splitlines() or [type(error).__name__]
+    place = f"{os.environ.get('MASTER_ADDR', '')}:{port}"
+    return WorkerError(
+        f"the processes cannot be joined at {place} (MASTER_ADDR and MASTER_PORT): {reason[0]}",
+        "correct the variables that the launcher sets, and its network",
+        code="P09",
+    )
 
 
 def _shared_store() -> Any:

@@ -33,6 +33,13 @@ def reference(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return output
 
 
+def test_an_interface_that_is_missing_ends_with_7_and_no_traceback_p09(shapes_tiny: Path, tmp_path: Path) -> None:
+    code, _, err = end(train(shapes_tiny, tmp_path / "run", GLOO_SOCKET_IFNAME="nosuch0"))
+    assert code == 7, err
+    assert "Traceback" not in err
+    assert "error[P09]: no network interface leads to the other processes (GLOO_SOCKET_IFNAME is nosuch0)" in err
+
+
 def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path, tmp_path: Path) -> None:
     found = []
     for name, options in (("one", ("--device", "cpu")), ("two", TWO)):
