@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -17,9 +18,11 @@ from PIL import Image
 
 from lora_detr.atomic_files import write_file
 from lora_detr.data.synthetic.sets import SHAPES, generate
+from lora_detr.deploy import strip
 from lora_detr.records.run_directory import RunDirectory
 from lora_detr.training import run_log
 from tests import small_runs
+from tests.forks import run_forked
 
 REPOSITORY = Path(__file__).parents[1]
 DRAW = run_log.draw
@@ -51,6 +54,14 @@ def _blank_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_log, "draw", blank)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_proofs() -> Iterator[None]:
+    """Prove stripped files in a fork of this process; commands that are processes of their own start a new one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strip, "subprocess", SimpleNamespace(run=run_forked))
         yield
 
 

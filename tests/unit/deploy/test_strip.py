@@ -210,6 +210,7 @@ def test_an_unknown_branch_is_refused(branch: int, opened: OpenedRun, images: li
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_strip_leaves_no_process_and_the_next_one_removes_its_folder(
     opened: OpenedRun, images: list[Images], learned_run: Path, tmp_path: Path
 ) -> None:
