@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+NOT_FOUND = "..."
+
 # Not for reading data, only for a message: what is deeper, further down or further into a file is not looked at.
 _DEPTH, _ENTRIES, _BYTES = 3, 2000, 1 << 16
 
@@ -23,7 +25,8 @@ def four_lines(folder: Path) -> list[str]:
         folder: searched together with its sub-folders.
 
     Returns:
-        The keys of ``layout.PATH_KEYS`` with paths relative to the folder; dots stand for what is not found.
+        The keys of ``layout.PATH_KEYS`` with paths relative to the folder, those of a validation split only if there
+        is one; dots stand for images of that split that are not found.
     """
     files, folders = _searched(folder)
     found = {path: path.read_bytes()[:_BYTES] if path.stat().st_size <= _BYTES else _head(path) for path in files}
@@ -38,6 +41,8 @@ def four_lines(folder: Path) -> list[str]:
         images = None if path is None else _images_of(path, coco[path], folders)
         taken |= {path} if path is not None else set()
         lines += [f"{split}_annotations: {_shown(path, folder)}", f"{split}_images: {_shown(images, folder)}"]
+    if NOT_FOUND in "".join(lines[:2]):
+        return []
     return lines if len(taken) > 1 else lines[:2]
 
 
@@ -89,4 +94,4 @@ def _images_of(annotations: Path, head: bytes, folders: list[Path]) -> Path | No
 
 
 def _shown(path: Path | None, folder: Path) -> str:
-    return "..." if path is None else path.relative_to(folder).as_posix()
+    return NOT_FOUND if path is None else path.relative_to(folder).as_posix()

@@ -72,7 +72,7 @@ def _from_folder(data: Path) -> DataPaths:
     annotations, images, missing = _find(data, "train")
     if annotations is None or images is None:
         found = ", ".join(printable(name) for name in sorted(entry.name for entry in data.iterdir())[:10]) or "nothing"
-        lines = "".join(f"\n    {line}" for line in four_lines(data))
+        lines = "".join(f"\n  {line}" for line in four_lines(data))
         remedy = (
             f"it has COCO files elsewhere: write {data / 'data.yaml'} with these lines, and give it as --data{lines}"
         )
