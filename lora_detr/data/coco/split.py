@@ -289,14 +289,15 @@ def _check_paths(found: Findings, folder: ImageFolder, on_bad_data: OnBadData) -
     names = [folder.name_on_disk(name) for name in stored]
     faults = folder.check(names)
     missing = [fault.index for fault in faults if fault.code == "D17"]
-    # With more than half of them missing the folder is wrong, whatever was asked for.
-    left_out = missing if on_bad_data == "skip" and 2 * len(missing) <= len(names) else []
+    # With more than half of them missing the folder is wrong, whatever was asked for, and that is one fault.
+    most = 2 * len(missing) > len(names)
+    left_out = missing if on_bad_data == "skip" and not most else []
     for fault in faults:
         if fault.code != "D17":
             found.add(fault.index, fault.code, fault.what)
-        elif not left_out:
+        elif not left_out and (fault.index == missing[0] or not most):
             count = f" ({len(missing)} of {counted(len(names), 'image file')} are missing)"
-            found.add(fault.index, "D17", fault.what + folder.hint(names[fault.index]) + count, kind="file")
+            found.add(fault.index, "D17", fault.what + folder.hint(names[fault.index]) + count)
     return _Paths(names, left_out, sum(a != b for a, b in zip(stored, names, strict=True)))
 
 
