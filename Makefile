@@ -44,9 +44,9 @@ $(TOOLS): $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/loradetr demo $(DEMO_ARGS)
 
-# One thread per worker: two workers with a thread per core each would fight for the same cores. Tests that share an
-# expensive fixture are a group, which one worker runs.
-PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# One thread per worker: two workers with a thread per core each would fight for the same cores. The tests of a file,
+# which share expensive fixtures, go to one worker.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 test: $(TOOLS)
 	$(PYTEST) $(PYTEST_ARGS)
 

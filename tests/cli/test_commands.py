@@ -19,8 +19,6 @@ from tests.cli.conftest import Command, Ended, assert_told, run_process
 from tests.cli.test_help import COMMANDS, command_of
 from tests.small_runs import SMALL, read_lines
 
-pytestmark = pytest.mark.xdist_group("commands")
-
 FEW = ("--max-steps", 2)
 TAKE_DATA = {
     "train": ("train --preset {small}", "train --preset {small} --set data.path=shapes-easy", "train --resume {run}"),

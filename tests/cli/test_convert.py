@@ -15,8 +15,6 @@ from lora_detr.checkpoints.opened import open_run
 from tests import official_files
 from tests.cli.conftest import Command, assert_told
 
-pytestmark = pytest.mark.xdist_group("convert")
-
 SMALL = ("data.train.scales=[96]", "data.train.crop_probability=0.0", "data.evaluation.size=96")
 SMALL_IMAGES = (*(word for setting in SMALL for word in ("--set", setting)), "--workers", 0)
 

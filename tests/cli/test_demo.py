@@ -19,8 +19,6 @@ from lora_detr.data.synthetic import sets
 from tests.cli.conftest import Command, Ended, commands_in
 from tests.small_runs import SMALL
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 command = import_module("lora_detr.cli.demo")  # in its package, the name is that of the function
 
 

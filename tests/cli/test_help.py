@@ -16,8 +16,6 @@ from typer.main import get_command
 from lora_detr.cli import app
 from tests.cli.conftest import Ended, run_process
 
-pytestmark = pytest.mark.xdist_group("help")
-
 SETTINGS = ("config list", "config show", "config validate", "config diff")
 TABLES = ("ablate list", "ablate run", "ablate report")
 COMMANDS = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", "analyze-loss", *TABLES, *SETTINGS)

@@ -14,8 +14,6 @@ import pytest
 from tests.commands import end, free_port, is_gone, ranks, signal_all, start, wait_for_steps
 from tests.small_runs import SMALL, read_lines
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 TWO = ("--device", "cpu", "--nproc", "2")
 
 

@@ -31,8 +31,6 @@ from tests.cli.conftest import Ended, commands_in
 from tests.conftest import DRAW, REPOSITORY
 from tests.small_runs import REDUCED, SMALL
 
-pytestmark = pytest.mark.xdist_group("readme")
-
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # README first: the other pages use the runs that its commands make.
 CONTINUED = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("presets.md", "results.md")]

@@ -18,8 +18,6 @@ import pytest
 from tests.cli.conftest import Command, Ended
 from tests.small_runs import SMALL
 
-pytestmark = pytest.mark.xdist_group("terminal")
-
 COLUMNS = 80
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 # Foreground and background, of the 8 and 16 colours, of the palette and of all.

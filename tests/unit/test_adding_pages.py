@@ -20,8 +20,6 @@ from lora_detr.runs.request import Request, resolve
 from tests.conftest import REPOSITORY
 from tests.small_runs import REDUCED
 
-pytestmark = pytest.mark.xdist_group("adding pages")
-
 DOCS = REPOSITORY / "docs"
 # A fourth level of 1 x 1 is too small for group norm at width 32.
 SMALL = (*REDUCED, "model.levels=3")

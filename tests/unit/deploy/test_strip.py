@@ -27,8 +27,6 @@ from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from tests import small_runs
 
-pytestmark = pytest.mark.xdist_group("strip")
-
 Writer = Callable[[Path, Mapping[str, Tensor], OpenedRun], None]
 
 

@@ -16,8 +16,6 @@ from lora_detr.data.coco.categories import COCO_NAMES, COCO_SLOTS, UNUSED
 from lora_detr.runs.evaluate import PRIMARY, evaluate_parts
 from tests import small_runs
 
-pytestmark = pytest.mark.xdist_group("categories")
-
 
 @pytest.fixture(scope="module")
 def coco_data(learned_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

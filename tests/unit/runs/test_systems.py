@@ -31,8 +31,6 @@ from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines, read_lines
 
-pytestmark = pytest.mark.xdist_group("systems")
-
 HYBRID = ("model.hybrid={num_queries: 15}", "loss.hybrid.repeats=3")
 # Name -> preset and changes. Dropout draws random numbers where nothing else does.
 SYSTEMS: dict[str, tuple[str, ...]] = {

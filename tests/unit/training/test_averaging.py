@@ -22,8 +22,6 @@ from lora_detr.training.trainer import Trainer
 from tests import small_runs
 from tests.small_runs import Lines
 
-pytestmark = pytest.mark.xdist_group("averaging")
-
 EMA = ("train.ema_decay=0.9", "train.max_steps=8")
 
 

@@ -22,8 +22,6 @@ from tests import small_runs
 from tests.conftest import REPOSITORY
 from tests.unit.training.one_rank import SIZES, SYSTEMS, Case, as_input
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one process computes all cases
-
 TIMEOUT = 100  # seconds; a hang is what these tests are about
 # Another number of images is summed in another order. How much that rounds off depends on the vectors of the machine,
 # so all machines take the same ones.

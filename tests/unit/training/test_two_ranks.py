@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.unit.training.two_ranks import CASES, SIZE
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("two ranks")]
+pytestmark = pytest.mark.distributed
 
 # Starting and all cases take 8 s; a process that waits for the other gives up after 30 s.
 TIMEOUT = 100
