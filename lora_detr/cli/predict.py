@@ -120,7 +120,7 @@ def _predicted(
         readable, pixels = [], []
         for image in planned[start : start + batch_size]:
             try:
-                pixels.append(read_source(image.path))
+                pixels.append(read_source(image.path, predictor.config.max_pixels))
                 readable.append(image)
             except DataError as error:
                 yield image, error

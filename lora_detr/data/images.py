@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
 from torchvision import tv_tensors
 
 from lora_detr.data.coco.records import ImageRecord
@@ -18,6 +24,7 @@ from lora_detr.regular_files import open_regular
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels, unless a caller says otherwise."""
+MaxPixels = Annotated[int, Field(ge=1, le=100_000_000_000)]
 
 MAX_BYTES = 2_000_000_000
 """Largest image file that is opened: more than ``MAX_PIXELS`` need without any compression."""
@@ -74,6 +81,7 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") ->
     """
     with (
         _faults_of(where or printable(path)),
+        _no_warnings,
         _own_size_limit(),
         open_regular(path, MAX_BYTES) as file,
         Image.open(file, formats=_formats()) as image,
@@ -95,7 +103,7 @@ def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: st
     Raises:
         DataError: D18 (unreadable: Pillow decodes late; or values out of range), D25 (too large).
     """
-    with _faults_of(where):
+    with _faults_of(where), _no_warnings:
         return _decode(image, max_pixels)
 
 
@@ -103,12 +111,13 @@ def _decode(image: Image.Image, max_pixels: int) -> tv_tensors.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
-            f"{width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,}",
-            "remove or shrink the image, or raise the limit",
+            f"{width}x{height} = {width * height:,} pixels, the limit is {max_pixels:,} (data.max_pixels)",
+            "remove or shrink the image, or train with a higher limit: --set data.max_pixels=N",
             code="D25",
         )
     stored, inverted = raw_mode(image), white_is_zero(image)  # known until it is decoded or turned
-    pixels = to_rgb(ImageOps.exif_transpose(image), stored, inverted)
+    with _no_standard_error if image.format == "TIFF" else nullcontext():
+        pixels = to_rgb(ImageOps.exif_transpose(image), stored, inverted)
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -130,6 +139,65 @@ def _faults_of(where: str) -> Iterator[None]:
         raise DataError(
             f"{where}: the image cannot be read: {reason}", "replace or remove the file", code="D18"
         ) from error
+
+
+class _Shared:
+    """A context that the first thread to want it enters, and the last to want it leaves.
+
+    Args:
+        make: the context; what it changes is the whole process's.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make, self._lock, self._count = make, threading.Lock(), 0
+        self._context: AbstractContextManager[object] = nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                self._context = self._make()
+                self._context.__enter__()
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                self._context.__exit__(None, None, None)
+
+
+@contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _closed_standard_error() -> Iterator[None]:
+    """Send what is written to the descriptor itself, past Python, to nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # whoever has replaced or closed it is right
+        sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+# What Pillow remarks on a file that it reads all the same (a palette with transparency, a damaged EXIF tag) helps
+# nobody who trains on ten thousand files; what it cannot read is an error, which names the file. libtiff writes its
+# remarks where Python does not see them.
+_no_warnings = _Shared(_ignored_warnings)
+_no_standard_error = _Shared(_closed_standard_error)
 
 
 @cache

@@ -33,7 +33,8 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
         try:
             splits = read_splits(Path(path), opened.config.data)
             split = splits.val or splits.train
-            dataset = CocoDataset(split, opened.config.data.evaluation.build(), seed=0)
+            data = opened.config.data
+            dataset = CocoDataset(split, data.evaluation.build(), seed=0, max_pixels=data.max_pixels)
             pixels = [dataset[i % len(dataset)][0] for i in range(count)]
             described = f"{counted(count, 'photo')} of {split.annotations_path.name}"
         except LoraDetrError:

@@ -46,7 +46,7 @@ def write_comparison(path: Path, predictor: Predictor, split: CocoSplit, count: 
 
 
 def _pair(record: ImageRecord, predictor: Predictor, split: CocoSplit, score: float) -> Image.Image:
-    pixels = read_image(record).permute(1, 2, 0).contiguous().numpy()
+    pixels = read_image(record, predictor.config.max_pixels).permute(1, 2, 0).contiguous().numpy()
     found = predictor.predict(pixels, score)
     return side_by_side(Image.fromarray(pixels), _truth(record, split), found.labelled_boxes())
 

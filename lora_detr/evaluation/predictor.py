@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from lora_detr import __version__
 from lora_detr.checkpoints.opened import open_model
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
-from lora_detr.data.images import decode_file, decode_pillow
+from lora_detr.data.images import MAX_PIXELS, decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample
 from lora_detr.errors import counted, printable
@@ -109,7 +109,8 @@ class ImagePrediction:
             DataError: the file can no longer be read.
             ValueError: the image is of another size by now.
         """
-        pixels = read_source(self.source)
+        # No larger than what has been read once.
+        pixels = read_source(self.source, max(MAX_PIXELS, self.size[0] * self.size[1]))
         if tuple(pixels.shape[1:]) != self.size:
             found, expected = " x ".join(map(str, pixels.shape[1:])), " x ".join(map(str, self.size))
             raise ValueError(f"the image is {found} pixels high and wide; it was {expected} when objects were sought")
@@ -195,7 +196,7 @@ class Predictor:
 
     @torch.no_grad()
     def _batch(self, sources: Sequence[ImageSource], score: float, nms_iou: float | None) -> list[ImagePrediction]:
-        samples = [self._sample(read_source(source)) for source in sources]
+        samples = [self._sample(read_source(source, self.config.max_pixels)) for source in sources]
         batch = collate(samples, self.config.size_divisor)
         sizes = [target.original_size for target in batch.targets]
         prediction = self.detector(batch.images.to(self.device)).prediction
@@ -255,8 +256,12 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, 
     return Predictor(opened.detector, opened.deployment, chosen)
 
 
-def read_source(image: ImageSource) -> tv_tensors.Image:
+def read_source(image: ImageSource, max_pixels: int = MAX_PIXELS) -> tv_tensors.Image:
     """Return the pixels of an image, uint8 [3, H, W] in RGB on the CPU; see ``Predictor.predict``.
+
+    Args:
+        image: file, Pillow image or pixels.
+        max_pixels: larger files and Pillow images are refused before decoding.
 
     Raises:
         DataError: a file or a Pillow image cannot be read.
@@ -264,9 +269,9 @@ def read_source(image: ImageSource) -> tv_tensors.Image:
         ValueError: its shape is wrong or empty.
     """
     if isinstance(image, str | os.PathLike):
-        return decode_file(Path(image))
+        return decode_file(Path(image), max_pixels)
     if isinstance(image, Image.Image):
-        return decode_pillow(image)
+        return decode_pillow(image, max_pixels)
     if isinstance(image, np.ndarray):
         _check(str(image.dtype), image.shape, channels=2, layout="array [H, W, 3]")
         # Copied: torch can neither share an array that is read-only nor one that runs backwards, such as BGR turned.

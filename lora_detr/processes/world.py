@@ -30,7 +30,7 @@ _GONE = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe",
 # the time that a launcher leaves this process once another has ended (GRACE).
 SIGN_SECONDS = 0.3
 # What they say when processes cannot be joined at all.
-_IN_USE = ("EADDRINUSE", "ddress already in use")
+_IN_USE = ("eaddrinuse", "address already in use")
 _NO_INTERFACE = ("ifa != nullptr", "find address for", "find interface", "no socket interface", "resolve hostname")
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SILENT = ("Timed out waiting", "timed out", "timeout")
@@ -178,7 +178,7 @@ def unreachable(error: BaseException) -> WorkerError | None:
     """Return why processes cannot be joined, or None if another one is gone, which has a fault of its own."""
     text = str(error)
     port = os.environ.get("MASTER_PORT", "")
-    if any(part in text for part in _IN_USE):
+    if any(part in text.lower() for part in _IN_USE):
         return WorkerError(
             f"port {port} (MASTER_PORT) is in use by another program",
             "set MASTER_PORT to a free port, or leave it to the launcher: torchrun --standalone",

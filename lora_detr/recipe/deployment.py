@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.images import MAX_PIXELS, MaxPixels
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.models import DetectorConfig, TwoStageDetector
 from lora_detr.models.pixels import Mean, PixelNormalisation, Std
@@ -39,6 +40,8 @@ class DeploymentConfig(Strict):
     """What a detection must score more than; null for no limit."""
     suppression: Suppression = "per-class"
     """Which detections a better one suppresses where suppression is asked for."""
+    max_pixels: MaxPixels = MAX_PIXELS
+    """Larger images are refused before they are decoded."""
     mean: Mean
     """Mean of the pixels."""
     std: Std

@@ -136,13 +136,14 @@ def read_splits(path: Path, config: DataConfig, overfit: int | None = None, *, v
 
 def policy_of(config: DataConfig, verify: Verify = "none") -> Policy:
     """Return how strictly the settings of a run look at data."""
-    return Policy(verify, config.strict, config.on_bad_data, config.allow_outside)
+    return Policy(verify, config.strict, config.on_bad_data, config.allow_outside, config.max_pixels)
 
 
 def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader:
     """Return the shuffled loader of this rank."""
     prepared = config.data.train if splits.augment else config.data.evaluation
-    dataset: EpochDataset = CocoDataset(splits.train, prepared.build(), config.train.seed)
+    transform, limit = prepared.build(), config.data.max_pixels
+    dataset: EpochDataset = CocoDataset(splits.train, transform, config.train.seed, max_pixels=limit)
     if not splits.augment:
         assert isinstance(dataset, CocoDataset)
         dataset = Repeated(dataset, OVERFIT_STEPS * config.train.batch_size * config.train.accumulate * world.size)
@@ -178,7 +179,7 @@ def eval_loader(
     it must not count.
     """
     # The transform of an evaluation draws nothing, so the seed is without effect.
-    dataset = CocoDataset(split, config.transform.build(), seed=0)
+    dataset = CocoDataset(split, config.transform.build(), seed=0, max_pixels=config.max_pixels)
     return build_loader(
         dataset,
         batch_size=batch_size,

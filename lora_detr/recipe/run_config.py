@@ -17,6 +17,7 @@ from lora_detr.branches import (
 )
 from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.images import MAX_PIXELS, MaxPixels
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.errors import ConfigError
 from lora_detr.losses.config import CriterionConfig
@@ -55,6 +56,8 @@ class DataConfig(Strict):
     """Allow images outside their folder. File names may then be absolute, or lead out of it."""
     verify: Literal["none", "decode", "hash"] = "none"
     """Check all images before a run. Decode each, or compare it with ``SHA256SUMS`` (by ``sha256sum``) beside it."""
+    max_pixels: MaxPixels = MAX_PIXELS
+    """Width times height of the largest image that is decoded. A larger one cannot be read (see ``on_bad_data``)."""
     workers: int = Field(2, ge=0)
     """Processes that load images."""
     size_divisor: SizeDivisor = 1
@@ -237,6 +240,7 @@ class RunConfig(Strict):
             max_detections=self.evaluation.max_detections,
             min_score=self.evaluation.min_score,
             suppression=self.evaluation.suppression,
+            max_pixels=self.data.max_pixels,
             mean=mean,
             std=std,
             category_ids=categories.ids,

@@ -14,6 +14,7 @@ from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
 from lora_detr.data.coco.shared_images import shared_images
 from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.data.coco.verification import Verified, Verify, verify_images
+from lora_detr.data.images import MAX_PIXELS
 from lora_detr.errors import DataError
 
 # Shared images that a warning names.
@@ -48,12 +49,14 @@ class Policy:
         strict: boxes without width or height or outside their image, and images that both splits share, are errors.
         on_bad_data: ``skip`` leaves out malformed boxes, and images that cannot be read.
         allow_outside: file names may be absolute or lead out of the image folder.
+        max_pixels: larger images are refused before decoding.
     """
 
     verify: Verify = "none"
     strict: bool = False
     on_bad_data: OnBadData = "error"
     allow_outside: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def load(self, annotations: Path, images: Path) -> CocoSplit:
         """Read one split, without verifying its images; errors as of ``load_coco``."""
@@ -190,7 +193,7 @@ def _examine_split(
     nothing = Verified({}, {})
     try:
         split = policy.load(annotations, images)
-        files = verify_images(split.records, policy.verify)
+        files = verify_images(split.records, policy.verify, max_pixels=policy.max_pixels)
     except DataError as error:
         faults.append(error)
         return None, nothing
