@@ -41,6 +41,7 @@ def test_an_unknown_part_is_refused(part: str, loradetr: Command, shapes_tiny: P
     assert_told(ended, 2, (f"`train.recompute.0` is '{part}'", "'backbone', 'encoder' or 'decoder'"))
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_speaks(shapes_tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     options = ("--preset", SMALL, "--data", shapes_tiny, "--output-dir", output, "--device", "cpu", "--nproc", 2)

