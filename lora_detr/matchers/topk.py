@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
 from lora_detr.matchers.scores import matching_score
+from lora_detr.ops.ranking import best_first
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
@@ -96,7 +97,7 @@ class TopK:
                 there are too many.
 
         Returns:
-            Assignment [G, B, T, min(max k, Q)], within a target by falling score; all masked for T = 0.
+            Assignment [G, B, T, min(max k, Q)], by falling score, then by query; all masked for T = 0.
         """
         queries = score.shape[-1]
         score = score.masked_fill(~mask.view(1, *mask.shape, 1), -torch.inf)
@@ -115,10 +116,10 @@ class TopK:
         if self.candidates == "strict":
             target = torch.arange(score.shape[2], device=score.device)[:, None]
             score = score.masked_fill(~(candidate[:, :, None] & (preferred[:, :, None] == target)), -torch.inf)
-            value, query = score.topk(limit, dim=-1)
+            value, query = best_first(score, limit)
             number = torch.isfinite(value).sum(-1)
         else:
-            value, query = score.topk(limit, dim=-1)
+            value, query = best_first(score, limit)
             number = torch.zeros_like(score[..., 0]).scatter_add(-1, preferred, candidate.to(score.dtype))
         number = torch.minimum(number, per_group(self.k, score).view(-1, 1, 1))
         keep = torch.arange(limit, device=score.device) < number[..., None]  # [G, B, T, k]
@@ -134,7 +135,7 @@ class TopK:
         if priority is None:
             priority = torch.rand(candidate.shape, device=candidate.device)
         order = priority.masked_fill(~candidate, -torch.inf)
-        chosen = order.topk(limit, dim=-1).indices
+        chosen = best_first(order, limit)[1]
         return torch.zeros_like(candidate).scatter(-1, chosen, True) & candidate
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_detr.models.neck import Tokens
 from lora_detr.ops.positional import box_encoding
+from lora_detr.ops.ranking import best_first
 from lora_detr.structures import EncoderOutput, Prediction
 
 # Side of the anchor on the finest level, relative to the image; each coarser level doubles it.
@@ -141,10 +142,10 @@ class Proposals(nn.Module):
         return ProposedBoxes(logits, box_head(described.features).float() + described.anchors, described.anchors)
 
     def ranked(self, proposed: ProposedBoxes, count: int) -> Tensor:
-        """Return the best tokens, best first: int64 [B, min(count, S)]."""
+        """Return the best tokens, best first, equal ones in order: int64 [B, min(count, S)]."""
         logits = proposed.logits
         score = logits[..., 0] if self.ranking == "foreground" else logits.amax(-1)
-        return score.topk(min(count, logits.shape[1]), dim=1).indices
+        return best_first(score, min(count, logits.shape[1]))[1]
 
     def queries(self, proposed: ProposedBoxes, selected: Tensor, table: nn.Embedding | None) -> InitialQueries:
         """Turn the boxes of chosen tokens [B, Q] into queries.

@@ -180,6 +180,22 @@ def test_no_gradient_and_pairs_by_falling_score() -> None:
         assert kept == sorted(kept, reverse=True)
 
 
+@pytest.mark.parametrize("candidates", ["official", "strict"])
+def test_equal_scores_are_ordered_by_query(candidates: Any) -> None:
+    score = torch.full((1, 1, 2, 40), 0.5)
+    score[0, 0, 0, 30] = score[0, 0, 0, 35] = 0.9
+    matcher = TopK([5], positive_fraction=None, candidates=candidates)
+    found = matcher.match(score, torch.ones(1, 2, dtype=torch.bool))
+    assert found.mask[0, 0, 0].all()
+    assert found.query[0, 0, 0].tolist() == [30, 35, 0, 1, 2]
+
+
+def test_of_candidates_of_equal_priority_the_first_queries_are_kept() -> None:
+    score, mask = torch.full((1, 1, 1, 40), 0.5), torch.ones(1, 1, dtype=torch.bool)
+    found = TopK([40], positive_fraction=0.25).match(score, mask, torch.zeros(1, 1, 40))
+    assert found.query[found.mask].tolist() == list(range(10))
+
+
 def test_k_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         TopK([0])
