@@ -23,8 +23,8 @@ from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.images import decode_file
 from lora_detr.errors import CheckpointError, ConfigError, DataError, OutputError
 from lora_detr.json_value import read_json
-from lora_detr.records.log_reading import read_object
-from lora_detr.records.metrics import append_line, truncate
+from lora_detr.records.log_reading import read_object, read_steps
+from lora_detr.records.metrics import append_line
 from lora_detr.records.run_directory import RunDirectory
 from lora_detr.regular_files import open_regular, read_regular
 from lora_detr.tensor_files import read_tensors
@@ -95,7 +95,7 @@ READERS: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
     "1.png": (decode_file, DataError),
     SHA256SUMS: (lambda path: read_sums(path.parent), DataError),
     "exit.json": (read_object, OutputError),
-    "log.jsonl": (lambda path: truncate([path], path.with_name("none"), step=1), OutputError),
+    "log.jsonl": (lambda path: list(read_steps(path)), OutputError),
     "metrics.jsonl": (lambda path: append_line(path, {}), OutputError),
 }
 

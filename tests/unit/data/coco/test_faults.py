@@ -379,7 +379,7 @@ def test_all_problems_are_collected_and_20_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (gzip.compress(b"{}"), "a gzip file; unpack it with gunzip"),
+        (gzip.compress(b"{}", mtime=0), "a gzip file; unpack it with gunzip"),
         (b"PK\x03\x04...", "a zip file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("{}".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
