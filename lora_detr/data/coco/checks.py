@@ -212,7 +212,7 @@ _CONTENTS = {
 def _other_content(path: Path) -> str:
     """Return what a file is that is no JSON, by its first bytes; empty if it may be JSON, or cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(32)
     except OSError:
         return ""

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_detr.regular_files import open_regular
+
 NOT_FOUND = "..."
 
 # Not for reading data, only for a message: what is deeper, further down or further into a file is not looked at.
@@ -29,7 +31,7 @@ def four_lines(folder: Path) -> list[str]:
         is one; dots stand for images of that split that are not found.
     """
     files, folders = _searched(folder)
-    found = {path: path.read_bytes()[:_BYTES] if path.stat().st_size <= _BYTES else _head(path) for path in files}
+    found = {path: _head(path) for path in files}
     coco = {path: head for path, head in found.items() if head.lstrip()[:1] == b"{" and _SECTION.search(head)}
     if not coco:
         return []
@@ -47,8 +49,11 @@ def four_lines(folder: Path) -> list[str]:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_BYTES)
+    try:
+        with open_regular(path) as file:
+            return file.read(_BYTES)
+    except OSError:
+        return b""
 
 
 def _searched(folder: Path) -> tuple[list[Path], list[Path]]:
