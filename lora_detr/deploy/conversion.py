@@ -288,7 +288,8 @@ def _unsaid(source: Path, file: OfficialFile, deployment: DeploymentConfig, kind
     try:
         found = recognise(file)
     except LoraDetrError as error:
-        return (f"read again, it needs --preset: {error.message.removeprefix(f'{file.path}: ')}",)
+        reason = error.message.removeprefix(f"{file.path}: ")
+        return (f"read again, it needs --preset: {reason}; {error.remedy}",)
     with torch.device("meta"):
         model = found.config.build_model(found.classes.categories.num_classes, load_weights=False)
     try:

@@ -9,16 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.official.classes import COCO_MAP, OfficialClasses, classes_of
 from lora_detr.checkpoints.official.file import OfficialFile, window_of
 from lora_detr.config.dump import as_tree
 from lora_detr.config.load import load_config
-from lora_detr.config.presets import list_presets
+from lora_detr.config.presets import list_presets, short_name
 from lora_detr.config.tree import flatten
 from lora_detr.errors import CheckpointError, ConfigError, printable
 from lora_detr.json_value import JSON
 from lora_detr.models import RelationDetrConfig
+from lora_detr.models.backbones import BackboneConfig
+from lora_detr.models.backbones.weights import NONE
 from lora_detr.recipe.branch_counts import branch_ks
 from lora_detr.recipe.run_config import RunConfig
 
@@ -29,6 +33,7 @@ SUPPORTED = (
     "branches that have networks of their own"
 )
 SHOWN = 5
+BACKBONE = "detector.backbone."
 
 # Whether blocks have three convolutions, and the number of blocks in each stage.
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -223,11 +228,52 @@ def _backbone(file: OfficialFile, base: RunConfig, chosen: bool) -> dict[str, JS
         return {} if name == own.name.partition(".")[0] else {"model.backbone.name": name}
     if chosen:
         return {}
+    fitting = _presets_with_backbone(file)
     raise CheckpointError(
-        f"{file.path}: backbone not recognised: {found}",
-        "give a preset with the right one: loradetr convert FILE OUTPUT --preset PRESET.yaml",
+        f"{file.path}: backbone not recognised: {found}"
+        + (f"; it is that of preset {', '.join(fitting[:SHOWN])}" if fitting else "; no preset has it"),
+        "give the preset it was trained with, and use what that makes: "
+        f"loradetr convert {file.path} OUTPUT --preset {fitting[0] if fitting else 'PRESET.yaml'}",
         code="K08",
     )
+
+
+def _presets_with_backbone(file: OfficialFile) -> list[str]:
+    """Return presets of the file's family whose backbone has exactly its tensors, most similar first.
+
+    Those of a ResNet or Swin are left out: such a backbone has been recognised without.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in file.weights.items() if name.startswith(BACKBONE)}
+    fits: dict[BackboneConfig, bool] = {}
+    found: list[tuple[tuple[bool, ...], str]] = []
+    presets = list_presets()
+    for preset in presets:
+        config = load_config(RunConfig, preset=preset.name).config
+        own = config.model.backbone
+        known = own.kind == "resnet" or own.name.partition(".")[0] in SWINS.values()
+        if known or isinstance(config.model, RelationDetrConfig) != (file.family == "relation"):
+            continue
+        # What weights it started from decides only whether its norms are frozen.
+        backbones = [own.model_copy(update={"weights": NONE, "norm": norm}) for norm in ("frozen-batch", "group")]
+        for backbone in backbones:
+            if backbone not in fits:
+                fits[backbone] = _shapes(backbone) == wanted
+        if any(fits[backbone] for backbone in backbones):
+            kinds = [branch.kind for branch in config.branches]
+            plus_plus = getattr(config.model, "mixed_selection", False)
+            differs = (
+                file.family == "deformable" and plus_plus != ("query_embed.weight" in file.tensors),
+                len(kinds) != _count(file),
+                any(not kind.endswith(_kind(file)) for kind in kinds),
+            )
+            found.append((differs, short_name(preset, presets)))
+    return [name for _, name in sorted(found)]
+
+
+def _shapes(backbone: BackboneConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        tensors = backbone.build(load_weights=False).state_dict()
+    return {f"{BACKBONE}{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _notes(file: OfficialFile, chosen: bool, config: RunConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from lora_detr.checkpoints.initial_weights import build_from_weights, read_initial_weights
 from lora_detr.checkpoints.official.classes import encode_names
 from lora_detr.checkpoints.official.file import CLASSES, POSITION_INDEX, read_official, write_official
-from lora_detr.checkpoints.opened import OpenedRun, open_run
+from lora_detr.checkpoints.opened import OpenedRun, open_model, open_run
 from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.config.load import load_config
 from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
@@ -388,3 +389,32 @@ def test_a_file_of_full_size_goes_there_and_back(place: Path) -> None:
     convert(official.save(place / "official.pth"), place / "run")
     convert(place / "run", place / "back.pth")
     assert_same_file(place / "official.pth", place / "back.pth")
+
+
+@pytest.mark.parametrize(
+    "preset", ["deformable-tiny", "deformable-tiny-ffn3", "deformable-pp-tiny-lora3", "relation-tiny"]
+)
+def test_a_file_of_a_tiny_preset_names_the_preset_to_give(
+    preset: str, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = [setting for setting in small_runs.REDUCED if not setting.startswith(("model.backbone", "model.num"))]
+    config = load_config(RunConfig, preset=preset, overrides=small).config
+    official = official_files.of_config(config.resolved(), num_classes=3)
+    path = official.save(place / "out.pth")
+    remedy = f"loradetr convert {path} OUTPUT --preset {preset}$"
+    with pytest.raises(CheckpointError, match=rf"it is that of preset {preset}\b") as caught:
+        open_model(path)
+    assert re.search(remedy, caught.value.remedy)
+    with pytest.raises(CheckpointError) as again:
+        convert(path, place / "new")
+    assert again.value.remedy == caught.value.remedy
+    convert(path, place / "new", preset=preset)
+    assert open_run(place / "new").config.model.backbone.name == "tf_efficientnet_lite0"
+
+
+def test_a_file_whose_backbone_no_preset_has_asks_for_one(place: Path) -> None:
+    config = load_config(RunConfig, preset="deformable-tiny", overrides=small_runs.REDUCED).config
+    path = official_files.of_config(config, num_classes=3).save(place / "out.pth")
+    with pytest.raises(CheckpointError, match="no preset has it") as caught:
+        open_model(path)
+    assert caught.value.remedy.endswith("OUTPUT --preset PRESET.yaml")
