@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr import __version__
 from lora_detr.checkpoints.opened import open_model
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import MAX_PIXELS, decode_file, decode_pillow
@@ -301,7 +300,7 @@ def coco_document(
         annotations += prediction.to_coco(image_id, first_id=len(annotations) + 1)
     named = [{"id": category_id, "name": name} for category_id, name in categories.names_by_id.items()]
     # Importers of labelling tools want the first two; without outlines, "segmentation" must be absent.
-    head = {"info": {"description": f"objects found by loradetr {__version__}"}, "licenses": []}
+    head = {"info": {"description": "objects found by loradetr"}, "licenses": []}
     return {**head, "images": images, "annotations": annotations, "categories": named}
 
 

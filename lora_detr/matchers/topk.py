@@ -135,7 +135,7 @@ class TopK:
         if priority is None:
             priority = torch.rand(candidate.shape, device=candidate.device)
         order = priority.masked_fill(~candidate, -torch.inf)
-        chosen = best_first(order, limit)[1]
+        chosen = order.sort(dim=-1, descending=True, stable=True).indices[..., :limit]  # few enough to sort them all
         return torch.zeros_like(candidate).scatter(-1, chosen, True) & candidate
 
 
