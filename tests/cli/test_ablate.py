@@ -56,6 +56,7 @@ def test_a_dry_run_needs_no_data_and_shows_both_counts(loradetr: Command) -> Non
     assert "not comparable with the published" in small
 
 
+@pytest.mark.slow
 def test_a_table_is_run_reported_and_analysed(loradetr: Command, table: Path, shapes_tiny: Path) -> None:
     told = ("--data", shapes_tiny, "--seeds", "3", "--max-steps", "2", "--jobs", "2", "--output-dir", "out")
     ended = loradetr("ablate", table, *told, "--set", "train.diagnostics=1")

@@ -56,6 +56,7 @@ def test_five_images_make_equally_many_steps_p08(world_size: int, batch_size: in
         assert {image for own in batches for images in own for image in images} == set(range(5))
 
 
+@pytest.mark.slow
 def test_a_process_that_leaves_early_ends_the_run_p08(shapes_tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(LEAVE)
     source = str(Path(__file__).parents[2])

@@ -68,7 +68,9 @@ def lines_of(text: str) -> list[str]:
     return re.split(r"[\r\n]+", ESCAPE.sub("", text))
 
 
-@pytest.fixture(scope="module", params=[{}, {"NO_COLOR": "1"}], ids=["colours", "no colours"])
+@pytest.fixture(
+    scope="module", params=[{}, pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.slow)], ids=["colours", "no colours"]
+)
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """What a user says about colours."""
     wanted: dict[str, str] = request.param

@@ -140,6 +140,7 @@ def test_operations_are_those_of_a_real_pass(monkeypatch: pytest.MonkeyPatch) ->
     assert found.moved == pytest.approx(real.moved, rel=0.03)
 
 
+@pytest.mark.slow
 def test_what_only_training_has_costs_training_alone() -> None:
     plain, branches, groups = (
         counted(f"{SYSTEM} {more}", INPUTS) for more in ("--aux 0", "--aux 2", "--hybrid 6 --dac")
@@ -159,6 +160,7 @@ def test_sampling_of_a_preset() -> None:
         assert fused.workload.flops == pytest.approx(plain.workload.flops, rel=0.1)
 
 
+@pytest.mark.slow
 def test_denoising_queries_are_counted() -> None:
     few, many = (counted("relation-tiny-lora3", replace(INPUTS, objects=objects))[1] for objects in (0, 4))
     assert many.workload.flops > few.workload.flops

@@ -1,6 +1,7 @@
-"""The processes of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT``, cases on stdin.
+"""The processes of ``test_distributed.py``: ``python -m tests.unit.training.one_rank DATA OUT SIZE...``.
 
-All ranks of all numbers of processes are forks of this one, since importing everything takes longer than all they do.
+Cases come on stdin. All ranks of all numbers of processes are forks of this one, since importing everything takes
+longer than all they do.
 For every case each rank takes its part of the same global batch, trains a new model for one step, and writes the
 averaged gradients, the weights and the loss.
 """
@@ -28,7 +29,6 @@ from tests import small_runs
 from tests.commands import free_port
 
 SMALL = "small"
-SIZES = (1, 2, 4)
 # Name -> preset and changes. Nothing random beside the initial weights, and no statistics of a batch.
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "hybrid and dac": (
@@ -70,15 +70,15 @@ class Case:
         return replace(batch, targets=tuple(_first_objects(target, count) for target, count in pairs))
 
 
-def main(data: Path, out: Path) -> None:
-    """Run all ranks; the first one that fails ends the others."""
+def main(data: Path, out: Path, sizes: Sequence[int]) -> None:
+    """Run all ranks of all numbers of processes; the first one that fails ends the others."""
     torch.set_num_threads(1)
     cases = [Case(**fields) for fields in json.load(sys.stdin)]
     for system in {case.system for case in cases}:
         prepared(system, data)
     fork = multiprocessing.get_context("fork")
     ranks = []
-    for size in SIZES:
+    for size in sizes:
         port = free_port()
         ranks += [
             fork.Process(target=run_rank, args=(rank, size, port, cases, data, out), daemon=True)
@@ -186,4 +186,4 @@ def _first_objects(target: Target, count: int) -> Target:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(size) for size in sys.argv[3:]])
