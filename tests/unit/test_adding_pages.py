@@ -151,6 +151,7 @@ def test_the_same_file_works_in_an_installed_package(
     package, metadata = tmp_path / "own_kinds", tmp_path / "own_kinds-1.0.dist-info"
     package.mkdir()
     metadata.mkdir()
+    (package / "__init__.py").write_text("", encoding="utf-8")
     (package / Path(path).name).write_text(code, encoding="utf-8")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own-kinds\nVersion: 1.0\n", encoding="utf-8")
     groups = tomllib.loads(toml)["project"]["entry-points"].items()

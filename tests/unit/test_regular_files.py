@@ -45,7 +45,7 @@ def _watchdog() -> Iterator[None]:
 
 
 @pytest.fixture(params=["pipe", "endless device", "socket"])
-def special(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Put something that is no regular file under a name."""
 
     def make(name: str) -> Path:
@@ -54,8 +54,9 @@ def special(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], P
         if request.param == "pipe":
             os.mkfifo(path)
         elif request.param == "socket":
+            monkeypatch.chdir(path.parent)  # the path of a socket has 107 letters at most
             with socket.socket(socket.AF_UNIX) as end:
-                end.bind(os.path.relpath(path))
+                end.bind(path.name)
         else:
             path.symlink_to("/dev/zero")
         return path
