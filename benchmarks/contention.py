@@ -1,12 +1,13 @@
 """Time a training step beside programs that keep processors busy, under each way of waiting that OpenMP has.
 
     python benchmarks/contention.py
-    python benchmarks/contention.py --busy 0 2 --ways default chosen --steps 20
+    python benchmarks/contention.py --busy 0 2 --ways default short --steps 20
 
 Threads of PyTorch wait for each other by spinning. Where other programs run, a thread that is waited for may not be
 running, and the one that waits takes the processor that it needs. OpenMP reads how to wait from the environment, once,
-when torch is loaded, so each way is a process of its own: `default` leaves the variables unset, `chosen` is what
-`loradetr` sets (`lora_detr/processes/threads.py`), the others are named by their variables.
+when torch is loaded, so each way is a process of its own: `default` leaves the variables unset, `short` is what
+`loradetr` sets where other programs are busy (`lora_detr/processes/threads.py`), the others are named after their
+variables.
 
 Ratios are to the idle step of `default`. Results of all ways are the same bits: each process prints the hash of its
 gradients, and a difference ends the benchmark.
@@ -32,9 +33,9 @@ from lora_detr.processes import threads
 
 WAYS: dict[str, dict[str, str]] = {
     "default": {},
-    "chosen": threads.WAITING,
+    "short": threads.SHORT,
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    **{f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in (300, 1000, 3000, 10_000, 100_000)},
+    **{f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in (1000, 30_000, 100_000)},
 }
 PRESET = "deformable-tiny-lora3"
 
@@ -42,7 +43,7 @@ PRESET = "deformable-tiny-lora3"
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "chosen", "passive"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "short", "passive"])
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 1, 2, 4], help="programs beside, each of one thread")
     parser.add_argument("--counts", nargs="+", type=int, default=[os.cpu_count() or 1], help="numbers of threads")
     parser.add_argument("--steps", type=int, default=12, help="that are timed; the median counts")

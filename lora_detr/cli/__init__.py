@@ -22,6 +22,7 @@ from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
+from lora_detr.processes.threads import choose_waiting
 
 app = typer.Typer(
     name="loradetr",
@@ -65,6 +66,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with the code of the contract (see ``errors``)."""
+    choose_waiting()
     arguments = fill_in_values(sys.argv[1:])
 
     def command() -> None:

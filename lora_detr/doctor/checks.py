@@ -16,6 +16,7 @@ from lora_detr.atomic_files import prepare_directory
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
+from lora_detr.processes.threads import describe_threads
 from lora_detr.processes.world import visible_gpus
 from lora_detr.records.environment import NOT_INSTALLED, PACKAGES, installed_version
 
@@ -98,7 +99,8 @@ def installation_checks(device: torch.device) -> Iterator[Check]:
     yield Check(
         "processor",
         "ok",
-        f"{os.cpu_count()} cores, threads used: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",
+        f"{os.cpu_count()} cores, used by {describe_threads(torch.get_num_threads())}, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
     )
     yield _gpus(device)
     yield attempt("attention", lambda: _attention(device))

@@ -1,21 +1,50 @@
-"""How threads of PyTorch wait for each other: set before torch is loaded, which reads it once. Imports no torch."""
+"""How threads of PyTorch wait for each other, chosen before torch is loaded, which reads it once. Imports no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from pathlib import Path
+
+from lora_detr.errors import counted
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """What OpenMP reads of it; whoever has set one of them has chosen."""
 
-WAITING = {"GOMP_SPINCOUNT": "1000"}
-"""What is set where the user has set nothing. Results are the same bits with any of it (benchmarks/contention.py)."""
+SHORT = {"GOMP_SPINCOUNT": "10000"}
+"""What makes threads wait shortly before they sleep. Results are the same bits (benchmarks/contention.py)."""
+
+LOAD = Path("/proc/loadavg")
+# Looks at the machine, and seconds between two: a program that is busy runs in all of them.
+_LOOKS, _PAUSE = 4, 0.01
 
 
 def choose_waiting() -> None:
-    """Set how threads wait, unless the user has.
+    """Let threads wait shortly if other programs are busy, unless the user has chosen.
 
-    By default a thread that waits spins for milliseconds. Where other programs run beside, the thread that it waits for
-    may not be running at all, and spinning takes the processor from it: steps become tens of times as slow.
+    By default a thread that waits spins for milliseconds, which is quickest on an idle machine. Beside other programs
+    the thread that it waits for may not be running at all, and spinning takes the processor from it: steps become many
+    times as slow. Ranks of a run do as the process that started them.
     """
-    if not any(variable in os.environ for variable in VARIABLES):
-        os.environ.update(WAITING)
+    if "RANK" not in os.environ and not any(variable in os.environ for variable in VARIABLES) and others_are_busy():
+        os.environ.update(SHORT)
+
+
+def others_are_busy() -> bool:
+    """Return whether at least one other program computes now; false where the system does not tell."""
+    running = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for _ in range(_LOOKS):
+            running.append(int(LOAD.read_text().split()[3].split("/")[0]) - 1)  # without this process
+            time.sleep(_PAUSE)
+    return bool(running) and min(running) >= 1
+
+
+def describe_threads(count: int) -> str:
+    """Return the number of threads of a process, and how they wait where that is not PyTorch's default."""
+    waiting = [f"{variable}={os.environ[variable]}" for variable in VARIABLES if variable in os.environ]
+    if count == 1 or not waiting:
+        return counted(count, "thread")
+    chosen = "other programs are busy" if all(os.environ.get(k) == v for k, v in SHORT.items()) else "set"
+    return f"{counted(count, 'thread')} ({', '.join(waiting)}: {chosen})"

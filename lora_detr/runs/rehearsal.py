@@ -74,6 +74,17 @@ class StepCost:
         )
 
 
+def estimate(trainer: Trainer, *, measure: bool = False) -> StepCost | None:
+    """Return what a step costs; None for a run that is over before an estimate helps.
+
+    Args:
+        trainer: about to start.
+        measure: rehearse however short the run is, and memory for its largest images.
+    """
+    worthwhile = measure or trainer.plan.total_steps >= WORTHWHILE_STEPS
+    return rehearse(trainer, largest=measure) if worthwhile else None
+
+
 @keeping_rng_state()
 def rehearse(trainer: Trainer, largest: bool = False) -> StepCost | None:
     """Run forward and backward on the first images of the training split, and leave no trace.

@@ -40,6 +40,7 @@ from lora_detr.records.run_directory import DATA_REPORT, RunDirectory, next_run,
 from lora_detr.records.tensorboard import require_tensorboard
 from lora_detr.runs.data_change import compare_data, refuse_other_data
 from lora_detr.runs.ending import Finished, run_to_completion
+from lora_detr.runs.rehearsal import estimate
 from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
 from lora_detr.runs.summary import summary_lines
@@ -119,7 +120,9 @@ def _start(
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display, criterion)
         with report_out_of_memory():
-            lines = summary_lines(trainer, resolved.preset, directory.path, initialised, measure=dry_run)
+            cost = estimate(trainer, measure=dry_run)
+            lines = summary_lines(trainer, resolved.preset, directory.path, initialised, cost)
+        trainer.pace.expected = None if cost is None else cost.seconds
         for line in lines:
             display.line(line)
         if dry_run:

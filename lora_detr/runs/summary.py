@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
 from lora_detr.errors import counted, printable
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
+from lora_detr.processes.threads import describe_threads
 from lora_detr.recipe.loaders import Splits
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.runs.rehearsal import WORTHWHILE_STEPS, StepCost, rehearse
+from lora_detr.runs.rehearsal import StepCost
 from lora_detr.training.trainer import Trainer
 
 FROM_SCRATCH = "from scratch"
 
 
 def summary_lines(
-    trainer: Trainer, preset: str, output: Path, initialised: Initialised | None = None, *, measure: bool = False
+    trainer: Trainer, preset: str, output: Path, initialised: Initialised | None, cost: StepCost | None
 ) -> list[str]:
     """Return detector, branches, parameters, data, schedule, time and devices, a line or a few each.
 
@@ -28,7 +31,7 @@ def summary_lines(
         preset: name of the configuration.
         output: run directory.
         initialised: what was taken from ``--weights``.
-        measure: estimate time and memory however short the run is, and memory for its largest images.
+        cost: of a step, if it was measured.
     """
     config, world = trainer.config, trainer.world
     everything = sum(p.numel() for p in trainer.model.parameters())
@@ -36,7 +39,6 @@ def summary_lines(
     groups = sum(p.numel() for p in trainer.model.detector.query_groups.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     backbone = config.model.backbone
-    cost = rehearse(trainer, largest=measure) if measure or trainer.plan.total_steps >= WORTHWHILE_STEPS else None
     return [
         f"preset      {preset}",
         f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
@@ -57,7 +59,8 @@ def summary_lines(
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
         *_cost_lines(trainer, cost),
-        f"device      {world.device}, {counted(world.size, 'process', 'processes')}",
+        f"device      {world.device}, {counted(world.size, 'process', 'processes')}"
+        + (f", {describe_threads(torch.get_num_threads())}" if world.device.type == "cpu" else ""),
         f"output      {output}",
     ]
 

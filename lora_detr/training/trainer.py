@@ -45,6 +45,7 @@ from lora_detr.training.diagnostics import diagnose
 from lora_detr.training.freezing import freeze, train_unfrozen
 from lora_detr.training.nonfinite import NonFiniteLossError, keep_step
 from lora_detr.training.optim import build_optimizer, rate_factor, set_rates
+from lora_detr.training.pace import Pace
 from lora_detr.training.plan import Plan
 from lora_detr.training.recompute import recompute
 from lora_detr.training.run_log import RunLog
@@ -83,6 +84,7 @@ class Trainer:
     display: Display
     log: RunLog | None
     unreadable: UnreadableImages
+    pace: Pace
     # Training state; all of it is in a checkpoint.
     step: int
     means: RunningMean
@@ -121,7 +123,7 @@ class Trainer:
         self.plan = Plan(steps, config.train.epochs, config.train.max_steps, batch)
         self.step, self.best, self.saved, self.kept = 0, -math.inf, None, set()
         self.best_step, self.log = None, None
-        self.unreadable = UnreadableImages(display)
+        self.unreadable, self.pace = UnreadableImages(display), Pace()
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -381,6 +383,8 @@ class Trainer:
         )
 
     def _log_step(self, epoch: int, result: StepResult) -> None:
+        if slow := self.pace.add(result.seconds):
+            self.display.line(slow)
         due = self.step % self.config.train.log_every == 0 or self.step in (1, self.plan.total_steps)
         if self.log is not None and (due or result.skipped):
             self.log.step(self.step, epoch, result, [group["lr"] for group in self.optimizer.param_groups])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun
@@ -15,7 +16,7 @@ from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.data.synthetic import sets
 from lora_detr.deploy import strip as strip_module
 from lora_detr.errors import OutputError
-from tests.cli.conftest import Command, Ended, assert_told, run_process
+from tests.cli.conftest import Command, Ended, assert_told, commands_in, run_process
 from tests.cli.test_help import COMMANDS, command_of
 from tests.small_runs import SMALL, read_lines
 
@@ -32,11 +33,13 @@ TAKE_DATA = {
 
 @pytest.fixture(scope="module")
 def pipeline(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended]]:
-    """The folder in which the three commands ran one after the other, each in a process of its own."""
+    """The folder in which the three commands ran one after the other, the first in a process of its own."""
     folder = tmp_path_factory.mktemp("pipeline")
     train = ("train", "--preset", SMALL, "--data", shapes_tiny, "--aux", 3, *FEW, "--output-dir", "run")
-    lines = (train, ("eval", "run", "--workers", 0), ("strip", "run", "--inputs", 2))
-    return folder, [run_process(*line, folder=folder) for line in lines]
+    ended = [run_process(*train, folder=folder)]
+    with commands_in(folder) as loradetr:
+        ended += [loradetr("eval", "run", "--workers", 0), loradetr("strip", "run", "--inputs", 2)]
+    return folder, ended
 
 
 def test_the_three_commands_run_one_after_the_other(pipeline: tuple[Path, list[Ended]]) -> None:
@@ -46,6 +49,8 @@ def test_the_three_commands_run_one_after_the_other(pipeline: tuple[Path, list[E
         *("checkpoints", "eval", "config.yaml", "command.txt", "log.txt", "metrics.jsonl", "results.csv", "exit.json"),
         *("stripped.safetensors", "strip_report.json"),
     }
+    with Image.open(folder / "run" / "results.png") as picture:
+        assert picture.size == (1620, 960)
     assert not list(folder.rglob(".tmp-*")) + list(folder.rglob(".strip-*"))
     assert [entry.name for entry in folder.iterdir()] == ["run"]
     for command in ended:

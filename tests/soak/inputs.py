@@ -226,6 +226,6 @@ def _change_image(data: bytes, draw: random.Random) -> bytes:
 
 
 PARTS = (
-    Part("mutated-json", 2000, 40, mutated_json, "changed annotations, settings, states: used, or refused by name"),
-    Part("mutated-images", 1000, 30, mutated_images, "changed images: decoded, or refused by path and image id"),
+    Part("mutated-json", 2000, 16, mutated_json, "changed annotations, settings, states: used, or refused by name"),
+    Part("mutated-images", 1000, 16, mutated_images, "changed images: decoded, or refused by path and image id"),
 )

@@ -166,6 +166,7 @@ def test_denoising_queries_are_counted() -> None:
     assert many.workload.flops > few.workload.flops
 
 
+@pytest.mark.slow
 def test_the_published_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zhu et al. (2021), Table 1: 40 M parameters, 173 GFLOPs (multiply-adds); their networks are 1024 wide."""
 

@@ -121,6 +121,7 @@ def test_leaves_have_no_history() -> None:
     assert not found[1].requires_grad
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     found = megabytes_alone(steps.__file__, [*Inputs((128, 128), 2, 3).options(), "--alone", SYSTEM])
     assert found is None or found > 5  # the pixels of one layer's maps alone take as much

@@ -380,6 +380,7 @@ def test_a_full_disk_leaves_nothing_behind(small_run: Path, place: Path) -> None
     assert [path.name for path in place.iterdir()] == ["official.pth"]
 
 
+@pytest.mark.slow
 def test_a_file_of_full_size_goes_there_and_back(place: Path) -> None:
     content = json.loads((store.folder() / "state_keys" / "deformable_300.json").read_text(encoding="utf-8"))
     tensors = {key: torch.randn(shape).to(getattr(torch, dtype)) for key, shape, dtype in content["keys"]}
@@ -391,7 +392,14 @@ def test_a_file_of_full_size_goes_there_and_back(place: Path) -> None:
     assert_same_file(place / "official.pth", place / "back.pth")
 
 
-@pytest.mark.parametrize("preset", ["deformable-tiny", "deformable-tiny-ffn3", "deformable-pp-tiny-lora3"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "deformable-pp-tiny-lora3",
+        pytest.param("deformable-tiny", marks=pytest.mark.slow),
+        pytest.param("deformable-tiny-ffn3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_of_a_tiny_preset_names_the_preset_to_give(preset: str, place: Path) -> None:
     small = [setting for setting in small_runs.REDUCED if not setting.startswith(("model.backbone", "model.num"))]
     config = load_config(RunConfig, preset=preset, overrides=small).config

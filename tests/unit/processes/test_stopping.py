@@ -46,7 +46,13 @@ def outcome(directory: Path) -> tuple[object, ...]:
     return last.name, losses, read_lines(directory / "log.txt"), kept, bits
 
 
-@pytest.mark.parametrize("step", range(1, 13))
+# Inside an epoch, at its last step but one, at its end, and at the end of the run; the others are slow.
+QUICK = (3, 5, 6, 12)
+
+
+@pytest.mark.parametrize(
+    "step", [step if step in QUICK else pytest.param(step, marks=pytest.mark.slow) for step in range(1, 13)]
+)
 def test_stopped_after_any_step_and_resumed_r2_p02(
     step: int, small_run: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:

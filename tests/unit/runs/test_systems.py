@@ -94,7 +94,13 @@ def images() -> list[Images]:
     return [alone, Images(pixels, padding, torch.tensor([[97, 64], [97, 33]]))]
 
 
-@per_system
+@pytest.mark.parametrize(
+    "system",
+    [
+        *("relation-lora3", "ms-detr", "hybrid and dac"),
+        *(pytest.param(system, marks=pytest.mark.slow) for system in ("deformable-pp", "relation", "ffn3", "hybrid")),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_r2(
     system: str, run_of: Runs, shapes_tiny: Path, tmp_path: Path
 ) -> None:

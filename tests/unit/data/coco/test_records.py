@@ -57,6 +57,7 @@ def test_a_part_holds_the_same_records(table: ImageTable, indices: list[int]) ->
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell private memory")
+@pytest.mark.slow
 def test_a_process_that_reads_images_makes_no_copy_of_the_annotations(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.data.coco.private_memory", str(tmp_path)]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
