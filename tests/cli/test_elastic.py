@@ -105,6 +105,7 @@ def test_a_run_goes_on_by_itself(lose: object, nodes: Nodes, losses: list[str], 
     assert all(is_gone(agent.pid) for agent in nodes.agents)
 
 
+@pytest.mark.slow
 def test_a_restart_that_could_not_go_on_is_refused_at_the_start(shapes_tiny: Path, tmp_path: Path) -> None:
     """With a store that all starts share, or without a named folder; nothing has been trained or written."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost", "--max-restarts=1"]

@@ -24,7 +24,7 @@ def photos(loradetr: Command, shapes_tiny: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8:strict", marks=pytest.mark.slow)])
 def test_predict_does_all_images_whatever_their_names(encoding: str, small_run: Path, photos: Path) -> None:
     ended = run_process("predict", small_run, photos, "--score", 0.99, folder=Path.cwd(), PYTHONIOENCODING=encoding)
     assert ended.code == 0, ended.err

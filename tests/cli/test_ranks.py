@@ -39,6 +39,7 @@ def test_an_interface_that_is_missing_ends_with_7_and_no_traceback_p09(shapes_ti
     assert "error[P09]: no network interface leads to the other processes (GLOO_SOCKET_IFNAME is nosuch0)" in err
 
 
+@pytest.mark.slow
 def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path, tmp_path: Path) -> None:
     found = []
     for name, options in (("one", ("--device", "cpu")), ("two", TWO)):
@@ -76,6 +77,7 @@ def test_sigterm_saves_once_and_everybody_goes_p02_p03_p05(
     ]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_by_name_p06(shapes_tiny: Path, tmp_path: Path) -> None:
     process = train(shapes_tiny, tmp_path / "run")
     wait_for_steps(tmp_path / "run", 1)
@@ -101,7 +103,8 @@ def test_a_rank_that_hangs_is_named_and_killed_p07(shapes_tiny: Path, tmp_path: 
     assert is_gone(process.pid)
 
 
-@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
 def test_a_users_mistake_is_told_once_whoever_meets_it_first(late: int, shapes_tiny: Path, tmp_path: Path) -> None:
     code = f"import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '{late}'))\n"
     (tmp_path / "sitecustomize.py").write_text(code)  # Python runs it before anything else
@@ -142,6 +145,7 @@ def test_processes_that_read_images_outlive_a_signal_to_the_group_p03(shapes_tin
     assert json.loads((run / "exit.json").read_text())["last_checkpoint"]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused_c08(reference: Path) -> None:
     code, _, err = end(start("train", "--resume", reference, "--epochs", 3, "--device", "cpu"))
     assert (code, "the run was on 2 processes, this is on 1" in err) == (2, True), err

@@ -73,6 +73,7 @@ def test_each_system_and_seed_is_measured_in_a_process_of_its_own(
     assert {data for _, _, data in asked} == {tmp_path.resolve()}
 
 
+@pytest.mark.slow
 def test_a_system_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = given(tmp_path / "none", threads=1, seconds=1.0)
     with pytest.raises(SystemExit, match="deformable-tiny, seed 3: failed with exit code"):

@@ -111,6 +111,7 @@ def test_no_room_for_the_report_does_not_hide_the_error(
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_all_processes_stop_in_the_same_step_n06(shapes_tiny: Path, tmp_path: Path) -> None:
     """One of two processes has a NaN. The other one neither waits for it nor updates, and both are in the report."""
     run = tmp_path / "run"

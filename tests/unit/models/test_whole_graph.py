@@ -66,7 +66,7 @@ def test_a_training_pass_with_branches_is_traced_without_a_break(preset: str) ->
     [
         ("deformable-tiny", torch.uint8),
         pytest.param("deformable-tiny", torch.float32, marks=pytest.mark.slow),
-        ("relation-tiny", torch.uint8),
+        pytest.param("relation-tiny", torch.uint8, marks=pytest.mark.slow),
     ],
 )
 def test_inference_is_exported_whole_and_gives_the_same_bits(preset: str, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from lora_detr.errors import WorkerError
 from lora_detr.processes.faults import report_out_of_memory
 from lora_detr.processes.world import World
 from lora_detr.records.run_directory import RunDirectory
-from lora_detr.runs import summary
+from lora_detr.runs import rehearsal
 from lora_detr.runs.rehearsal import PAGES, StepCost, duration, rehearse
 from lora_detr.structures import Batch, Images
 from lora_detr.training.seeding import rng_state
@@ -106,7 +106,7 @@ def test_the_text_names_what_holds_memory() -> None:
 def test_a_run_with_an_estimate_equals_one_without(
     small_run: Path, shapes_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary, "WORTHWHILE_STEPS", 1)
+    monkeypatch.setattr(rehearsal, "WORTHWHILE_STEPS", 1)
     shown = Lines()
     directory = small_runs.train(shapes_tiny, tmp_path / "run", "train.max_steps=3", display=shown).directory
     assert any(line.startswith("time        about ") for line in shown.lines)
@@ -126,7 +126,7 @@ def test_too_little_memory_is_named_before_the_run_starts_p19(
         raise error
 
     monkeypatch.setattr("lora_detr.runs.rehearsal._pass", fail)
-    monkeypatch.setattr(summary, "WORTHWHILE_STEPS", 1)
+    monkeypatch.setattr(rehearsal, "WORTHWHILE_STEPS", 1)
     with pytest.raises(WorkerError, match="out of memory") as caught:
         small_runs.train(shapes_tiny, tmp_path / "run")
     assert (caught.value.exit_code, caught.value.code) == (7, "P19")

@@ -39,6 +39,7 @@ def study(tmp_path: Path) -> CostStudy:
     return CostStudy(info, "paper", tuple(info.table.at("paper")), Inputs((64, 64), 2, 3), rounds=2)
 
 
+@pytest.mark.slow
 def test_steps_are_timed_in_turn_and_memory_is_taken_in_processes_of_their_own(study: CostStudy) -> None:
     lines: list[str] = []
     none, three = measure(study, lines.append)
