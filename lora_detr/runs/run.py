@@ -129,7 +129,8 @@ def _start(
             return Finished(directory.path, None)
         if world.is_main:
             directory.prepare_for(trainer.checkpoint_bytes)
-            # A run that was killed before its first checkpoint has left lines here.
+            # A run that was killed before its first checkpoint has left lines here, and perhaps a part of that one.
+            clean_stale(directory.checkpoints)
             repair(directory, step=0, report=display.line)
             directory.write_text(RUN_SETTINGS, dump_config(config, resolved.loaded.origin))
             directory.add_command()

@@ -241,8 +241,10 @@ def test_killed_before_its_first_checkpoint_it_starts_anew(shapes_tiny: Path, tm
     again(shapes_tiny, output, "train.max_steps=1")
     for path in (output / "checkpoints").iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (output / "checkpoints" / ".tmp-1-0").mkdir()  # what was written of it
     again(shapes_tiny, output, "train.max_steps=2")
     assert [line["step"] for line in read_lines(output / "metrics.jsonl")] == [1, 2]
+    assert not list((output / "checkpoints").glob(".tmp-*"))
 
 
 def test_a_broken_checkpoint_is_no_reason_to_start_anew_c10(shapes_tiny: Path, tmp_path: Path) -> None:

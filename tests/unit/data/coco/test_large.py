@@ -19,10 +19,9 @@ def test_a_hundred_thousand_annotations_s04(tmp_path: Path, outlines: bool) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("outlines", [False, True], ids=["boxes", "outlines"])
-def test_a_million_annotations_s04(tmp_path: Path, outlines: bool) -> None:
+def test_a_million_annotations_s04(tmp_path: Path) -> None:
     path = tmp_path / "many.json"
-    annotations.write_annotations(path, 1_000_000, outlines=outlines)
+    annotations.write_annotations(path, 1_000_000, outlines=False)
     cost = annotations.measure(path, 1_000_000)
-    assert cost.worked < (60 if outlines else 30)  # a third of it on a machine that does nothing else
+    assert cost.worked < 30  # a third of it on a machine that does nothing else
     assert cost.after - cost.before < 7e8  # the process may have had more in the tests before
