@@ -499,7 +499,7 @@ class TestMissingFiles:
             ("photo 1.png", "photo%201.png"),
             ("photo.png", "photo.jpg"),
             ("photo.png", "images/photo.png"),
-            ("caf\u00e9.png", "cafe\u0301.png"),
+            ("na\u00efve.png", "nai\u0308ve.png"),
             ("photo.png", " photo.png"),
         ],
     )
