@@ -33,12 +33,14 @@ def choose_waiting() -> None:
 
 def others_are_busy() -> bool:
     """Return whether at least one other program computes now; false where the system does not tell."""
-    running = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for _ in range(_LOOKS):
-            running.append(int(LOAD.read_text().split()[3].split("/")[0]) - 1)  # without this process
-            time.sleep(_PAUSE)
-    return bool(running) and min(running) >= 1
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(_PAUSE)  # an idle machine is known at the first look, without a wait
+            if int(LOAD.read_text().split()[3].split("/")[0]) <= 1:  # this process alone
+                return False
+        return True
+    return False
 
 
 def describe_threads(count: int) -> str:
