@@ -225,14 +225,13 @@ class CocoEvaluator:
         ]
         found = [
             {
-                "image_id": int(place),
-                "category_id": ranks[split.categories.ids[int(label)]],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-                "area": (x2 - x1) * (y2 - y1),
+                **entry,
+                "image_id": self._places[entry["image_id"]],
+                "category_id": ranks[entry["category_id"]],
+                "area": entry["bbox"][2] * entry["bbox"][3],
                 "iscrowd": 0,
             }
-            for place, _, label, score, x1, y1, x2, y2 in self.rows().tolist()
+            for entry in self.predictions()
         ]
         shared = {
             "images": images,
