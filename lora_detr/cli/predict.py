@@ -19,7 +19,7 @@ from lora_detr.cli.choices import checkpoint_option, device_option, nms_option, 
 from lora_detr.cli.console import console
 from lora_detr.cli.image_plan import DOCUMENT, PlannedImage, find_images, plan
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import DataError, printable
+from lora_detr.errors import DataError, counted, printable
 from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def predict(
     if as_json:
         sys.stdout.write(text)
     else:
-        pictures = "" if no_draw or not done else f" and {_counted(len(done), 'picture')}"
+        pictures = "" if no_draw or not done else f" and {counted(len(done), 'picture')}"
         out.print(f"wrote {output / DOCUMENT}{pictures}", soft_wrap=True)
     if faults:
         raise _all_of(faults, len(done))
@@ -168,9 +168,5 @@ def _all_of(faults: Sequence[DataError], done: int) -> DataError:
     """Return one error that names every image that could not be read."""
     first, *others = faults
     lines = [first.message, *(f"error[{fault.code}]: {fault.message}" for fault in others)]
-    rest = f"{_counted(done, 'other image')} {'is' if done == 1 else 'are'} done" if done else "no image is done"
+    rest = f"{counted(done, 'other image')} {'is' if done == 1 else 'are'} done" if done else "no image is done"
     return DataError("\n".join(lines), f"{rest}; replace or remove what cannot be read", code=first.code)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"

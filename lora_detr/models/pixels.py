@@ -17,7 +17,7 @@ _Deviation = Annotated[float, Field(ge=1e-6, le=100_000)]
 Mean: TypeAlias = tuple[_Mean, _Mean, _Mean]
 """Of red, green and blue, for pixels in [0, 1]."""
 Std: TypeAlias = tuple[_Deviation, _Deviation, _Deviation]
-"""Standard deviation, likewise."""
+"""Standard deviation of each channel."""
 
 
 class PixelNormalisation(nn.Module):

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from lora_detr.atomic_files import prepare_directory, write_file
+from lora_detr.errors import counted
 from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.experiments.cost.memory import megabytes_alone, rise
 from lora_detr.experiments.cost.synthetic_workload import Inputs, SyntheticTraining, without_weights
@@ -198,19 +199,15 @@ def cost_as_markdown(study: CostStudy, costs: Sequence[RowCost], command: str, f
         "",
         f"**Not comparable with the published minutes:** steps on made-up images{small}, not epochs of COCO on 8 A100.",
         "",
-        f"Measured by `{command}`: {_counted(study.inputs.batch, 'image')} of {height}x{width}, "
+        f"Measured by `{command}`: {counted(study.inputs.batch, 'image')} of {height}x{width}, "
         f"{study.rounds} rounds of all rows",
         f"in turn in one process, {COCO_CLASSES} classes. Ratios are to the first row, which takes",
         f"{first.seconds:.2f} s{memory} per step on {facts['gpu'] or 'a CPU'}, "
-        f"{_counted(torch.get_num_threads(), 'thread')}, attention by {facts['attention']}.",
+        f"{counted(torch.get_num_threads(), 'thread')}, attention by {facts['attention']}.",
         "",
         *markdown_table(head, cells),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def cost_as_csv(study: CostStudy, costs: Sequence[RowCost]) -> str:
