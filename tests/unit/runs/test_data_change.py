@@ -17,6 +17,7 @@ from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.runs import run
 from tests import small_runs
 from tests.small_runs import Lines, read_lines
+from tests.unit.data.coco.coco_files import rotate_names
 
 
 @pytest.fixture
@@ -32,12 +33,6 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-
-
-def rotate_names(content: dict[str, Any]) -> None:
-    names = [row["name"] for row in content["categories"]]
-    for row, name in zip(content["categories"], names[1:] + names[:1], strict=True):
-        row["name"] = name
 
 
 def replace_boxes(content: dict[str, Any]) -> None:

@@ -24,13 +24,7 @@ from lora_detr.data.coco.fingerprint import (
 from lora_detr.data.coco.layout import DataPaths
 from lora_detr.data.coco.records import make_table
 from lora_detr.data.coco.split import CocoSplit
-from tests.unit.data.coco.coco_files import content, load, write, write_images
-
-
-def rotate_names(value: dict[str, Any]) -> None:
-    names = [row["name"] for row in value["categories"]]
-    for row, name in zip(value["categories"], names[1:] + names[:1], strict=True):
-        row["name"] = name
+from tests.unit.data.coco.coco_files import content, load, rotate_names, write, write_images
 
 
 def replace_boxes(value: dict[str, Any]) -> None:
