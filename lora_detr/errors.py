@@ -115,6 +115,12 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def listed(names: Iterable[object], shown: int = 5) -> str:
+    """Return the first names, each made printable, with commas between, and dots where there are more."""
+    texts = [printable(name) for name in names]
+    return ", ".join(texts[:shown]) + (", ..." if len(texts) > shown else "")
+
+
 def is_address(path: PathLike[str]) -> bool:
     """Return whether what was given as a path is an address (``https://...``; a path keeps one slash)."""
     return re.match(r"(?:https?|s3|gs|ftp):/", fspath(path)) is not None

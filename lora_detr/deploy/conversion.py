@@ -30,7 +30,7 @@ from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.config.dump import as_tree, diff_configs, dump_config
 from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.categories import CategoryMap
-from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError
+from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, listed
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig
 from lora_detr.recipe.deployment import DeploymentConfig
@@ -223,8 +223,7 @@ def _named(weights: Mapping[str, Tensor], model: DetectorConfig, source: Path) -
         named[official] = tensor
     if unnamed:
         raise CheckpointError(
-            f"{source}: {len(unnamed)} of {len(weights)} tensors have no official name: {', '.join(unnamed[:SHOWN])}"
-            + (", ..." if len(unnamed) > SHOWN else ""),
+            f"{source}: {len(unnamed)} of {len(weights)} tensors have no official name: {listed(unnamed, SHOWN)}",
             "only what the authors' code has can be written as its checkpoint",
             code="K08",
         )

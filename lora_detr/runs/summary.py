@@ -8,7 +8,7 @@ import torch
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
-from lora_detr.errors import counted, printable
+from lora_detr.errors import counted, listed
 from lora_detr.models import RelationDetrConfig
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
@@ -145,7 +145,7 @@ def _data_lines(splits: Splits) -> list[str]:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
         lines.append(f"val         none: {splits.missing} not found; training continues without evaluation")
-    lines.append(f"classes     {splits.categories.num_classes}: {_names(splits)}")
+    lines.append(f"classes     {splits.categories.num_classes}: {listed(splits.categories.names_by_id.values(), 8)}")
     return lines
 
 
@@ -160,8 +160,3 @@ def _crowded_lines(splits: Splits, queries: int) -> list[str]:
         f"(at most {crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
         "--set model.num_queries=N raises them"
     ]
-
-
-def _names(splits: Splits) -> str:
-    names = list(splits.categories.names_by_id.values())
-    return ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.errors import counted, printable
+from lora_detr.errors import counted, listed
 
 Boxes = NDArray[np.float64]
 
@@ -162,5 +162,4 @@ def split_doubts(
 
 
 def _classes(names: Sequence[str]) -> str:
-    listed = ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
-    return f"{counted(len(names), 'class', 'classes')} ({listed})"
+    return f"{counted(len(names), 'class', 'classes')} ({listed(names)})"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_detr.data.coco.plausibility import BOX_REMEDY
-from lora_detr.errors import DataError, counted, printable
+from lora_detr.errors import DataError, counted, listed, printable
 
 SHOWN_PROBLEMS = 20
 """Problems written out in the message; all of them are in ``AnnotationError.problems``."""
@@ -26,7 +26,6 @@ _REMEDIES = {
 }
 
 
-SHOWN_NAMES = 5
 """Names of files that a line lists."""
 
 BOX = ("box", "boxes")
@@ -213,7 +212,7 @@ class DataReport:
             (
                 len(self.missing_files),
                 ("missing image file", ""),
-                f": left out on request ({_listed(self.missing_files)})",
+                f": left out on request ({listed(self.missing_files)})",
             ),
             (self.other_separators, ("file name", ""), " with another separator than /, read as if it were /"),
             (self.unreadable, ("image", ""), " that cannot be read: others take their place in training"),
@@ -222,8 +221,3 @@ class DataReport:
         )
         doubts = [f"{self.box_doubt}; {BOX_REMEDY}"] if self.box_doubt else []
         return [*doubts, *(counted(count, *noun) + text for count, noun, text in counts if count)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first names, and dots for more."""
-    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
