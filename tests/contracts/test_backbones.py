@@ -229,7 +229,7 @@ def test_without_network(settings: dict[str, Any], monkeypatch: pytest.MonkeyPat
     assert settings["name"] in caught.value.remedy
 
 
-@pytest.mark.parametrize(("name", "package"), PACKAGED.items())
+@pytest.mark.parametrize(("name", "package"), [(name, package) for name, (package, _) in PACKAGED.items()])
 def test_packaged_weights(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"package {package} is not installed")

