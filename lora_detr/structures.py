@@ -10,7 +10,7 @@ All types are frozen; nothing here depends on whether a module is training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, Self, runtime_checkable
@@ -318,7 +318,11 @@ class Detector(Protocol):
 
     def ffn(self, layer: int) -> FeedForwardLike: ...
 
-    def predict(self, layer: int, hidden: Tensor, reference: Tensor) -> Prediction: ...
+    def class_layer(self, layer: int) -> nn.Linear: ...
+
+    def predict(
+        self, layer: int, hidden: Tensor, reference: Tensor, classes: Callable[[Tensor], Tensor] | None = None
+    ) -> Prediction: ...
 
     def __call__(self, images: Images, targets: Sequence[Target] | None = None) -> DetectorOutput: ...
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny
 
+from lora_detr.branches.classes import BranchClasses
 from lora_detr.branches.ffn import CrossFFNConfig, FFNBranch, FFNConfig
 from lora_detr.branches.lora import LoRABranch, LoRAConfig, share_first_draw
 from lora_detr.branches.sidecar import AuxiliaryBranches, BranchedDetector
@@ -22,6 +23,7 @@ BranchConfig = Annotated[
 __all__ = [
     "BRANCH_GROUP",
     "AuxiliaryBranches",
+    "BranchClasses",
     "BranchConfig",
     "BranchedDetector",
     "CrossFFNConfig",

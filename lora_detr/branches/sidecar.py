@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from lora_detr.branches.classes import BranchClasses
 from lora_detr.structures import Branch, BranchOutput, Detector, DetectorOutput, Images, Prediction, Target
 
 D = TypeVar("D", bound=nn.Module)
@@ -19,10 +20,12 @@ class AuxiliaryBranches(nn.Module):
 
     Args:
         branches: may be empty; ``forward`` then returns None.
+        classes: class layers in place of the primary's; None where they are shared.
     """
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, branches: Sequence[Branch], classes: BranchClasses | None = None) -> None:
         super().__init__()
+        self.classes = classes
         self.members = nn.ModuleList(cast(Sequence[nn.Module], branches))
         # Neighbours that are computed together: those of one kind, in runs that treat the reference alike.
         self.runs = [
@@ -60,12 +63,24 @@ class AuxiliaryBranches(nn.Module):
                 # With look forward twice the reference has a gradient to the heads of the layer before. Branches
                 # do not train those in the authors' code; that of MS-DETR does.
                 reference = layer.reference if follows else layer.reference.detach()
-                answers.append(detector.predict(i, hidden, reference))
+                answers.append(self._predict(i, hidden, reference, [j for same in kinds for j in same], detector))
                 parts.append(hidden)
             boxes, logits = _joined([one.boxes for one in answers]), _joined([one.logits for one in answers])
             predictions.append(Prediction(logits, boxes))
             hidden_states.append(_joined(parts))
         return BranchOutput(tuple(predictions), tuple(hidden_states))
+
+    def _predict(
+        self, layer: int, hidden: Tensor, reference: Tensor, members: Sequence[int], detector: Detector
+    ) -> Prediction:
+        own = self.classes
+        if own is None:
+            return detector.predict(layer, hidden, reference)
+
+        def classes(normed: Tensor) -> Tensor:
+            return cast(Tensor, own(layer, normed, members, detector.class_layer(layer)))
+
+        return detector.predict(layer, hidden, reference, classes)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

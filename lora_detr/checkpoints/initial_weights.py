@@ -19,11 +19,13 @@ from lora_detr.errors import CheckpointError
 from lora_detr.models import TwoStageDetector
 from lora_detr.recipe.run_config import RunConfig
 
+BRANCH_CLASSES = "branches.classes."
 # What has a row for every class.
 CLASS_HEADS = (
     "detector.heads.classes.",
     "detector.query_groups.hybrid.classes.",
     "detector.query_groups.denoising.labels.",
+    BRANCH_CLASSES,
 )
 BACKBONE = "detector.backbone."
 
@@ -139,6 +141,10 @@ def build_from_weights(
             code="K08",
         )
     model.load_state_dict({name: weights.tensors[name] for name in report.taken}, strict=False)
+    if model.branches.classes is not None and not any(name.startswith(BRANCH_CLASSES) for name in report.taken):
+        # As in a run that starts from nothing: copies of the primary's, which may have been taken just now.
+        detector = model.detector
+        model.branches.classes.copy_from([detector.class_layer(i) for i in range(detector.num_layers)])
     return model, report
 
 

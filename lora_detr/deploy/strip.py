@@ -200,6 +200,10 @@ def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
     detector = copy.deepcopy(opened.model.detector)
     last = detector.num_layers - 1
     member.merge_into(last, detector.ffn(last))
+    classes = opened.model.branches.classes
+    own = None if classes is None else classes.of(index, last)
+    if own is not None:
+        detector.class_layer(last).load_state_dict(own.state_dict())
     return detector
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lora_detr.branches import BranchedDetector
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.loader import collate
-from lora_detr.errors import CheckpointError, ConfigError, DataError
+from lora_detr.errors import CheckpointError, ConfigError, DataError, listed
 from lora_detr.json_value import JSON, read_json
-from lora_detr.losses.criterion import NonFiniteMatchError
+from lora_detr.losses.criterion import MIDDLE, NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes.world import World
@@ -107,8 +107,8 @@ class Replay:
 
     def lines(self) -> list[str]:
         """Return what was found, for a reader."""
-        named = ", ".join(self.weights[:5]) + (", ..." if len(self.weights) > 5 else "")
-        weights = f"{len(self.weights)} tensors are not finite: {named}" if self.weights else "all finite"
+        wrong = f"{len(self.weights)} tensors are not finite: {listed(self.weights)}"
+        weights = wrong if self.weights else "all finite"
         lines = [f"recorded: {self.message}", f"weights before the step: {weights}"]
         lines += [line for batch in self.batches for line in batch.lines()]
         return [*lines, "the fault came up again" if self.is_reproduced else "the fault did not come up again"]
@@ -171,7 +171,8 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
         world = World(0, 1, World.from_environment(device).device)
         build = partial(config.build_model, categories.num_classes, load_weights=False)
         model = build_exact(build, weights, file.with_name(WEIGHTS))
-        step = _Step(config, splits, model.to(world.device), world, int(report["epoch"]))
+        progress = float(report.get("progress", MIDDLE))  # absent in reports of older versions
+        step = _Step(config, splits, model.to(world.device), world, int(report["epoch"]), progress)
         ranks = report["ranks"]
         normaliser = config.loss.normalise(float(report["targets"]), len(ranks))
         batches = [found for rank in ranks for found in step.run(rank, normaliser)]
@@ -187,9 +188,15 @@ class _Step:
     """Computes the losses of one step again."""
 
     def __init__(
-        self, config: RunConfig, splits: Splits, model: BranchedDetector[TwoStageDetector], world: World, epoch: int
+        self,
+        config: RunConfig,
+        splits: Splits,
+        model: BranchedDetector[TwoStageDetector],
+        world: World,
+        epoch: int,
+        progress: float,
     ) -> None:
-        self.config, self.model, self.world, self.epoch = config, model, world, epoch
+        self.config, self.model, self.world, self.epoch, self.progress = config, model, world, epoch, progress
         self.criterion = config.build_criterion()
         self.dataset = train_loader(splits, config, world).dataset
         self.places = {splits.train.records[i].id: i for i in range(len(splits.train))}
@@ -218,7 +225,8 @@ class _Step:
             output, branches = forward(self.model, batch, self.config.train.precision)
         module = wrong[0] if wrong else None
         try:
-            report = self.criterion(output, branches, PaddedTargets.from_targets(batch.targets), normaliser)
+            targets = PaddedTargets.from_targets(batch.targets)
+            report = self.criterion(output, branches, targets, normaliser, progress=self.progress)
         except NonFiniteMatchError as error:
             return {}, error.where, module
         return {str(term.key): term.value for term in report.terms()}, None, module

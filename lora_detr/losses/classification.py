@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import best_pair_of_query
-from lora_detr.structures import Assignment
+from lora_detr.ops.boxes import corners, iou
+from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def class_targets(
     return ClassTargets(hard.view(shape), soft.view(shape))
 
 
-def focal_loss(logits: Tensor, hard: Tensor, focal_alpha: float, focal_gamma: float) -> Tensor:
+def focal_loss(
+    logits: Tensor, hard: Tensor, focal_alpha: float, focal_gamma: float, emphasis: Tensor | None = None
+) -> Tensor:
     """Return the sigmoid focal loss (Lin et al., 2017) of each group, summed: [G].
 
     Args:
@@ -76,15 +79,18 @@ def focal_loss(logits: Tensor, hard: Tensor, focal_alpha: float, focal_gamma: fl
         hard: [G, B, Q, K] of zeros and ones.
         focal_alpha: weight of positives; negatives have the rest.
         focal_gamma: exponent of the modulating factor, through which gradient flows.
+        emphasis: factor on the loss of each logit, [G, B, Q, K]; None for 1.
     """
     p = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, hard, reduction="none")
     miss = p + hard - 2 * p * hard  # 1 - p at positives, p at negatives
     balance = focal_alpha * hard + (1 - focal_alpha) * (1 - hard)
-    return (balance * entropy * miss**focal_gamma).flatten(1).sum(1)
+    return _summed(balance * entropy * miss**focal_gamma, emphasis)
 
 
-def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, factor: float) -> Tensor:
+def quality_loss(
+    logits: Tensor, targets: ClassTargets, negative_gamma: float, factor: float, emphasis: Tensor | None = None
+) -> Tensor:
     """Return the assignment-quality loss (LoRA-DETR Eq. 8) of each group, summed: [G].
 
     BCE against the quality, weighted 1 at hard positives and p^gamma elsewhere; no gradient through the weight.
@@ -94,14 +100,17 @@ def quality_loss(logits: Tensor, targets: ClassTargets, negative_gamma: float, f
         targets: hard and soft targets of the same shape.
         negative_gamma: gamma of Eq. 8.
         factor: multiplies positives and negatives alike (0.25 in the official code; absent from the paper).
+        emphasis: as in ``focal_loss``.
     """
     # As in the authors' code: here the weight only ranks negatives; in the focal loss it has a gradient.
     weight = (logits.detach().sigmoid() ** negative_gamma).masked_fill(targets.hard > 0, 1.0)
     entropy = F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none")
-    return factor * entropy.flatten(1).sum(1)
+    return factor * _summed(entropy, emphasis)
 
 
-def iou_aware_loss(logits: Tensor, targets: ClassTargets, focal_alpha: float, focal_gamma: float) -> Tensor:
+def iou_aware_loss(
+    logits: Tensor, targets: ClassTargets, focal_alpha: float, focal_gamma: float, emphasis: Tensor | None = None
+) -> Tensor:
     """Return the IoU-aware classification loss of Relation-DETR of each group, summed: [G].
 
     BCE against the quality, weighted by the quality itself at hard positives and by (1 - alpha) p^gamma elsewhere; no
@@ -112,7 +121,26 @@ def iou_aware_loss(logits: Tensor, targets: ClassTargets, focal_alpha: float, fo
         targets: hard and soft targets of the same shape.
         focal_alpha: negatives weigh 1 - alpha.
         focal_gamma: exponent of the weight of negatives.
+        emphasis: as in ``focal_loss``.
     """
     negative = (1 - focal_alpha) * logits.detach().sigmoid() ** focal_gamma
     weight = torch.where(targets.hard > 0, targets.soft, negative)
-    return F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none").flatten(1).sum(1)
+    return _summed(F.binary_cross_entropy_with_logits(logits, targets.soft, weight, reduction="none"), emphasis)
+
+
+def _summed(losses: Tensor, emphasis: Tensor | None) -> Tensor:
+    return (losses if emphasis is None else losses * emphasis).flatten(1).sum(1)
+
+
+@torch.no_grad()
+def class_overlap(prediction: Prediction, targets: PaddedTargets) -> Tensor:
+    """Return the largest IoU of each query with a target of each class, 0 where there is none: [G, B, Q, K].
+
+    Args:
+        prediction: logits [G, B, Q, K], of which only the shape is read; boxes [G, B, Q, 4].
+        targets: of the batch.
+    """
+    overlap = iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))  # [G, B, T, Q]
+    overlap = overlap.masked_fill(~targets.mask[None, :, :, None], 0.0).transpose(-1, -2)
+    classes = targets.labels[None, :, None].expand(overlap.shape)
+    return torch.zeros_like(prediction.logits, dtype=torch.float32).scatter_reduce(-1, classes, overlap, "amax")

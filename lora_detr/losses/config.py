@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,9 @@ from lora_detr.matchers import HungarianConfig, MatcherConfig, TopKConfig
 
 Classification = Literal["focal", "quality", "iou-aware"]
 """``focal``; ``quality``, the assignment-quality loss (Eq. 8); ``iou-aware``, that of Relation-DETR."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TermWeights(Strict):
@@ -54,6 +57,14 @@ class PrimaryLossConfig(Strict):
     """Weights of the terms."""
     matcher: HungarianConfig = HungarianConfig()
     """One-to-one matching."""
+    match_layers: Literal["each", "last"] = "each"
+    """Match every decoder layer by its own predictions, or give all layers the pairs of the last one."""
+    duplicate_weight: float = Field(0.0, ge=0)
+    """Further weight of the classification loss where a query without an object overlaps one of that class.
+
+    Its loss at that class is multiplied by 1 + this times the IoU: a second detection of an object counts for more than
+    background does.
+    """
 
 
 class BranchLossConfig(Strict):
@@ -78,22 +89,54 @@ class BranchLossConfig(Strict):
     """Share of the run, from its start, over which the weights rise linearly from 0."""
     fall: float = Field(0.0, ge=0, le=1)
     """Share of the run, to its end, over which the weights fall linearly to 0."""
+    shift: tuple[Share, Share] | None = None
+    """The branches' part of all weight at the start and the end of the run, such as [0.8, 0.1]; the primary path has
+    the rest. It changes linearly. At 0.5 both weigh what they weigh without ``shift``."""
+    class_layer: Literal["shared", "detached", "own", "each"] = "shared"
+    """Class layer of the branches. ``shared``: the primary's; ``detached``: the same, which branches do not train;
+    ``own``: one of their own for all branches; ``each``: one for each. Strip drops those of their own."""
+    class_from: Share = 0.0
+    """Share of the run before which branches have box losses only."""
+    second_best: tuple[Share, Share] | None = None
+    """Factors, at the start and the end of the run, on the soft class targets of all pairs of an object but its best.
+
+    With [1, 0.2] a branch ends nearly one to one. Not with the focal loss, which has no soft targets.
+    """
 
     @model_validator(mode="after")
     def _rises_before_it_falls(self) -> BranchLossConfig:
         if self.rise + self.fall > 1:
             raise ValueError(f"rise ({self.rise}) and fall ({self.fall}) are shares of one run: at most 1 together")
+        if self.second_best is not None and self.classification == "focal":
+            raise ValueError("second_best needs soft targets, which the classification loss `focal` has not")
         return self
 
     def share(self, progress: float) -> float:
-        """Return what the weights are multiplied by at a point of the run, beside ``factor``, in [0, 1].
+        """Return what the weights are multiplied by at a point of the run, beside ``factor``, in [0, 2].
 
         Args:
             progress: share of the run that is behind, in [0, 1].
         """
         rising = min(1.0, progress / self.rise) if self.rise else 1.0
         falling = min(1.0, (1 - progress) / self.fall) if self.fall else 1.0
-        return rising * falling
+        return rising * falling * 2 * _between(self.shift or (0.5, 0.5), progress)
+
+    def primary_share(self, progress: float) -> float:
+        """Return what the weights of the primary path are multiplied by at a point of the run, in [0, 2]."""
+        return 1.0 if self.shift is None else 2 * (1 - _between(self.shift, progress))
+
+    def weights_at(self, progress: float) -> TermWeights:
+        """Return the weights of the terms at a point of the run."""
+        return self.weights.model_copy(update={"classification": 0.0}) if progress < self.class_from else self.weights
+
+    def second_best_at(self, progress: float) -> float:
+        """Return the factor on the soft targets of all but the best pairs at a point of the run."""
+        return 1.0 if self.second_best is None else _between(self.second_best, progress)
+
+
+def _between(ends: tuple[float, float], progress: float) -> float:
+    start, end = ends
+    return start + (end - start) * progress
 
 
 class EncoderLossConfig(Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,6 +26,9 @@ from lora_detr.structures import (
     PaddedTargets,
     Prediction,
 )
+
+MIDDLE = 0.5
+"""Point of a run that is assumed where nobody knows it."""
 
 
 class NonFiniteMatchError(NumericalError):
@@ -53,6 +56,7 @@ class _Row:
         quality: soft target of a pair.
         repeats: how often each target is matched; the normaliser counts all of them.
         proposals: which proposals, classes and boxes count; None for queries that the decoder refines.
+        duplicate_weight: see ``Source``.
     """
 
     title: str
@@ -62,6 +66,7 @@ class _Row:
     quality: Literal["score", "iou"] = "iou"
     repeats: int = 1
     proposals: EncoderLossConfig | None = None
+    duplicate_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ class _Stack:
         copies: how often each target stands in ``known``.
         priority: see ``Criterion.match``.
         scale: factor on the weights.
+        weights: in place of those of the row.
+        second_best: see ``Source``.
+        layers: the one group of ``cost`` is matched, and its pairs hold for so many.
     """
 
     row: _Row
@@ -90,6 +98,9 @@ class _Stack:
     copies: int = 1
     priority: Tensor | None = None
     scale: float = 1.0
+    weights: TermWeights | None = None
+    second_best: float = 1.0
+    layers: int = 1
 
 
 class Criterion(nn.Module):
@@ -122,7 +133,13 @@ class Criterion(nn.Module):
         # A row for everything that is supervised. Query groups stand by their names, and proposals of a group as
         # ``NAME_encoder``.
         self.rows = {
-            "primary": _Row("primary path", primary.classification, primary.weights, primary.matcher.build()),
+            "primary": _Row(
+                "primary path",
+                primary.classification,
+                primary.weights,
+                primary.matcher.build(),
+                duplicate_weight=primary.duplicate_weight,
+            ),
             "branches": _Row(
                 "branches",
                 branch.classification,
@@ -159,10 +176,10 @@ class Criterion(nn.Module):
         targets: PaddedTargets,
         normaliser: Normaliser,
         priority: Tensor | None = None,
-        branch_share: float = 1.0,
+        progress: float = MIDDLE,
     ) -> LossReport:
         """Compute all losses: ``match``, then ``losses``."""
-        return self.losses(self.match(output, branches, targets, normaliser, priority, branch_share), targets)
+        return self.losses(self.match(output, branches, targets, normaliser, priority, progress), targets)
 
     def match(
         self,
@@ -171,7 +188,7 @@ class Criterion(nn.Module):
         targets: PaddedTargets,
         normaliser: Normaliser,
         priority: Tensor | None = None,
-        branch_share: float = 1.0,
+        progress: float = MIDDLE,
     ) -> list[Source]:
         """Match everything that is supervised.
 
@@ -181,7 +198,7 @@ class Criterion(nn.Module):
             targets: of the batch.
             normaliser: what losses are divided by (``CriterionConfig.normalise``).
             priority: float [N * L, B, Q] in place of the random draw that caps one-to-many candidates.
-            branch_share: factor on the weights of the branches at this point of the run (``BranchLossConfig.share``).
+            progress: share of the run that is behind, in [0, 1], for settings that change over it.
 
         Returns:
             The primary path first, then the branches, if there are any, the encoder, and query groups.
@@ -189,7 +206,9 @@ class Criterion(nn.Module):
         Raises:
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
-        stacks = [self._queries("primary", [layer.prediction for layer in output.layers], targets)]
+        branch = self.config.branch
+        primary = self._queries("primary", [layer.prediction for layer in output.layers], targets, progress)
+        stacks = [replace(primary, scale=branch.primary_share(progress))]
         if branches is not None:
             stacks.append(
                 _Stack(
@@ -198,13 +217,15 @@ class Criterion(nn.Module):
                     _flatten_branches(branches),
                     targets.labels,
                     priority=priority,
-                    scale=self.branch_scale * branch_share,
+                    scale=self.branch_scale * branch.share(progress),
+                    weights=branch.weights_at(progress),
+                    second_best=branch.second_best_at(progress),
                 )
             )
-        stacks += self._proposals("encoder", output.encoder, targets)
+        stacks += self._proposals("encoder", output.encoder, targets, progress)
         for group in output.groups:
-            stacks.append(self._queries(group.name, group.layers, targets, group.pairs, group.copies))
-            stacks += self._proposals(f"{group.name}_encoder", group.encoder, targets)
+            stacks.append(self._queries(group.name, group.layers, targets, progress, group.pairs, group.copies))
+            stacks += self._proposals(f"{group.name}_encoder", group.encoder, targets, progress)
 
         matched = _solve(stacks, targets)
         sources = []
@@ -224,16 +245,18 @@ class Criterion(nn.Module):
                     row.classification,
                     quality=row.quality,
                     one_to_one=one_to_one,
-                    weights=row.weights,
+                    weights=stack.weights or row.weights,
                     normaliser=normaliser.of(row.repeats) * stack.copies,
                     scale=stack.scale,
+                    second_best=stack.second_best,
+                    duplicate_weight=row.duplicate_weight,
                 )
             )
         return sources
 
     def losses(self, sources: Sequence[Source], targets: PaddedTargets) -> LossReport:
         """Return the losses of what ``match`` gave."""
-        values = all_terms(sources, targets.boxes, self.config.constants)
+        values = all_terms(sources, targets, self.config.constants)
         values = values / values.new_tensor([source.normaliser for source in sources for _ in source.keys])
         weights = tuple(weight for source in sources for weight in source.term_weights())
         weighted = values * values.new_tensor(weights)
@@ -245,6 +268,7 @@ class Criterion(nn.Module):
         name: str,
         layers: Sequence[Prediction],
         targets: PaddedTargets,
+        progress: float,
         known: Assignment | None = None,
         copies: int = 1,
     ) -> _Stack:
@@ -252,12 +276,18 @@ class Criterion(nn.Module):
         row, prediction = self.rows[name], stacked(layers)
         keys = source_keys([(name, layer) for layer in range(self.num_layers)])
         if known is not None:
-            shape = (self.num_layers, -1, -1, -1)
-            known = Assignment(known.query.expand(shape), known.score.expand(shape), known.mask.expand(shape))
-        cost = row.matcher.cost(prediction, targets) if isinstance(row.matcher, Hungarian) else None
-        return _Stack(row, keys, prediction, targets.labels, cost, known, copies)
+            known = _repeated(known, self.num_layers)
+        cost, repeated = None, 1
+        if isinstance(row.matcher, Hungarian):
+            matched_by = prediction
+            if name == "primary" and self.config.primary.match_layers == "last":
+                matched_by, repeated = stacked(layers[-1:]), self.num_layers
+            cost = row.matcher.cost(matched_by, targets, progress)
+        return _Stack(row, keys, prediction, targets.labels, cost, known, copies, layers=repeated)
 
-    def _proposals(self, name: str, encoder: EncoderOutput | None, targets: PaddedTargets) -> list[_Stack]:
+    def _proposals(
+        self, name: str, encoder: EncoderOutput | None, targets: PaddedTargets, progress: float
+    ) -> list[_Stack]:
         """Return the proposals that are supervised, all or those that became queries, as a stack of one group."""
         if encoder is None:
             return []
@@ -274,7 +304,8 @@ class Criterion(nn.Module):
         matched_by = anchors[None] if config.match_to == "anchors" else prediction.boxes
         labelled = targets.with_single_class() if config.classes == "foreground" else targets
         # A cost that reads no label takes the targets whose corners are computed already.
-        cost = matcher.cost(Prediction(prediction.logits, matched_by), labelled if matcher.class_cost else targets)
+        labels = labelled if matcher.reads_classes(progress) else targets
+        cost = matcher.cost(Prediction(prediction.logits, matched_by), labels, progress)
         return [_Stack(row, source_keys([(name, None)]), prediction, labelled.labels, cost)]
 
 
@@ -293,7 +324,16 @@ def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> dict[str, Assign
         where = row.title if row.proposals is not None else f"{row.title} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error
     known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
-    return known | {stack.row.title: pairs for (stack, _), pairs in zip(waiting, solved, strict=True)}
+    return known | {
+        stack.row.title: _repeated(pairs, stack.layers) if stack.layers > 1 else pairs
+        for (stack, _), pairs in zip(waiting, solved, strict=True)
+    }
+
+
+def _repeated(pairs: Assignment, layers: int) -> Assignment:
+    """Return pairs [1, B, T, k] for several layers, [layers, B, T, k]."""
+    shape = (layers, -1, -1, -1)
+    return Assignment(pairs.query.expand(shape), pairs.score.expand(shape), pairs.mask.expand(shape))
 
 
 def stacked(predictions: Sequence[Prediction]) -> Prediction:

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from lora_detr.config.base import Strict
 from lora_detr.errors import NumericalError
-from lora_detr.matchers.scores import matching_cost
+from lora_detr.matchers.scores import aligned_score, matching_cost, matching_score
 from lora_detr.ops.host import to_host
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
+
+Metric = Literal["cost", "aligned", "score"]
+
+SCORE_CLASS_WEIGHT = 0.3
+"""alpha of Eq. 7 where one-to-one pairs are compared by M: that of the branches."""
+
+# Where no query overlaps a target, all scores are equal. Small beside a difference of scores, not beside rounding.
+TIE_BREAK = 1e-5
 
 
 class NonFiniteCostError(NumericalError):
@@ -42,14 +50,41 @@ class Hungarian:
         l1_cost: weight of the L1 distance.
         giou_cost: weight of the negative GIoU.
         eps: added inside the logarithms of the class cost.
+        metric: what pairs are compared by (``HungarianConfig.metric``).
+        metric_from: share of the run before which it is the cost.
     """
 
-    def __init__(self, class_cost: float, l1_cost: float, giou_cost: float, eps: float) -> None:
+    def __init__(
+        self,
+        class_cost: float,
+        l1_cost: float,
+        giou_cost: float,
+        eps: float,
+        metric: Metric = "cost",
+        metric_from: float = 0.0,
+    ) -> None:
         self.class_cost, self.l1_cost, self.giou_cost, self.eps = class_cost, l1_cost, giou_cost, eps
+        self.metric, self.metric_from = metric, metric_from
 
-    def cost(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the cost of every pair, [G, B, T, Q]."""
-        return matching_cost(prediction, targets, self.class_cost, self.l1_cost, self.giou_cost, self.eps)
+    def reads_classes(self, progress: float) -> bool:
+        """Return whether labels and logits count at a point of the run."""
+        return bool(self.class_cost) or self.metric_at(progress) != "cost"
+
+    def metric_at(self, progress: float) -> Metric:
+        """Return what pairs are compared by at a point of the run."""
+        return "cost" if progress < self.metric_from else self.metric
+
+    def cost(self, prediction: Prediction, targets: PaddedTargets, progress: float = 1.0) -> Tensor:
+        """Return the cost of every pair, [G, B, T, Q], at a point of the run in [0, 1]."""
+        cost = matching_cost(prediction, targets, self.class_cost, self.l1_cost, self.giou_cost, self.eps)
+        metric = self.metric_at(progress)
+        if metric == "cost":
+            return cost
+        if metric == "aligned":
+            score = aligned_score(prediction, targets)
+        else:
+            score = matching_score(prediction, targets, cost.new_tensor([SCORE_CLASS_WEIGHT]))
+        return TIE_BREAK * cost - score
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Match a stack by itself. For several stacks of one step, ``solve_together`` needs only one host copy."""
@@ -119,7 +154,12 @@ class HungarianConfig(Strict):
     """Weight of the negative GIoU."""
     eps: float = Field(1e-8, gt=0)
     """Added inside the logarithms of the class cost."""
+    metric: Metric = "cost"
+    """What pairs are compared by. ``cost``: DETR's sum; ``aligned``: class probability times IoU^4, as one-to-many
+    matchers of YOLO rank pairs; ``score``: M of Eq. 7 with alpha 0.3, as the branches do. Of equal ones, ``cost``."""
+    metric_from: float = Field(0.0, ge=0, le=1)
+    """Share of the run before which ``cost`` is used."""
 
     def build(self) -> Hungarian:
         """Build the matcher."""
-        return Hungarian(self.class_cost, self.l1_cost, self.giou_cost, self.eps)
+        return Hungarian(self.class_cost, self.l1_cost, self.giou_cost, self.eps, self.metric, self.metric_from)

@@ -38,6 +38,21 @@ def matching_score(prediction: Prediction, targets: PaddedTargets, class_weight:
 
 
 @torch.no_grad()
+def aligned_score(prediction: Prediction, targets: PaddedTargets) -> Tensor:
+    """Return class probability times IoU^4 of every pair (task-aligned learning, with the exponents of DEIM), in [0, 1].
+
+    Args:
+        prediction: logits [G, B, Q, K]; boxes [G, B, Q, 4].
+        targets: T padded targets an image.
+
+    Returns:
+        float32 [G, B, T, Q].
+    """
+    probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
+    return probability * iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2)) ** 4
+
+
+@torch.no_grad()
 def matching_cost(
     prediction: Prediction,
     targets: PaddedTargets,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -75,9 +75,7 @@ class TwoStageDetector(nn.Module):
     @property
     def num_classes(self) -> int:
         """K, the width of the class heads."""
-        head = self.heads.classes[0]
-        assert isinstance(head, nn.Linear)
-        return head.out_features
+        return self.class_layer(0).out_features
 
     @property
     def num_layers(self) -> int:
@@ -94,9 +92,17 @@ class TwoStageDetector(nn.Module):
         assert isinstance(decoder_layer, DecoderLayer)
         return decoder_layer.ffn
 
-    def predict(self, layer: int, hidden: Tensor, reference: Tensor) -> Prediction:
-        """Apply the heads of a decoder layer; shapes as for ``Heads.predict``."""
-        return self.heads.predict(layer, hidden, reference)
+    def class_layer(self, layer: int) -> nn.Linear:
+        """Return the class layer of decoder layer ``layer``."""
+        found = self.heads.classes[layer]
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def predict(
+        self, layer: int, hidden: Tensor, reference: Tensor, classes: Callable[[Tensor], Tensor] | None = None
+    ) -> Prediction:
+        """Apply the heads of a decoder layer; arguments as for ``Heads.predict``."""
+        return self.heads.predict(layer, hidden, reference, classes)
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> DetectorOutput:
         """Detect objects in a padded batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,20 +78,24 @@ class Heads(nn.Module):
             self.classes[i] = copy.deepcopy(self.classes[0])
             self.boxes[i] = copy.deepcopy(self.boxes[0])
 
-    def predict(self, index: int, hidden: Tensor, reference: Tensor) -> Prediction:
+    def predict(
+        self, index: int, hidden: Tensor, reference: Tensor, classes: Callable[[Tensor], Tensor] | None = None
+    ) -> Prediction:
         """Apply the pair of decoder layer ``index`` to hidden states, refining a reference.
 
         Args:
             index: decoder layer.
             hidden: [..., Q, D]; leading axes, such as one of branches, are free.
             reference: [B, Q, 4], broadcast over leading axes; gradient flows to it unless the caller detached it.
+            classes: in place of the class layer of the pair.
 
         Returns:
             Prediction in float32, whatever the precision of ``hidden``.
         """
         hidden = self.norm(hidden)
         boxes = self.refine(index, hidden, reference)
-        return Prediction(self.classes[index](hidden).float(), boxes)
+        logits: Tensor = (classes or self.classes[index])(hidden)
+        return Prediction(logits.float(), boxes)
 
     def refine(self, index: int, hidden: Tensor, reference: Tensor) -> Tensor:
         """Return the box [..., Q, 4] that head ``index`` makes of a reference; the hidden state is read as it is."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from lora_detr.branches import (
     AuxiliaryBranches,
+    BranchClasses,
     BranchConfig,
     BranchedDetector,
     LoRABranch,
@@ -212,7 +213,10 @@ class RunConfig(Strict):
                 if isinstance(one, LoRABranch) and isinstance(config, LoRAConfig) and config.shared_draw
             ]
         )
-        return BranchedDetector(detector, AuxiliaryBranches(built))
+        kind = self.loss.branch.class_layer
+        heads = [detector.class_layer(layer) for layer in range(detector.num_layers)]
+        classes = BranchClasses(kind, len(built), heads) if built and kind != "shared" else None
+        return BranchedDetector(detector, AuxiliaryBranches(built, classes))
 
     def build_criterion(self, branch_matchers: Sequence[Matcher] | None = None) -> Criterion:
         """Build matchers and losses.

@@ -102,11 +102,13 @@ class NonFiniteStep:
 
     Attributes:
         step: optimiser steps done before it.
+        progress: share of the run that was behind, in [0, 1].
         targets: objects of the whole step, which losses are divided by.
         ranks: every process, by rank.
     """
 
     step: int
+    progress: float
     targets: float
     ranks: tuple[RankRecord, ...]
 
@@ -140,7 +142,13 @@ class NonFiniteStep:
             {"rank": i, "batches": [batch.to_json() for batch in rank.batches], "random": dict(rank.random)}
             for i, rank in enumerate(self.ranks)
         ]
-        return {"step": self.step, "message": self.message(), "targets": self.targets, "ranks": ranks}
+        own: dict[str, JSON] = {
+            "step": self.step,
+            "progress": self.progress,
+            "message": self.message(),
+            "targets": self.targets,
+        }
+        return {**own, "ranks": ranks}
 
 
 class NonFiniteLossError(NumericalError):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.errors import NumericalError
-from lora_detr.losses.criterion import Criterion, NonFiniteMatchError
+from lora_detr.losses.criterion import MIDDLE, Criterion, NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport, LossTerm, named_terms
 from lora_detr.losses.source import Source
@@ -79,7 +79,7 @@ def forward(
 class Stepper:
     """Owns what a step needs; keeps count of skipped updates.
 
-    Between steps ``observer`` may be set and taken away, and ``branch_share`` (``BranchLossConfig.share``) changed.
+    Between steps, ``observer`` and ``progress`` (the share of the run that is behind) may be set.
 
     Args:
         model: what is trained, as wrapped for gradient averaging.
@@ -108,7 +108,7 @@ class Stepper:
         self.skipped_in_a_row = 0
         self.skipped = 0
         self.observer: Observer | None = None
-        self.branch_share = 1.0
+        self.progress = MIDDLE
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Train on the micro-batches of one step.
@@ -146,7 +146,7 @@ class Stepper:
         if bad_loss:
             seen = tuple(_seen(found, batch) for found, batch in zip(computed, batches, strict=True))
             ranks = self.world.gather(RankRecord(seen, torch_state_to_json(random)))
-            raise NonFiniteLossError(NonFiniteStep(step, targets, tuple(ranks)))
+            raise NonFiniteLossError(NonFiniteStep(step, self.progress, targets, tuple(ranks)))
         if bad_norm:
             self._skip(step, norm_value)
         else:
@@ -164,7 +164,7 @@ class Stepper:
         output, branches = forward(self.model, batch, self.config.train.precision)
         try:
             targets = PaddedTargets.from_targets(batch.targets)
-            sources = self.criterion.match(output, branches, targets, normaliser, branch_share=self.branch_share)
+            sources = self.criterion.match(output, branches, targets, normaliser, progress=self.progress)
             report = self.criterion.losses(sources, targets)
         except NonFiniteMatchError as error:
             (_sum_of_predictions(output, branches) * math.nan).backward()

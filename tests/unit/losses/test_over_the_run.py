@@ -35,17 +35,18 @@ def test_rise_and_fall_do_not_overlap() -> None:
         BranchLossConfig(rise=0.6, fall=0.5)
 
 
-def report_with(factor: float, share: float) -> LossReport:
+def report_with(branch: BranchLossConfig, progress: float) -> LossReport:
     step = make_step(3, layers=LAYERS, branches=2, counts=COUNTS, queries=12, classes=2)
-    config = CriterionConfig(branch=BranchLossConfig(factor=factor))
+    config = CriterionConfig(branch=branch)
     matchers = [TopKConfig(k=k, positive_fraction=None).build() for k in (6, 2)]
     criterion = Criterion(LAYERS, config, ["branch0", "branch1"], matchers)
-    return criterion(step.output, step.branches, step.targets, Normaliser(sum(COUNTS)), branch_share=share)
+    return criterion(step.output, step.branches, step.targets, Normaliser(sum(COUNTS)), progress=progress)
 
 
 @pytest.mark.parametrize(("factor", "share"), [(0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.0, 1.0), (1.0, 0.0)])
 def test_only_the_weights_of_branches_change(factor: float, share: float) -> None:
-    plain, changed = report_with(1.0, 1.0), report_with(factor, share)
+    plain = report_with(BranchLossConfig(), 0.5)
+    changed = report_with(BranchLossConfig(factor=factor, rise=1.0), share)
     for before, after in zip(plain.terms(), changed.terms(), strict=True):
         scale = factor * share if before.key.source.startswith("branch") else 1.0
         assert (after.key, after.value) == (before.key, before.value)

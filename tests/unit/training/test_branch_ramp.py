@@ -21,7 +21,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     own = Stepper._forward_backward
 
     def noting(stepper: Stepper, *given: object) -> object:
-        found.append(stepper.branch_share)
+        found.append(stepper.config.loss.branch.share(stepper.progress))
         return own(stepper, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Stepper, "_forward_backward", noting)
