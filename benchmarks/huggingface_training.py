@@ -89,15 +89,16 @@ def train_theirs(config: RunConfig, splits: Splits, seconds: float, world: World
         found = model(pixel_values=normalise(images), pixel_mask=(~images.padding).long())
         return Prediction(found.logits, found.pred_boxes)
 
-    evaluator = detect_all(
+    evaluators = detect_all(
         predict,
         splits.val,
         config.deployment(splits.categories),
         world,
         batch_size=config.evaluation.batch_size,
         workers=config.data.workers,
+        nms_ious=(None,),
     )
-    return Trained(steps, taken, evaluator.compute())
+    return Trained(steps, taken, evaluators[None].compute())
 
 
 def _endless(splits: Splits, config: RunConfig, world: World) -> Generator[Batch]:

@@ -25,7 +25,7 @@ def load(
 
     ::
 
-        found = lora_detr.load("runs/deformable-lora3-1").predict("cells.jpg", score=0.5)
+        found = lora_detr.load("runs/deformable-lora3-1").predict("cells.jpg")
         print(found.describe(), found.boxes_xyxy_pixels)
         found.draw().save("cells-drawn.png")
 

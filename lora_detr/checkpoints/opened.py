@@ -101,8 +101,15 @@ class OpenedRun:
 
     @property
     def deployment(self) -> DeploymentConfig:
-        """What inference needs to know."""
-        return self.config.deployment(self.categories)
+        """What inference needs to know, with the operating point that was chosen for these weights, if one was."""
+        plain = self.config.deployment(self.categories)
+        evaluated = self.averaged or self.checkpoint.ema is None
+        metrics = self.checkpoint.state.metrics if evaluated else None
+        point = metrics.get("operating_point") if isinstance(metrics, dict) else None
+        try:
+            return DeploymentConfig.model_validate({**dict(plain), "operating_point": point})
+        except ValidationError:  # damaged, or of another version: a model is of use without it
+            return plain
 
 
 def open_model(

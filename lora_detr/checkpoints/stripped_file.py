@@ -52,7 +52,8 @@ def write_stripped(path: Path, tensors: Mapping[str, Tensor], config: Deployment
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "lora_detr_version": _own_version(),
-        "config": config.model_dump_json(),
+        # A key that older versions do not know is left out where it says nothing.
+        "config": config.model_dump_json(exclude={"operating_point"} if config.operating_point is None else None),
     }
     write_tensors(path, dict(tensors), {**metadata, HASH: _digest(tensors, metadata)})
 

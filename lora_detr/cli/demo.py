@@ -16,8 +16,6 @@ from lora_detr.cli.strip import show_report
 PRESET = "deformable-tiny-lora3"
 DATA = "shapes-easy"
 PICTURES = 6
-# Below it a short training still guesses.
-SCORE = 0.5
 RECIPE = (
     # The images are small; at a size near their own a minute holds more steps.
     "data.train.scales=[192]",
@@ -86,9 +84,7 @@ def demo(
     heading(5, "pictures: what the stripped detector sees, and how it learned")
     splits = read_splits(data, resolved.loaded.config.data)
     assert splits.val is not None
-    write_comparison(
-        output / "predictions.png", open_predictor(stripped, "best", device="auto"), splits.val, PICTURES, SCORE
-    )
+    write_comparison(output / "predictions.png", open_predictor(stripped, "best", device="auto"), splits.val, PICTURES)
     write_loss_picture(RunDirectory(output), output / "losses.png")
     for name, what in (
         ("predictions.png", "ground truth beside predictions"),

@@ -108,11 +108,15 @@ def evaluate(
 
 
 def show_metrics(out: Console, metrics: CocoMetrics) -> None:
-    """Print COCO's twelve numbers and a table of classes."""
+    """Print COCO's twelve numbers, a table of classes, and how the detector is best used."""
+    from lora_detr.evaluation.operating_point import usage_lines
+
     numbers = [f"{name} {figure(value)}" for name, value in metrics.values.items()]
     out.print("  ".join(numbers[:6]))
     out.print("  ".join(numbers[6:]))
     out.print(_class_table(metrics))
+    for line in usage_lines(metrics):
+        out.print(line, soft_wrap=True)
     if any(value < 0 for value in metrics.values.values()):
         out.print("-: nothing to measure, no object of that kind or size")
 

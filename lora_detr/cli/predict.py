@@ -19,11 +19,11 @@ from lora_detr.cli.choices import checkpoint_option, device_option, nms_option, 
 from lora_detr.cli.console import console
 from lora_detr.cli.image_plan import DOCUMENT, PlannedImage, find_images, plan
 from lora_detr.cli.progress import show_log
-from lora_detr.errors import DataError, counted, printable
+from lora_detr.errors import ConfigError, DataError, counted, printable
 from lora_detr.json_value import json_text
 
 if TYPE_CHECKING:
-    from lora_detr.evaluation.predictor import ImagePrediction, Predictor
+    from lora_detr.evaluation.predictor import ImagePrediction, NmsChoice, Predictor
 
 WHAT, WRITTEN = "What is found", "What is written"
 
@@ -41,9 +41,15 @@ def predict(
         bool, typer.Option("--recursive", help="Search folders within folders too.", rich_help_panel=WHAT)
     ] = False,
     score: Annotated[
-        float, typer.Option(help="Minimum score of an object.", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT)
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Minimum score (the model's operating point).", min=0, max=1, metavar="SCORE", rich_help_panel=WHAT
+        ),
+    ] = None,
     nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
+    no_nms: Annotated[
+        bool, typer.Option("--no-nms", help="Keep duplicates, whatever the model says.", rich_help_panel=WHAT)
+    ] = False,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
     batch_size: Annotated[
@@ -78,15 +84,17 @@ def predict(
             name = printable(image.file_name)
             logger.warning(f"{name}: the file name is not UTF-8; {DOCUMENT} has it as printed here")
     predictor = open_predictor(model, which, device=device, ema=not no_ema)
+    suppress = _suppression(nms, no_nms)
     prepare_directory(output)
     out, beside = console(), console(stderr=as_json)
+    beside.print(_used(predictor, score, suppress), soft_wrap=True)
     for remark in left_out:
         beside.print(remark, soft_wrap=True)
     faults: list[DataError] = []
     done: list[PlannedImage] = []
     predictions: list[ImagePrediction] = []
     with _shown(out, len(planned), quiet=as_json) as show:
-        for image, found in _predicted(predictor, planned, score, nms, batch_size):
+        for image, found in _predicted(predictor, planned, score, suppress, batch_size):
             if isinstance(found, DataError):
                 faults.append(found)
                 show(f"{printable(image.path.name)}: cannot be read")
@@ -110,8 +118,26 @@ def predict(
         raise _all_of(faults, len(done))
 
 
+def _suppression(nms: float | None, no_nms: bool) -> NmsChoice:
+    if nms is not None and no_nms:
+        raise ConfigError("--nms and --no-nms exclude each other", "give one of them, or neither")
+    if no_nms:
+        return None
+    return "chosen" if nms is None else nms
+
+
+def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
+    """Return in a line from which score on objects are kept, whether duplicates are dropped, and who says so."""
+    iou = predictor.chosen_nms_iou if isinstance(nms, str) else nms
+    least = sorted(set(predictor.chosen_scores if score is None else [score]))
+    scores = " to ".join(f"{value:.2f}" for value in least[:: max(1, len(least) - 1)])
+    suppressed = "no suppression" if iou is None else f"suppression at IoU {iou:g}"
+    own = predictor.config.operating_point is not None and score is None
+    return f"score {scores}{' (operating point of the model)' if own else ''}, {suppressed}"
+
+
 def _predicted(
-    predictor: Predictor, planned: Sequence[PlannedImage], score: float, nms: float | None, batch_size: int
+    predictor: Predictor, planned: Sequence[PlannedImage], score: float | None, nms: NmsChoice, batch_size: int
 ) -> Iterator[tuple[PlannedImage, ImagePrediction | DataError]]:
     """Give every image with its prediction, or with the reason why it cannot be read."""
     from lora_detr.evaluation.predictor import read_source

@@ -132,8 +132,12 @@ def train(
         return
     excuse_lost_output()  # exit.json has it
     if finished.metrics is not None:
+        from lora_detr.evaluation.operating_point import usage_lines
+
         values = finished.metrics.values
         out.print(f"AP {figure(values['AP'])}  AP50 {figure(values['AP50'])}")
+        for line in usage_lines(finished.metrics):
+            out.print(line, soft_wrap=True)
     directory = finished.directory
     out.print(f"next: loradetr eval {directory}; loradetr strip {directory}", soft_wrap=True)
 

@@ -10,8 +10,8 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,17 @@ from lora_detr.data.coco.categories import UNUSED
 from lora_detr.data.coco.report import Problem
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import DataError
+from lora_detr.recipe.deployment import OperatingPoint
 from lora_detr.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in the order in which pycocotools gives them."""
+
+USAGE = ("AP_nms", "duplicate_rate")
+"""Names of what stands beside them: AP with suppression at IoU 0.7, and the share of detections that are duplicates."""
+
+SUPPRESSION_IOU = 0.7
+"""IoU of the suppression that AP is compared with, and above which two detections show the same thing."""
 
 Backend = Literal["pycocotools", "hotcoco"]
 MODULES: dict[Backend, tuple[str, str]] = {
@@ -46,6 +53,31 @@ COLUMNS = 8
 
 A place and not an id: a float64 holds integers up to 2 ** 53 only, and ids may have 63 bits.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """Detections of an image, n by falling score, beside its T objects; both may be none.
+
+    Attributes:
+        boxes: float64 [n, 4], xyxy in pixels.
+        scores: float64 [n].
+        labels: int64 [n].
+        object_boxes: float64 [T, 4], xyxy in pixels.
+        object_labels: int64 [T].
+        crowd: bool [T].
+    """
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    object_boxes: NDArray[np.float64]
+    object_labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+    def take(self, kept: NDArray[np.int64]) -> LabelledImage:
+        """Return the image with some of its detections."""
+        return replace(self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept])
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,29 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a split says about the use of a detector (``operating_point``).
+
+    Attributes:
+        point: thresholds, and whether to suppress.
+        duplicate_rate: share, in [0, 1], of the detections above the score of best F1 that overlap a better one of
+            their class by 0.7 or more, where the better one is on the object that they fit best. Of detections as they
+            are, without suppression; None where there are none.
+        few: classes with too few objects for a score of their own.
+        suppressed_precision: AP with suppression at IoU 0.7, in [0, 1]; -1 where there is nothing to measure.
+    """
+
+    point: OperatingPoint
+    duplicate_rate: float | None
+    few: tuple[str, ...] = ()
+    suppressed_precision: float = -1.0
+
+    def columns(self) -> dict[str, float | None]:
+        """Return the numbers that stand beside COCO's in tables."""
+        return dict(zip(USAGE, (self.suppressed_precision, self.duplicate_rate), strict=True))
+
+
+@dataclass(frozen=True)
 class CocoMetrics:
     """The result of an evaluation.
 
@@ -76,16 +131,20 @@ class CocoMetrics:
             (of that size, or at all: then every object is a crowd region, or there is none).
         per_class: by rising category id.
         left_out: images of the split that are in none of the numbers, because they cannot be read.
+        usage: of the detector; None where it was not asked for.
     """
 
     values: dict[str, float]
     per_class: tuple[ClassMetrics, ...]
     left_out: int = 0
+    usage: Usage | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the twelve numbers, the table of classes, and how many images were left out, if any were."""
-        left_out = {"left_out": self.left_out} if self.left_out else {}
-        return {**self.values, **left_out, "per_class": [asdict(row) for row in self.per_class]}
+        """Return the twelve numbers, the table of classes, and what else is known."""
+        more: dict[str, Any] = {"left_out": self.left_out} if self.left_out else {}
+        if self.usage is not None:
+            more |= {**self.usage.columns(), "operating_point": self.usage.point.model_dump(mode="json")}
+        return {**self.values, **more, "per_class": [asdict(row) for row in self.per_class]}
 
 
 class CocoEvaluator:
@@ -173,6 +232,27 @@ class CocoEvaluator:
         for image_id in problems:
             self._rows.pop(self._places.pop(image_id, -1), None)
         self.left_out |= problems
+
+    def labelled_images(self) -> Iterator[LabelledImage]:
+        """Yield every image of the split with what was found in it."""
+        truth, categories = self._split.ground_truth, self._split.categories
+        labels = np.array([categories.label_of(i) for i in truth.category_ids.tolist()], dtype=np.int64)
+        corners = truth.boxes_xywh_pixels.copy()
+        corners[:, 2:] += corners[:, :2]
+        nothing = torch.empty((0, COLUMNS), dtype=torch.float64)
+        ids = np.array(self._split.image_ids, dtype=np.int64)
+        starts, ends = (np.searchsorted(truth.image_ids, ids, side=side) for side in ("left", "right"))
+        for image_id, start, end in zip(ids.tolist(), starts, ends, strict=True):
+            rows = self._rows.get(self._places[image_id], nothing).numpy()
+            own = slice(start, end)
+            yield LabelledImage(
+                np.ascontiguousarray(rows[:, 4:]),
+                rows[:, 3].copy(),
+                rows[:, 2].astype(np.int64),
+                corners[own],
+                labels[own],
+                truth.crowd[own],
+            )
 
     def predictions(self) -> list[dict[str, Any]]:
         """Return the detections as COCO results, in canonical order, with original category ids."""

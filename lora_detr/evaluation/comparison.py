@@ -18,15 +18,14 @@ from lora_detr.evaluation.predictor import Predictor
 COLUMNS = 2
 
 
-def write_comparison(path: Path, predictor: Predictor, split: CocoSplit, count: int, score: float) -> int:
+def write_comparison(path: Path, predictor: Predictor, split: CocoSplit, count: int) -> int:
     """Write ground truth and predictions of some images, side by side, into one PNG file.
 
     Args:
         path: file to write, replaced when it exists.
-        predictor: finds the objects.
+        predictor: finds the objects, at its operating point.
         split: labelled as the predictor; its first images with objects are shown.
         count: of images, at least 1.
-        score: least score of an object that is drawn, in [0, 1].
 
     Returns:
         How many images are shown: fewer where fewer have objects; with none nothing is written.
@@ -38,16 +37,16 @@ def write_comparison(path: Path, predictor: Predictor, split: CocoSplit, count: 
     records = [record for record in split.records if len(record.category_ids)][:count]
     if not records:
         return 0
-    pairs = [_pair(record, predictor, split, score) for record in records]
+    pairs = [_pair(record, predictor, split) for record in records]
     content = io.BytesIO()
     contact_sheet(pairs, columns=COLUMNS).save(content, "PNG", optimize=True)
     write_file(path, content.getvalue())
     return len(records)
 
 
-def _pair(record: ImageRecord, predictor: Predictor, split: CocoSplit, score: float) -> Image.Image:
+def _pair(record: ImageRecord, predictor: Predictor, split: CocoSplit) -> Image.Image:
     pixels = read_image(record, predictor.config.max_pixels).permute(1, 2, 0).contiguous().numpy()
-    found = predictor.predict(pixels, score)
+    found = predictor.predict(pixels)
     return side_by_side(Image.fromarray(pixels), _truth(record, split), found.labelled_boxes())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.report import SHOWN_PROBLEMS
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import NumericalError, counted
-from lora_detr.evaluation.coco_eval import CocoEvaluator
+from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator
 from lora_detr.evaluation.postprocess import postprocess
 from lora_detr.models import TwoStageDetector
 from lora_detr.processes.world import World
@@ -26,25 +26,23 @@ LEFT_OUT = ("image cannot be read and was left out", "images cannot be read and 
 def collect(
     predict: Callable[[Images], Prediction],
     batches: Iterable[Batch],
-    evaluator: CocoEvaluator,
+    evaluators: Mapping[float | None, CocoEvaluator],
     device: torch.device,
     *,
     max_detections: int,
     min_score: float | None = None,
-    nms_iou: float | None = None,
     suppression: Suppression = "per-class",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Add the detections of all batches to an evaluator.
+    """Add the detections of all batches to evaluators, each of which has a suppression of its own.
 
     Args:
         predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
         batches: images with their ids and stored sizes.
-        evaluator: collects.
+        evaluators: by the overlap above which duplicates are suppressed, or None for no suppression.
         device: of the detector.
         max_detections: kept of each image.
         min_score: what a detection must score more than; None for no limit.
-        nms_iou: suppress duplicates above this overlap; None for none.
         suppression: whether only detections of one class are duplicates.
         progress: told the number of images after each batch.
 
@@ -55,16 +53,17 @@ def collect(
         prediction = predict(batch.images.to(device))
         _check_finite(prediction, batch)
         sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
-        found = postprocess(
-            prediction,
-            sizes,
-            max_detections=max_detections,
-            nms_iou=nms_iou,
-            suppression=suppression,
-            min_score=min_score,
-        )
-        for target, detections in zip(batch.targets, found, strict=True):
-            evaluator.add(target.image_id, detections)
+        for nms_iou, evaluator in evaluators.items():
+            found = postprocess(
+                prediction,
+                sizes,
+                max_detections=max_detections,
+                nms_iou=nms_iou,
+                suppression=suppression,
+                min_score=min_score,
+            )
+            for target, detections in zip(batch.targets, found, strict=True):
+                evaluator.add(target.image_id, detections)
         if progress is not None:
             progress(len(batch.targets))
 
@@ -88,10 +87,10 @@ def detect_all(
     *,
     batch_size: int,
     workers: int,
-    nms_iou: float | None = None,
+    nms_ious: Sequence[float | None] = (None, SUPPRESSION_IOU),
     on_bad_data: OnBadData = "error",
     after_batch: Callable[[], None] | None = None,
-) -> CocoEvaluator:
+) -> dict[float | None, CocoEvaluator]:
     """Detect on a split, each image once, and bring the detections of all processes together.
 
     Which images are padded together depends on ``batch_size`` alone, so the result is the same for any number of
@@ -104,12 +103,12 @@ def detect_all(
         world: ranks and device.
         batch_size: images of a forward pass.
         workers: processes that read images; they have ended on return.
-        nms_iou: suppress duplicates above this overlap; None for none.
-        on_bad_data: ``skip`` leaves out images that cannot be read; they are in ``left_out`` of the evaluator.
+        nms_ious: overlaps above which duplicates are suppressed, None for no suppression; one forward pass serves all.
+        on_bad_data: ``skip`` leaves out images that cannot be read; they are in ``left_out`` of the evaluators.
         after_batch: called as often on every process, so that it may reach an agreement.
 
     Returns:
-        An evaluator that holds the detections of all images, on every process.
+        For each suppression an evaluator that holds the detections of all images, on every process.
 
     Raises:
         NumericalError: a prediction is not finite.
@@ -117,27 +116,28 @@ def detect_all(
         WorkerError: a reader died, or gave nothing for too long.
     """
     loader = eval_loader(split, config, world, batch_size=batch_size, workers=workers, on_bad_data=on_bad_data)
-    evaluator = CocoEvaluator(split)
+    evaluators = {nms_iou: CocoEvaluator(split) for nms_iou in nms_ious}
     with contextlib.closing(loader):
         collect(
             predict,
             loader,
-            evaluator,
+            evaluators,
             world.device,
             max_detections=config.max_detections,
             min_score=config.min_score,
-            nms_iou=nms_iou,
             suppression=config.suppression,
             progress=None if after_batch is None else lambda images: after_batch(),
         )
     if after_batch is not None:
         for _ in range(loader.sampler.batches_per_epoch - len(loader)):  # a batch less than others have
             after_batch()
-    for rows in world.gather(evaluator.rows()):
-        evaluator.add_rows(rows)
-    for unreadable in world.gather(loader.unreadable) if on_bad_data == "skip" else ():
-        evaluator.leave_out(unreadable)
-    return evaluator
+    unreadable = world.gather(loader.unreadable) if on_bad_data == "skip" else []
+    for evaluator in evaluators.values():
+        for rows in world.gather(evaluator.rows()):
+            evaluator.add_rows(rows)
+        for problems in unreadable:
+            evaluator.leave_out(problems)
+    return evaluators
 
 
 def left_out_lines(evaluator: CocoEvaluator) -> list[str]:

@@ -33,6 +33,12 @@ from lora_detr.structures import Detections, Target
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
 """A file, an image of Pillow, or pixels as uint8 in RGB: an array [H, W, 3] or a tensor [3, H, W]."""
 
+NmsChoice = float | None | Literal["chosen"]
+"""IoU of a suppression, None for none, or that of the operating point."""
+
+DEFAULT_SCORE = 0.3
+"""Least score of an object where the model has no operating point."""
+
 EXPECTED = "a path, a Pillow image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W], in RGB"
 
 
@@ -141,15 +147,17 @@ class Predictor:
         """Name of each label 0..K-1; ``N/A`` for a label that stands for nothing and is never predicted."""
         return self.config.category_names
 
-    def predict(self, image: ImageSource, score: float = 0.3, nms_iou: float | None = None) -> ImagePrediction:
+    def predict(self, image: ImageSource, score: float | None = None, nms_iou: NmsChoice = "chosen") -> ImagePrediction:
         """Find the objects of one image.
 
         Args:
             image: path of a file; image of Pillow; uint8 array [H, W, 3]; or uint8 tensor [3, H, W] on any device.
                 All in RGB. The EXIF orientation of a file or a Pillow image is applied.
-            score: least score of an object, in [0, 1]; 0 gives as many objects as the model keeps of an image.
+            score: least score of an object, in [0, 1]; 0 gives as many objects as the model keeps of an image. None
+                takes the operating point of the model, a score for each class, or 0.3 where it has none.
             nms_iou: suppress objects that overlap a better one of their class (or of any, where the settings of the
-                model say so) by more than this, in [0, 1]; None for no suppression, as DETR is meant to be used.
+                model say so) by more than this, in [0, 1]; None for no suppression. ``chosen`` takes the operating
+                point of the model, and no suppression where it has none.
 
         Raises:
             DataError: the image cannot be read.
@@ -159,7 +167,12 @@ class Predictor:
         return next(self.predict_many([image], score, nms_iou))
 
     def predict_many(
-        self, images: Iterable[ImageSource], score: float = 0.3, nms_iou: float | None = None, *, batch_size: int = 1
+        self,
+        images: Iterable[ImageSource],
+        score: float | None = None,
+        nms_iou: NmsChoice = "chosen",
+        *,
+        batch_size: int = 1,
     ) -> Iterator[ImagePrediction]:
         """Find the objects of several images, in their order; each batch is read and computed when it is asked for.
 
@@ -179,22 +192,38 @@ class Predictor:
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"expected several images, found one ({type(images).__name__}); use predict for one")
-        if not 0 <= score <= 1:
-            raise ValueError(f"score must be in [0, 1], found {score}")
-        if nms_iou is not None and not 0 <= nms_iou <= 1:
-            raise ValueError(f"nms_iou must be in [0, 1] or None, found {nms_iou}")
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"score must be in [0, 1] or None, found {score}")
+        suppressed = self.chosen_nms_iou if nms_iou == "chosen" else nms_iou
+        if suppressed is not None and not 0 <= suppressed <= 1:
+            raise ValueError(f"nms_iou must be in [0, 1], None or 'chosen', found {nms_iou}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-        return self._batches(iter(images), score, nms_iou, batch_size)
+        scores = torch.tensor(self.chosen_scores if score is None else [score] * len(self.classes), dtype=torch.float64)
+        return self._batches(iter(images), scores, suppressed, batch_size)
+
+    @property
+    def chosen_scores(self) -> list[float]:
+        """Least score of an object of each label: that of the operating point, or 0.3."""
+        point = self.config.operating_point
+        if point is None:
+            return [DEFAULT_SCORE] * len(self.classes)
+        return [point.score if own is None else own for own in point.class_scores]
+
+    @property
+    def chosen_nms_iou(self) -> float | None:
+        """IoU of the suppression that the operating point has; None for no suppression."""
+        point = self.config.operating_point
+        return None if point is None else point.nms_iou
 
     def _batches(
-        self, images: Iterator[ImageSource], score: float, nms_iou: float | None, batch_size: int
+        self, images: Iterator[ImageSource], scores: Tensor, nms_iou: float | None, batch_size: int
     ) -> Iterator[ImagePrediction]:
         while batch := list(islice(images, batch_size)):
-            yield from self._batch(batch, score, nms_iou)
+            yield from self._batch(batch, scores, nms_iou)
 
     @torch.no_grad()
-    def _batch(self, sources: Sequence[ImageSource], score: float, nms_iou: float | None) -> list[ImagePrediction]:
+    def _batch(self, sources: Sequence[ImageSource], least: Tensor, nms_iou: float | None) -> list[ImagePrediction]:
         samples = [self._sample(read_source(source, self.config.max_pixels)) for source in sources]
         batch = collate(samples, self.config.size_divisor)
         sizes = [target.original_size for target in batch.targets]
@@ -208,7 +237,7 @@ class Predictor:
             min_score=self.config.min_score,
         )
         results = zip(sources, sizes, found, strict=True)
-        return [self._select(source, size, detections, score) for source, size, detections in results]
+        return [self._select(source, size, detections, least) for source, size, detections in results]
 
     def _sample(self, pixels: tv_tensors.Image) -> Sample:
         no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -217,13 +246,13 @@ class Predictor:
         prepared, boxes, labels = self._transform(pixels, no_boxes, no_labels, torch.Generator())
         return prepared, Target(boxes, labels, 0, (height, width))
 
-    def _select(self, source: ImageSource, size: tuple[int, int], found: Detections, score: float) -> ImagePrediction:
-        """Return the detections that reach the score, have a name, and lie at least partly inside the image."""
+    def _select(self, source: ImageSource, size: tuple[int, int], found: Detections, least: Tensor) -> ImagePrediction:
+        """Return the detections that reach the score of their class, have a name, and lie partly inside the image."""
         boxes, scores, labels = (part.cpu() for part in (found.boxes_xyxy_pixels, found.scores, found.labels))
         height, width = size
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
         named = torch.tensor([name != UNUSED for name in self.classes])
-        kept = (scores >= score) & named[labels] & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        kept = (scores >= least[labels]) & named[labels] & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         labels = labels[kept]
         return ImagePrediction(
             boxes[kept],

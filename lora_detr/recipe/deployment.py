@@ -22,7 +22,21 @@ Suppression = Literal["per-class", "any-class"]
 # A batch is padded with up to one less on each axis.
 SizeDivisor = Annotated[int, Field(ge=1, le=1024)]
 MaxDetections = Annotated[int, Field(ge=1, le=1_000_000)]
-MinScore: TypeAlias = Annotated[float, Field(ge=0, le=1)] | None
+Score = Annotated[float, Field(ge=0, le=1)]
+MinScore: TypeAlias = Score | None
+
+
+class OperatingPoint(Strict):
+    """How a detector is best used: chosen on a validation split, used by ``predict`` unless told otherwise."""
+
+    score: Score
+    """Score of best F1 over all classes together."""
+    class_scores: tuple[Score | None, ...] = Field(min_length=1)
+    """The same for each label; null where it has too few objects, so that ``score`` counts."""
+    nms_iou: Score | None
+    """IoU above which a better detection suppresses another; null where suppression does not pay."""
+    f1: Score
+    """F1 on that split with these settings, at IoU 0.5."""
 
 
 class DeploymentConfig(Strict):
@@ -42,6 +56,8 @@ class DeploymentConfig(Strict):
     """Which detections a better one suppresses where suppression is asked for."""
     max_pixels: MaxPixels = MAX_PIXELS
     """Larger images are refused before they are decoded."""
+    operating_point: OperatingPoint | None = None
+    """How the detector is best used; null where no evaluation has chosen one."""
     mean: Mean
     """Mean of the pixels."""
     std: Std
@@ -54,6 +70,9 @@ class DeploymentConfig(Strict):
     @model_validator(mode="after")
     def _check_categories(self) -> Self:
         CategoryMap(self.category_ids, self.category_names)
+        point = self.operating_point
+        if point is not None and len(point.class_scores) != len(self.category_ids):
+            raise ValueError(f"{len(point.class_scores)} class scores for {len(self.category_ids)} classes")
         return self
 
     @property

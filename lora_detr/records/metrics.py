@@ -134,12 +134,24 @@ def epoch_record(
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """Append a row to a CSV file, with the header first where the file is new or empty.
 
+    A file that has a header keeps it: columns that it lacks are left out, as in a run that an older version began.
+
     Raises:
         OutputError: the file cannot be written, or is a link.
     """
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(row))
-    if not path.exists() or not path.stat().st_size:
+    header = _header(path)
+    writer = csv.DictWriter(text, fieldnames=header or list(row), extrasaction="ignore")
+    if not header:
         writer.writeheader()
     writer.writerow(row)
     _append(path, text.getvalue())
+
+
+def _header(path: Path) -> list[str]:
+    """Return the names of the columns of a CSV file; none if it is absent or empty."""
+    with reporting(path):
+        if not path.exists() or not path.stat().st_size:
+            return []
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return next(csv.reader(file), [])

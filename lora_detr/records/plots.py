@@ -17,12 +17,15 @@ from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lora_detr.atomic_files import write_file
+from lora_detr.evaluation.coco_eval import USAGE
 from lora_detr.losses.report import KINDS
 from lora_detr.records.diagrams import BLUE, COLOURS, GREEN, GREY, PALE, PURPLE, encoded, in_style
 from lora_detr.records.log_reading import read_epochs, read_evaluations, read_object, read_steps
 from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
 
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
+
+_USAGE_LABELS = dict(zip(USAGE, ("AP, suppressed", "duplicate rate"), strict=True))
 
 Values = NDArray[np.float64]
 
@@ -43,6 +46,7 @@ class RunCurves:
         epoch_ends: [e], last step of every epoch; the last epoch may have been cut short.
         evaluated: [v], steps of the evaluations.
         precision: ``AP``, ``AP50`` and ``AP75`` [v], in [0, 1]; NaN where there was nothing to measure.
+        usage: AP with suppression and the duplicate rate [v], likewise.
         has_validation: false if the run has no validation split.
     """
 
@@ -57,6 +61,7 @@ class RunCurves:
     epoch_ends: Values
     evaluated: Values
     precision: Mapping[str, Values]
+    usage: Mapping[str, Values]
     has_validation: bool
 
     @property
@@ -115,6 +120,7 @@ def read_curves(directory: RunDirectory) -> RunCurves | None:
         epoch_ends=np.array([one.step for one in read_epochs(directory.log) if math.isfinite(one.step)]),
         evaluated=_column(results, "step"),
         precision={name: _column(results, name) for name in ("AP", "AP50", "AP75")},
+        usage={name: _column(results, name) for name in USAGE},
         has_validation=not report or "val" in report,
     )
 
@@ -194,7 +200,11 @@ def _draw_precision(axes: Axes, curves: RunCurves) -> None:
     for (name, values), colour in zip(curves.precision.items(), (BLUE, GREEN, PURPLE), strict=True):
         label, width = f"{name} {values[best]:.3f}", 2.0 if name == "AP" else 1.2
         axes.plot(curves.evaluated[kept], values[kept], color=colour, lw=width, marker=marker, ms=3.5, label=label)
-    step, top = curves.evaluated[best], np.nanmax([*curves.precision.values()])
+    for (name, values), colour in zip(curves.usage.items(), (BLUE, GREY), strict=True):
+        if np.isfinite(values).any():
+            label = f"{_USAGE_LABELS[name]} {values[best]:.3f}"
+            axes.plot(curves.evaluated[kept], values[kept], color=colour, lw=1.2, ls="--", label=label)
+    step, top = curves.evaluated[best], np.nanmax([*curves.precision.values(), *curves.usage.values()])
     axes.plot(step, curves.precision["AP"][best], "*", color=BLUE, ms=13, markeredgecolor="white", zorder=4)
     axes.set_ylim(0, min(1.0, 1.1 * top + 0.01))
     axes.legend(loc="best", title=f"best AP (star), step {step:,.0f}", alignment="left")

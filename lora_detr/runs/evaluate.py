@@ -12,8 +12,9 @@ from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import ConfigError, DataError, counted
-from lora_detr.evaluation.coco_eval import CocoMetrics
+from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoMetrics
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
+from lora_detr.evaluation.operating_point import measure
 from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import policy_of, read_splits
@@ -104,21 +105,22 @@ def evaluate_parts(
     readers = WORKERS if workers is None else workers
     found: dict[str, CocoMetrics] = {}
     for name, predict in predictors.items():
-        evaluator = detect_all(
+        evaluators = detect_all(
             predict,
             split,
             config,
             world,
             batch_size=size,
             workers=readers,
-            nms_iou=nms_iou,
+            nms_ious=(None, SUPPRESSION_IOU) if nms_iou is None else (nms_iou,),
             on_bad_data=policy.on_bad_data,
         )
+        evaluator = evaluators[nms_iou]
         metrics = None
         if world.is_main:
             for line in left_out_lines(evaluator) if not found else ():
                 say(line)
-            metrics = evaluator.compute()
+            metrics = measure(evaluators, config) if nms_iou is None else evaluator.compute()
             if folder is not None and name == PRIMARY:
                 write_results(folder, metrics, evaluator, source)
             if predictions is not None:

@@ -143,6 +143,7 @@ class RunLog:
         """
         average = means.means()
         values = None if metrics is None else metrics.values
+        usage = {} if metrics is None or metrics.usage is None else metrics.usage.columns()
         record = epoch_record(epoch, step, average, self.last_layer, self.weights, rate, self.parameters, values)
         loss = average.get("loss", math.nan)
         text = f"epoch {epoch + 1}/{self.config.epochs}  step {step}  loss {loss:.3f}"
@@ -150,7 +151,7 @@ class RunLog:
             append_line(self.directory.log, record)
             if values is not None:
                 row = {"epoch": epoch + 1, "step": step, "time": int(time.time()), "loss": round(loss, 5), "lr": rate}
-                append_row(self.directory.results, {**row, **values})
+                append_row(self.directory.results, {**row, **values, **usage})
                 self.display.evaluated(values["AP"])
                 if self._tensorboard is not None:
                     self._tensorboard.epoch(step, values)

@@ -25,6 +25,7 @@ from lora_detr.data.loader import BatchLoader
 from lora_detr.errors import CheckpointError, OutputError
 from lora_detr.evaluation.coco_eval import CocoMetrics
 from lora_detr.evaluation.detect import detect_all, plain_predictor
+from lora_detr.evaluation.operating_point import measure
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
@@ -122,8 +123,7 @@ class Trainer:
         steps = math.ceil(len(self.loader) / config.train.accumulate)
         self.plan = Plan(steps, config.train.epochs, config.train.max_steps, batch)
         self.step, self.best, self.saved, self.kept = 0, -math.inf, None, set()
-        self.best_step, self.log = None, None
-        self.unreadable, self.pace = UnreadableImages(display), Pace()
+        self.best_step, self.log, self.unreadable, self.pace = None, None, UnreadableImages(display), Pace()
 
     def fit(self) -> CocoMetrics | None:
         """Train until the last step; return the last evaluation, or None without a validation split.
@@ -192,7 +192,7 @@ class Trainer:
         for batches in self._groups():
             done = self.plan.done(self.step)
             set_rates(self.optimizer, self.base_rates, factor(done))
-            self.stepper.branch_share = self.config.loss.branch.share(done / self.plan.length)
+            self.stepper.progress = done / self.plan.length
             self._look_at_branches()
             try:
                 result = self.stepper(batches, self.step)
@@ -247,10 +247,11 @@ class Trainer:
         if self.splits.val is None:
             return None
         evaluated = self.model if self.average is None else self.average.model
-        evaluator = detect_all(
+        deployment = self.config.deployment(self.splits.categories)
+        found = detect_all(
             plain_predictor(evaluated.eval().detector),
             self.splits.val,
-            self.config.deployment(self.splits.categories),
+            deployment,
             self.world,
             batch_size=self.config.evaluation.batch_size,
             workers=0,
@@ -259,9 +260,9 @@ class Trainer:
         )
         if not self.world.is_main:
             return None
-        self.unreadable.tell(evaluator.left_out)
-        metrics = evaluator.compute()
-        write_results(self.directory.evaluation, metrics, evaluator, step_name(self.step))
+        self.unreadable.tell(found[None].left_out)
+        metrics = measure(found, deployment)
+        write_results(self.directory.evaluation, metrics, found[None], step_name(self.step))
         return metrics
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_detr.atomic_files import write_file
-from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.evaluation.coco_eval import METRICS, USAGE
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.tables.results import RowResult, difference, not_comparable, reference_of, spread
 from lora_detr.experiments.tables.study import Study
@@ -67,14 +67,14 @@ def accuracy_table(
     """
     table = study.info.table
     answers = [answer.figure for answer in table.answers[1:]]
-    figures = [*(METRICS[:2] if brief else PRECISIONS), *answers]
+    figures = [*(METRICS[:2] if brief else PRECISIONS), *USAGE, *answers]
     published = [figure for figure in figures if any(figure in row.published for row in table.rows)]
     measured = [figure for figure in figures if any(result.values(figure) for result in results)]
     counted = any("parameters" in row.published for row in table.rows)
     reference = reference_of(study, results)
     compared = [
         (figure, reference)
-        for figure in (METRICS[0], *([] if brief else answers))
+        for figure in (METRICS[0], *([] if brief else (USAGE[0], *answers)))
         if reference is not None and len(results) > 1 and reference.values(figure)
     ]
     head = ["row", *(f"*published* {figure}" for figure in published), *(f"{figure} measured" for figure in measured)]
@@ -118,7 +118,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def table_of_runs(study: Study, results: Sequence[RowResult]) -> str:
     """Return the report as CSV: a line for each run, done or not."""
     answers = [answer.figure for answer in study.info.table.answers[1:]]
-    figures = [*METRICS, *answers]
+    figures = [*METRICS, *USAGE, *answers]
     head = ["row", "label", "seed", "done", "parameters_millions", "seconds_a_step", *figures]
     head += [f"published {figure}" for figure in (*figures, "parameters", "minutes")]
     text = io.StringIO(newline="")

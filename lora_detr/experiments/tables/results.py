@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.evaluation.coco_eval import METRICS, USAGE
 from lora_detr.experiments.tables.runner import is_done
 from lora_detr.experiments.tables.study import Run, Study
 from lora_detr.experiments.tables.table import Scale, TableRow
@@ -41,7 +41,8 @@ class RunResult:
 
     Attributes:
         seed: of the run.
-        values: figure -> value of the last evaluation: COCO's numbers in percent; ``AP, ANSWER`` of other answers.
+        values: figure -> value of the last evaluation: COCO's numbers and those of ``USAGE`` in percent; ``AP, ANSWER``
+            of other answers.
         curve: over the run.
         seconds: median of a step, NaN where none is known.
     """
@@ -156,7 +157,7 @@ def _result(run: Run, study: Study) -> RunResult:
     directory = RunDirectory(run.folder)
     rows = list(read_evaluations(directory.results))
     last = _last_evaluation(directory, rows[-1] if rows else {})
-    values = {name: 100 * last[name] for name in METRICS if math.isfinite(last.get(name, math.nan))}
+    values = {name: 100 * last[name] for name in (*METRICS, *USAGE) if math.isfinite(last.get(name, math.nan))}
     for question in study.questions(run):
         said = read_object(question.file).get(METRICS[0])
         if isinstance(said, int | float) and said >= 0:
@@ -172,7 +173,7 @@ def _last_evaluation(directory: RunDirectory, row: Mapping[str, float]) -> Mappi
     step = str(kept.get("checkpoint", "")).removeprefix("step-")
     if not step.isdecimal() or int(step) <= row.get("step", 0):
         return row
-    numbers = {name: kept.get(name) for name in METRICS}
+    numbers = {name: kept.get(name) for name in (*METRICS, *USAGE)}
     return {name: float(one) for name, one in numbers.items() if isinstance(one, int | float) and one >= 0}
 
 

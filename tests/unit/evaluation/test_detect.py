@@ -21,5 +21,5 @@ def test_a_prediction_that_is_not_finite_is_no_detection_n01(part: str, value: s
     batch = Batch(Images(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8).bool(), torch.full((2, 2), 8)), targets)
     evaluator = Mock()
     with pytest.raises(NumericalError, match=r"not finite for image 42\n"):
-        collect(lambda images: Prediction(**found), [batch], evaluator, torch.device("cpu"), max_detections=5)
+        collect(lambda images: Prediction(**found), [batch], {None: evaluator}, torch.device("cpu"), max_detections=5)
     evaluator.add.assert_not_called()

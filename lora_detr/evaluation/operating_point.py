@@ -1,0 +1,207 @@
+"""How a detector is best used, and how often it finds an object twice: chosen and counted on a labelled split.
+
+COCO's AP looks at every score threshold at once. Whoever uses a detector needs one, so here detections are matched to
+objects once, as COCO does at IoU 0.5, and for each class the score is taken at which F1 is highest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import batched_nms, box_iou, nms
+
+from lora_detr.data.coco.categories import UNUSED, CategoryMap
+from lora_detr.errors import listed
+from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics, LabelledImage, Usage
+from lora_detr.recipe.deployment import DeploymentConfig, OperatingPoint, Suppression
+
+MIN_OBJECTS = 20
+"""With fewer objects of a class its best score is chance, and the overall one is used."""
+
+NOTABLE_GAIN = 0.01
+"""AP that suppression must gain to be worth a word."""
+
+# Suppression is one more thing to explain and to carry along, so F1 must gain more than what chance moves.
+SUPPRESSION_GAIN = 0.005
+SUPPRESSION_IOUS = (None, 0.5, 0.6, 0.7, 0.8)
+
+# Lower scores are never best, and there are many of them.
+FLOOR = 0.05
+MATCH_IOU = 0.5
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Matched:
+    """Detections of all images, by falling score, n of them.
+
+    Attributes:
+        scores: [n].
+        labels: [n].
+        correct: [n], on an object that no better one is on.
+        duplicate: [n], see ``Usage.duplicate_rate``.
+    """
+
+    scores: Floats
+    labels: Integers
+    correct: Flags
+    duplicate: Flags
+
+
+def measure(found: Mapping[float | None, CocoEvaluator], config: DeploymentConfig) -> CocoMetrics:
+    """Return COCO's numbers of a detector as it is, AP with suppression, and how the detector is best used.
+
+    Args:
+        found: detections with (``SUPPRESSION_IOU``) and without suppression (None) of the same images.
+        config: of the detector.
+    """
+    suppressed = found[SUPPRESSION_IOU].compute().values["AP"]
+    usage = choose_usage(found[None], config.categories, config.suppression)
+    return replace(found[None].compute(), usage=replace(usage, suppressed_precision=suppressed))
+
+
+def choose_usage(evaluator: CocoEvaluator, categories: CategoryMap, suppression: Suppression) -> Usage:
+    """Choose thresholds and suppression.
+
+    Args:
+        evaluator: holds the detections of all images, without suppression.
+        categories: of the model.
+        suppression: whether only detections of one class suppress each other.
+    """
+    images = [_named(image, categories) for image in evaluator.labelled_images()]
+    counts = np.zeros(categories.num_classes, dtype=np.int64)
+    for image in images:
+        np.add.at(counts, image.object_labels[~image.crowd], 1)
+    found = [(iou, _match(images, iou, suppression)) for iou in SUPPRESSION_IOUS]
+    points = [_point(matched, counts, iou) for iou, matched in found]
+    plain, best = points[0], max(points, key=lambda point: point.f1)
+    raw = found[0][1]
+    used = raw.scores >= _thresholds(plain)[raw.labels]
+    rate = float(raw.duplicate[used].mean()) if used.any() else math.nan
+    chosen = best if best.f1 > plain.f1 + SUPPRESSION_GAIN else plain
+    few = [
+        name
+        for name, own, count in zip(categories.names, chosen.class_scores, counts, strict=True)
+        if count and own is None
+    ]
+    return Usage(chosen, None if math.isnan(rate) else rate, tuple(few))
+
+
+def _thresholds(point: OperatingPoint) -> Floats:
+    return np.array([point.score if score is None else score for score in point.class_scores], dtype=np.float64)
+
+
+def _point(matched: _Matched, counts: Integers, nms_iou: float | None) -> OperatingPoint:
+    overall = _best_score(matched.scores, matched.correct, int(counts.sum()))
+    chosen: list[float | None] = []
+    for label, count in enumerate(counts.tolist()):
+        own = matched.labels == label
+        chosen.append(_best_score(matched.scores[own], matched.correct[own], count) if count >= MIN_OBJECTS else None)
+    point = OperatingPoint(score=overall, class_scores=tuple(chosen), nms_iou=nms_iou, f1=0.0)
+    used = matched.scores >= _thresholds(point)[matched.labels]
+    return point.model_copy(update={"f1": _f1(int(matched.correct[used].sum()), int(used.sum()), int(counts.sum()))})
+
+
+def _f1(correct: int, detections: int, objects: int) -> float:
+    return 2 * correct / max(detections + objects, 1)
+
+
+def _best_score(scores: Floats, correct: Flags, objects: int) -> float:
+    """Return a score between the last detection that F1 gains from and the next; the floor where there is none."""
+    if not scores.size:
+        return FLOOR
+    f1 = 2 * correct.cumsum() / (np.arange(1, scores.size + 1) + objects)
+    following = np.append(scores[1:], FLOOR)
+    f1[scores == following] = 0  # a threshold does not part equal scores
+    best = int(f1.argmax())
+    return float((scores[best] + following[best]) / 2)
+
+
+def _match(images: Iterable[LabelledImage], nms_iou: float | None, suppression: Suppression) -> _Matched:
+    parts = [_match_image(image, nms_iou, suppression) for image in images]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(-columns[0], kind="stable")
+    scores, labels, correct, duplicate = (column[order] for column in columns)
+    return _Matched(scores, labels, correct, duplicate)
+
+
+def _match_image(
+    image: LabelledImage, nms_iou: float | None, suppression: Suppression
+) -> tuple[Floats, Integers, Flags, Flags]:
+    """Return scores, labels, and which detections are correct or duplicates, without those on crowd regions."""
+    boxes, labels = image.boxes, image.labels
+    if nms_iou is not None:
+        tensors = torch.from_numpy(boxes), torch.from_numpy(image.scores)
+        if suppression == "any-class":
+            kept = nms(*tensors, nms_iou)
+        else:
+            kept = batched_nms(*tensors, torch.from_numpy(labels), nms_iou)
+        image = image.take(kept.sort().values.numpy())
+        boxes, labels = image.boxes, image.labels
+    same = labels[:, None] == image.object_labels
+    overlap = np.where(same & ~image.crowd, _iou(boxes, image.object_boxes), 0.0)  # [n, T]
+    owner = np.full(len(image.object_labels), -1)
+    correct = np.zeros(len(labels), dtype=np.bool_)
+    for i in np.flatnonzero((overlap >= MATCH_IOU).any(axis=1)) if overlap.size else ():
+        free = np.where(owner < 0, overlap[i], 0.0)
+        target = int(free.argmax())
+        if free[target] >= MATCH_IOU:
+            owner[target], correct[i] = i, True
+    duplicate = np.zeros(len(labels), dtype=np.bool_)
+    if overlap.size:
+        # The better detection that is on the object that this one fits best.
+        better = np.where(overlap.max(axis=1) > 0, owner[overlap.argmax(axis=1)], -1)
+        rivals = (better >= 0) & (better < np.arange(len(labels)))
+        between = _iou(boxes, boxes)
+        duplicate[rivals] = between[np.flatnonzero(rivals), better[rivals]] >= SUPPRESSION_IOU
+    on_crowd = (same & image.crowd & (_covered(boxes, image.object_boxes) >= MATCH_IOU)).any(axis=1) & ~correct
+    return image.scores[~on_crowd], labels[~on_crowd], correct[~on_crowd], duplicate[~on_crowd]
+
+
+def _named(image: LabelledImage, categories: CategoryMap) -> LabelledImage:
+    """Leave out low scores, and labels that stand for nothing."""
+    named = np.array([name != UNUSED for name in categories.names])
+    return image.take(np.flatnonzero((image.scores >= FLOOR) & named[image.labels]))
+
+
+def _iou(first: Floats, second: Floats) -> Floats:
+    overlaps: Floats = box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    return np.nan_to_num(overlaps)
+
+
+def _covered(boxes: Floats, regions: Floats) -> Floats:
+    """Return which share of each box [n, 4] lies in each region [T, 4]: [n, T]."""
+    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
+    covered: Floats = (high - low).clip(min=0).prod(axis=2) / area[:, None]
+    return covered
+
+
+def usage_lines(metrics: CocoMetrics) -> list[str]:
+    """Return what an evaluation says about the use of the detector, for a reader; nothing if it was not asked."""
+    usage = metrics.usage
+    if usage is None or usage.suppressed_precision < 0:
+        return []
+    point, rate = usage.point, usage.duplicate_rate
+    twice = "" if rate is None else f"  duplicate rate {100 * rate:.1f} %"
+    used = "no suppression" if point.nms_iou is None else f"suppression at IoU {point.nms_iou:g}"
+    lines = [
+        f"AP with suppression {usage.suppressed_precision:.3f}{twice}",
+        f"operating point: score {point.score:.2f}, {used} (F1 {point.f1:.3f}); predict uses it",
+    ]
+    if usage.few:
+        lines.append(f"fewer than {MIN_OBJECTS} objects, so the overall score counts: {listed(usage.few)}")
+    gain = usage.suppressed_precision - metrics.values["AP"]
+    if gain > NOTABLE_GAIN:
+        how = "predict with --nms" if point.nms_iou is None else "keep the suppression that predict uses"
+        lines.append(f"suppression gains {100 * gain:.1f} AP, since objects are found twice: train longer, or {how}")
+    return lines
