@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -48,6 +49,48 @@ def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path,
         assert code == 0, err
         found.append(((tmp_path / name).read_bytes(), json.loads(out)))
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_two_processes_carry_ids_of_63_bits(reference: Path, shapes_tiny: Path, tmp_path: Path) -> None:
+    """Largest, smallest and neighbouring ids: the numbers are those of small ids, and results bear the file's own."""
+    content = json.loads((shapes_tiny / "annotations" / "instances_val.json").read_text())
+    ids = sorted(row["id"] for row in content["images"])
+    far = {image_id: 2**63 - len(ids) + place for place, image_id in enumerate(ids)}
+    far[ids[0]] = -(2**63)  # remains the smallest, so the order is that of the file
+    for row in content["images"]:
+        row["id"] = far[row["id"]]
+    for row in content["annotations"]:
+        row["image_id"] = far[row["image_id"]]
+    (tmp_path / "far.json").write_text(json.dumps(content))
+    (tmp_path / "far.yaml").write_text(f"val_annotations: far.json\nval_images: {shapes_tiny / 'val'}\n")
+    found = {}
+    for data in (shapes_tiny, tmp_path / "far.yaml"):
+        arguments = ("eval", reference, "--data", data, *TWO, "--predictions", tmp_path / "found.json", "--json")
+        code, out, err = end(start(*arguments))
+        assert code == 0, err
+        results = [(row.pop("image_id"), row) for row in json.loads((tmp_path / "found.json").read_text())]
+        found[data] = json.loads(out), results
+    (near, near_results), (other, far_results) = found.values()
+    assert other == near
+    assert far_results == [(far[image_id], row) for image_id, row in near_results]
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_to_resume_on_other_boxes_c08(shapes_tiny: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shapes_tiny, tmp_path / "data")
+    run = tmp_path / "run"
+    process = train(data, run)
+    wait_for_steps(run, 1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert end(process)[0] == 75
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [1, 1, 9, 9]
+    file.write_text(json.dumps(content))
+    code, _, err = end(start("train", "--resume", run, *TWO))
+    assert (code, err.count("error[")) == (2, 1), err
+    assert "boxes" in err
 
 
 @pytest.mark.parametrize(
