@@ -39,7 +39,7 @@ def matching_score(prediction: Prediction, targets: PaddedTargets, class_weight:
 
 @torch.no_grad()
 def aligned_score(prediction: Prediction, targets: PaddedTargets) -> Tensor:
-    """Return class probability times IoU^4 of every pair (task-aligned learning, with the exponents of DEIM), in [0, 1].
+    """Return class probability times IoU^4 of every pair (task-aligned, with the exponents of DEIM), in [0, 1].
 
     Args:
         prediction: logits [G, B, Q, K]; boxes [G, B, Q, 4].
