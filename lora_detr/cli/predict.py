@@ -48,7 +48,7 @@ def predict(
     ] = None,
     nms: Annotated[float | None, nms_option(rich_help_panel=WHAT)] = None,
     no_nms: Annotated[
-        bool, typer.Option("--no-nms", help="Keep duplicates, whatever the model says.", rich_help_panel=WHAT)
+        bool, typer.Option("--no-nms", help="Suppress no duplicates, even if the model does.", rich_help_panel=WHAT)
     ] = False,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     no_ema: Annotated[bool, no_ema_option(rich_help_panel=WHAT)] = False,
@@ -87,7 +87,8 @@ def predict(
     suppress = _suppression(nms, no_nms)
     prepare_directory(output)
     out, beside = console(), console(stderr=as_json)
-    beside.print(_used(predictor, score, suppress), soft_wrap=True)
+    if not as_json:
+        out.print(_used(predictor, score, suppress), soft_wrap=True)
     for remark in left_out:
         beside.print(remark, soft_wrap=True)
     faults: list[DataError] = []
@@ -127,7 +128,7 @@ def _suppression(nms: float | None, no_nms: bool) -> NmsChoice:
 
 
 def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
-    """Return in a line from which score on objects are kept, whether duplicates are dropped, and who says so."""
+    """Return a line about the score that objects must reach and about suppression."""
     iou = predictor.chosen_nms_iou if isinstance(nms, str) else nms
     least = sorted(set(predictor.chosen_scores if score is None else [score]))
     scores = " to ".join(f"{value:.2f}" for value in least[:: max(1, len(least) - 1)])

@@ -76,6 +76,7 @@ def test_the_watcher_sees_a_connection_x10(tmp_path: Path) -> None:
     assert "192.0.2.1" in seen
 
 
+@pytest.mark.slow
 def test_train_eval_strip_predict_and_doctor_x10(shapes_tiny: Path, tmp_path: Path) -> None:
     done, seen = run_watched(
         tmp_path,

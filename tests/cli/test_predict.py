@@ -72,7 +72,8 @@ def assert_fault(ended: Ended, code: int, *parts: str) -> None:
 def test_a_folder_of_images(loradetr: Command, learned_run: Path, photos: Path) -> None:
     ended = loradetr("predict", learned_run, photos, *LOW)
     assert (ended.code, ended.err) == (0, "")
-    *left_out, first, second, third, last = ended.out.splitlines()
+    used, *left_out, first, second, third, last = ended.out.splitlines()
+    assert used == "score 0.20, no suppression"
     assert left_out == [
         "photos: left out 1 file not named as images: notes.txt",
         "photos: left out 2 folders (--recursive): folder.png, inner",
@@ -150,6 +151,37 @@ def test_options_reach_the_detector(loradetr: Command, learned_run: Path, photos
     assert count(*LOW, "--nms", 0.1) < count(*LOW)
     assert count("--score", 0.9) == 0
     assert count(*LOW, "--batch-size", 2) == pytest.approx(count(*LOW), abs=2)  # padding moves scores a little
+
+
+def test_the_operating_point_is_used_unless_options_say_otherwise(
+    loradetr: Command, learned_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The point of the run, changed to one that keeps little and suppresses: it is what a stripped file has too."""
+    run = Path(shutil.copytree(learned_run, "run"))
+    opened = open_run(run)
+    point = opened.deployment.operating_point
+    assert point is not None and point.class_scores == (None,) * len(opened.categories.ids)
+    weights = dict(opened.detector.state_dict())
+    changed = point.model_copy(update={"score": 0.1, "nms_iou": 0.6})
+    write_stripped(
+        Path("model.safetensors"), weights, opened.deployment.model_copy(update={"operating_point": changed})
+    )
+    found = {}
+    for options in ((), ("--no-nms",), ("--nms", 0.3), ("--score", 0.9)):
+        ended = loradetr("predict", "model.safetensors", photos, "--no-draw", *options)
+        assert ended.code == 0, ended.err
+        found[options] = ended.out.splitlines()[0], len(document()["annotations"])
+    assert [line for line, _ in found.values()] == [
+        "score 0.10 (operating point of the model), suppression at IoU 0.6",
+        "score 0.10 (operating point of the model), no suppression",
+        "score 0.10 (operating point of the model), suppression at IoU 0.3",
+        "score 0.90, suppression at IoU 0.6",
+    ]
+    chosen, kept, suppressed, sure = (count for _, count in found.values())
+    assert kept >= chosen >= suppressed > 0
+    assert sure < chosen
+    ended = loradetr("predict", "model.safetensors", photos, "--nms", "--no-nms")
+    assert (ended.code, ended.err.splitlines()[0]) == (2, "error: --nms and --no-nms exclude each other")
 
 
 def test_json_is_all_that_is_printed(loradetr: Command, learned_run: Path, photos: Path) -> None:

@@ -93,9 +93,8 @@ def test_two_processes_refuse_to_resume_on_other_boxes_c08(shapes_tiny: Path, tm
     assert "boxes" in err
 
 
-@pytest.mark.parametrize(
-    "whom", [pytest.param("launcher", marks=pytest.mark.slow), pytest.param("group", marks=pytest.mark.slow), "rank 1"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["launcher", "group", "rank 1"])
 def test_sigterm_saves_once_and_everybody_goes_p02_p03_p05(
     whom: str, reference: Path, shapes_tiny: Path, tmp_path: Path
 ) -> None:

@@ -14,17 +14,13 @@ def _scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
     use_scratch(tmp_path_factory.mktemp("soak"))
 
 
-# Parts that start whole commands, whose faults tests/cli/test_ranks.py looks for too.
-STARTING = ("rank-raises", "rank-exits", "worker-killed")
+# Parts that start whole commands or evaluate many times, whose faults other tests look for too.
+SLOW = ("rank-raises", "rank-exits", "worker-killed", "eval-grid")
 
 
 @pytest.mark.parametrize(
     "part",
-    [
-        pytest.param(part, marks=pytest.mark.slow if part.name in STARTING else ())
-        for part in PARTS.values()
-        if part.short
-    ],
+    [pytest.param(part, marks=pytest.mark.slow if part.name in SLOW else ()) for part in PARTS.values() if part.short],
     ids=lambda part: part.name,
 )
 def test_first_trials(part: Part) -> None:

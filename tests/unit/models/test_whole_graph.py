@@ -49,9 +49,8 @@ class _Tensors(nn.Module):
         return prediction.logits, prediction.boxes
 
 
-@pytest.mark.parametrize(
-    "preset", [PRESETS[0], *(pytest.param(preset, marks=pytest.mark.slow) for preset in PRESETS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_training_pass_with_branches_is_traced_without_a_break(preset: str) -> None:
     model = build(preset).train()
     targets = [Target(torch.tensor([[0.5, 0.5, 0.4, 0.3]]), torch.tensor([1]), image_id, SIZE) for image_id in range(2)]
@@ -61,13 +60,10 @@ def test_a_training_pass_with_branches_is_traced_without_a_break(preset: str) ->
     assert len(branches.layers) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "dtype"),
-    [
-        ("deformable-tiny", torch.uint8),
-        pytest.param("deformable-tiny", torch.float32, marks=pytest.mark.slow),
-        pytest.param("relation-tiny", torch.uint8, marks=pytest.mark.slow),
-    ],
+    [("deformable-tiny", torch.uint8), ("deformable-tiny", torch.float32), ("relation-tiny", torch.uint8)],
 )
 def test_inference_is_exported_whole_and_gives_the_same_bits(preset: str, dtype: torch.dtype) -> None:
     detector = _Tensors(build(preset).detector).eval()
