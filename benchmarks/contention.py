@@ -1,13 +1,12 @@
 """Time a training step beside programs that keep processors busy, under each way of waiting that OpenMP has.
 
     python benchmarks/contention.py
-    python benchmarks/contention.py --busy 0 2 --ways default short --steps 20
+    python benchmarks/contention.py --busy 0 2 --ways default watched --steps 20
 
 Threads of PyTorch wait for each other by spinning. Where other programs run, a thread that is waited for may not be
 running, and the one that waits takes the processor that it needs. OpenMP reads how to wait from the environment, once,
-when torch is loaded, so each way is a process of its own: `default` leaves the variables unset, `short` is what
-`loradetr` sets where other programs are busy (`lora_detr/processes/threads.py`), the others are named after their
-variables.
+when torch is loaded, so each way is a process of its own: `default` leaves the variables unset, `watched` is what
+commands of `loradetr` do (`lora_detr/processes/threads.py`), the others are named after their variables.
 
 Ratios are to the idle step of `default`. Results of all ways are the same bits: each process prints the hash of its
 gradients, and a difference ends the benchmark.
@@ -33,7 +32,7 @@ from lora_detr.processes import threads
 
 WAYS: dict[str, dict[str, str]] = {
     "default": {},
-    "short": threads.SHORT,
+    "watched": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     **{f"spin {count}": {"GOMP_SPINCOUNT": str(count)} for count in (1000, 30_000, 100_000)},
 }
@@ -43,14 +42,17 @@ PRESET = "deformable-tiny-lora3"
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "short", "passive"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default", "watched", "passive"])
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 1, 2, 4], help="programs beside, each of one thread")
     parser.add_argument("--counts", nargs="+", type=int, default=[os.cpu_count() or 1], help="numbers of threads")
     parser.add_argument("--steps", type=int, default=12, help="that are timed; the median counts")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a process times no further step")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     given = parse(parser)
     if given.worker:
+        if given.watch:
+            threads.watch_contention()
         print(json.dumps(measured(given.steps, given.limit)))
         return
     give(rows(given.ways, given.busy, given.counts, given.steps, given.limit), given)
@@ -65,7 +67,7 @@ def rows(ways: Sequence[str], busy: Sequence[int], counts: Sequence[int], steps:
         for number in counts:
             for way in ways:
                 with spinning(count):
-                    seconds, digest = in_process(WAYS[way], number, steps, limit)
+                    seconds, digest = in_process(way, number, steps, limit)
                 idle = idle or seconds
                 assert hashes.setdefault(number, digest) == digest, f"{way}: other gradients"
                 found.append(
@@ -74,13 +76,14 @@ def rows(ways: Sequence[str], busy: Sequence[int], counts: Sequence[int], steps:
     return found
 
 
-def in_process(variables: dict[str, str], count: int, steps: int, limit: float) -> tuple[float, str]:
-    """Return the median seconds of a step, and the hash of its gradients, in a process with some variables."""
+def in_process(way: str, count: int, steps: int, limit: float) -> tuple[float, str]:
+    """Return the median seconds of a step, and the hash of its gradients, in a process that waits in some way."""
     command = [sys.executable, "-m", "benchmarks.contention", "--worker", "--threads", str(count)]
+    command += ["--watch"] if way == "watched" else []
     environment = {key: value for key, value in os.environ.items() if key not in threads.VARIABLES}
     done = subprocess.run(
         [*command, "--steps", str(steps), "--limit", str(limit)],
-        env={**environment, **variables},
+        env={**environment, **WAYS[way]},
         capture_output=True,
         text=True,
         check=True,

@@ -22,7 +22,7 @@ from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
-from lora_detr.processes.threads import choose_waiting
+from lora_detr.processes.threads import watch_contention
 
 app = typer.Typer(
     name="loradetr",
@@ -66,7 +66,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with the code of the contract (see ``errors``)."""
-    choose_waiting()
+    watch_contention()
     arguments = fill_in_values(sys.argv[1:])
 
     def command() -> None:
