@@ -25,7 +25,7 @@ from lora_detr.records.run_directory import DATA_REPORT, RunDirectory
 
 MAX_POINTS = 2000  # of a drawn curve: more than a picture has columns for
 
-_USAGE_LABELS = dict(zip(USAGE, ("AP, suppressed", "duplicate rate"), strict=True))
+_USAGE_LABELS = dict(zip(USAGE, ("AP, NMS", "duplicates"), strict=True))
 
 Values = NDArray[np.float64]
 
@@ -206,8 +206,16 @@ def _draw_precision(axes: Axes, curves: RunCurves) -> None:
             axes.plot(curves.evaluated[kept], values[kept], color=colour, lw=1.2, ls="--", label=label)
     step, top = curves.evaluated[best], np.nanmax([*curves.precision.values(), *curves.usage.values()])
     axes.plot(step, curves.precision["AP"][best], "*", color=BLUE, ms=13, markeredgecolor="white", zorder=4)
-    axes.set_ylim(0, min(1.0, 1.1 * top + 0.01))
-    axes.legend(loc="best", title=f"best AP (star), step {step:,.0f}", alignment="left")
+    # Room above the curves for the legend.
+    axes.set_ylim(0, 1.7 * top + 0.01)
+    axes.legend(
+        loc="upper left",
+        ncols=2,
+        columnspacing=1.0,
+        fontsize=8,
+        title=f"best AP (star), step {step:,.0f}",
+        alignment="left",
+    )
 
 
 def _draw_curves(axes: Axes, steps: Values, curves: Mapping[str, Values], *, exact: bool = False) -> None:
