@@ -157,7 +157,8 @@ def made_small(command: str) -> list[object]:
 
 def executed(code: str) -> Ended:
     """Run Python code; a detector of one step is sure of nothing, so any score will do."""
-    code = re.sub(r"score=[\d.]+", "score=0", code)
+    code, count = re.subn(r"predict\((\"[^\"]+\")\)", r"predict(\1, score=0)", code)
+    assert count == 1
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out):
