@@ -139,7 +139,7 @@ class TestNoTerminal:
         ended = plain("predict", small_run, shapes_tiny / "val")
         assert (ended.code, ended.err) == (0, "")
         assert not re.search(r"[\x1b\r━]", ended.out)
-        assert len(ended.out.splitlines()) == 7  # six images, and where they are
+        assert len(ended.out.splitlines()) == 8  # what is kept, six images, and where they are
 
     @pytest.mark.parametrize("line", [("config", "show", "deformabel"), ("config", "shows"), ("train", "--bogus")])
     def test_an_error(self, line: tuple[str, ...], plain: Command) -> None:
