@@ -190,7 +190,7 @@ def test_panels_show_what_their_titles_say(tmp_path: Path, drawn: Drawn) -> None
     assert [[*values] for values in bold(rates)] == [[1e-4] * 5, [5e-5] * 5]
     assert (rates.get_yscale(), gradient.get_yscale()) == ("linear", "log")
     assert labels(precision) == ["AP 0.300", "AP50 0.600", "AP75 0.450"]
-    assert precision.get_ylim() == pytest.approx((0, 0.67))  # a tenth and a hundredth above the highest AP50
+    assert precision.get_ylim() == pytest.approx((0, 1.03))  # seven tenths and a hundredth above the highest AP50
     star = precision.lines[3]
     assert (star.get_marker(), [*star.get_xdata()], [*star.get_ydata()]) == ("*", [3], [0.3])
     above = total.child_axes[0]
