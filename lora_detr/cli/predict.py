@@ -129,12 +129,13 @@ def _suppression(nms: float | None, no_nms: bool) -> NmsChoice:
 
 def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
     """Return a line about the score that objects must reach and about suppression."""
+    from lora_detr.recipe.deployment import describe_suppression
+
     iou = predictor.chosen_nms_iou if isinstance(nms, str) else nms
     least = sorted(set(predictor.chosen_scores if score is None else [score]))
     scores = " to ".join(f"{value:.2f}" for value in least[:: max(1, len(least) - 1)])
-    suppressed = "no suppression" if iou is None else f"suppression at IoU {iou:g}"
     own = predictor.config.operating_point is not None and score is None
-    return f"score {scores}{' (operating point of the model)' if own else ''}, {suppressed}"
+    return f"score {scores}{' (operating point of the model)' if own else ''}, {describe_suppression(iou)}"
 
 
 def _predicted(

@@ -7,18 +7,19 @@ objects once, as COCO does at IoU 0.5, and for each class the score is taken at 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import batched_nms, box_iou, nms
+from torchvision.ops import box_iou
 
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.errors import listed
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics, LabelledImage, Usage
-from lora_detr.recipe.deployment import DeploymentConfig, OperatingPoint, Suppression
+from lora_detr.evaluation.postprocess import unsuppressed
+from lora_detr.recipe.deployment import DeploymentConfig, OperatingPoint, Suppression, describe_suppression
 
 MIN_OBJECTS = 20
 """With fewer objects of a class its best score is chance, and the overall one is used."""
@@ -41,7 +42,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class _Matched:
-    """Detections of all images, by falling score, n of them.
+    """Detections of an image or of all, by falling score, n of them.
 
     Attributes:
         scores: [n].
@@ -76,15 +77,16 @@ def choose_usage(evaluator: CocoEvaluator, categories: CategoryMap, suppression:
         categories: of the model.
         suppression: whether only detections of one class suppress each other.
     """
-    images = [_named(image, categories) for image in evaluator.labelled_images()]
     counts = np.zeros(categories.num_classes, dtype=np.int64)
-    for image in images:
+    parts: list[list[_Matched]] = [[] for _ in SUPPRESSION_IOUS]
+    for image in evaluator.labelled_images():
         np.add.at(counts, image.object_labels[~image.crowd], 1)
-    found = [(iou, _match(images, iou, suppression)) for iou in SUPPRESSION_IOUS]
-    points = [_point(matched, counts, iou) for iou, matched in found]
+        for found, matched in zip(parts, _match_image(_named(image, categories), suppression), strict=True):
+            found.append(matched)
+    raw, *suppressed = map(_joined, parts)
+    points = [_point(found, counts, iou) for found, iou in zip((raw, *suppressed), SUPPRESSION_IOUS, strict=True)]
     plain, best = points[0], max(points, key=lambda point: point.f1)
-    raw = found[0][1]
-    used = raw.scores >= _thresholds(plain)[raw.labels]
+    used = raw.scores >= np.array(plain.scores)[raw.labels]
     rate = float(raw.duplicate[used].mean()) if used.any() else math.nan
     chosen = best if best.f1 > plain.f1 + SUPPRESSION_GAIN else plain
     few = [
@@ -95,10 +97,6 @@ def choose_usage(evaluator: CocoEvaluator, categories: CategoryMap, suppression:
     return Usage(chosen, None if math.isnan(rate) else rate, tuple(few))
 
 
-def _thresholds(point: OperatingPoint) -> Floats:
-    return np.array([point.score if score is None else score for score in point.class_scores], dtype=np.float64)
-
-
 def _point(matched: _Matched, counts: Integers, nms_iou: float | None) -> OperatingPoint:
     overall = _best_score(matched.scores, matched.correct, int(counts.sum()))
     chosen: list[float | None] = []
@@ -106,7 +104,7 @@ def _point(matched: _Matched, counts: Integers, nms_iou: float | None) -> Operat
         own = matched.labels == label
         chosen.append(_best_score(matched.scores[own], matched.correct[own], count) if count >= MIN_OBJECTS else None)
     point = OperatingPoint(score=overall, class_scores=tuple(chosen), nms_iou=nms_iou, f1=0.0)
-    used = matched.scores >= _thresholds(point)[matched.labels]
+    used = matched.scores >= np.array(point.scores)[matched.labels]
     return point.model_copy(update={"f1": _f1(int(matched.correct[used].sum()), int(used.sum()), int(counts.sum()))})
 
 
@@ -125,45 +123,56 @@ def _best_score(scores: Floats, correct: Flags, objects: int) -> float:
     return float((scores[best] + following[best]) / 2)
 
 
-def _match(images: Iterable[LabelledImage], nms_iou: float | None, suppression: Suppression) -> _Matched:
-    parts = [_match_image(image, nms_iou, suppression) for image in images]
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(-columns[0], kind="stable")
-    scores, labels, correct, duplicate = (column[order] for column in columns)
-    return _Matched(scores, labels, correct, duplicate)
+def _joined(parts: Sequence[_Matched]) -> _Matched:
+    """Join the detections of all images, by falling score."""
+    scores = np.concatenate([part.scores for part in parts])
+    order = np.argsort(-scores, kind="stable")
+    labels, correct, duplicate = (
+        np.concatenate(column)[order]
+        for column in zip(*((part.labels, part.correct, part.duplicate) for part in parts), strict=True)
+    )
+    return _Matched(scores[order], labels, correct, duplicate)
 
 
-def _match_image(
-    image: LabelledImage, nms_iou: float | None, suppression: Suppression
-) -> tuple[Floats, Integers, Flags, Flags]:
-    """Return scores, labels, and which detections are correct or duplicates, without those on crowd regions."""
-    boxes, labels = image.boxes, image.labels
-    if nms_iou is not None:
-        tensors = torch.from_numpy(boxes), torch.from_numpy(image.scores)
-        if suppression == "any-class":
-            kept = nms(*tensors, nms_iou)
-        else:
-            kept = batched_nms(*tensors, torch.from_numpy(labels), nms_iou)
-        image = image.take(kept.sort().values.numpy())
-        boxes, labels = image.boxes, image.labels
-    same = labels[:, None] == image.object_labels
-    overlap = np.where(same & ~image.crowd, _iou(boxes, image.object_boxes), 0.0)  # [n, T]
-    owner = np.full(len(image.object_labels), -1)
-    correct = np.zeros(len(labels), dtype=np.bool_)
-    for i in np.flatnonzero((overlap >= MATCH_IOU).any(axis=1)) if overlap.size else ():
+def _match_image(image: LabelledImage, suppression: Suppression) -> Iterator[_Matched]:
+    """Yield the detections of an image under each suppression, without those on crowd regions."""
+    same = image.labels[:, None] == image.object_labels
+    overlap = np.where(same & ~image.crowd, _iou(image.boxes, image.object_boxes), 0.0)  # [n, T]
+    covered = (same & image.crowd & (_covered(image.boxes, image.object_boxes) >= MATCH_IOU)).any(axis=1)
+    between = _iou(image.boxes, image.boxes)
+    boxes, scores, labels = (torch.from_numpy(part) for part in (image.boxes, image.scores, image.labels))
+    for iou in SUPPRESSION_IOUS:
+        kept = np.arange(len(image.labels))
+        if iou is not None:
+            kept = unsuppressed(boxes, scores, labels, iou, suppression).numpy()
+        correct, duplicate = _assign(overlap[kept], between[np.ix_(kept, kept)])
+        counted = correct | ~covered[kept]
+        kept = kept[counted]
+        yield _Matched(image.scores[kept], image.labels[kept], correct[counted], duplicate[counted])
+
+
+def _assign(overlap: Floats, between: Floats) -> tuple[Flags, Flags]:
+    """Return which detections are on an object that no better one is on, and which are duplicates.
+
+    Args:
+        overlap: [n, T], IoU with the objects of the same class, n by falling score.
+        between: [n, n], IoU of the detections.
+    """
+    correct = np.zeros(len(overlap), dtype=np.bool_)
+    duplicate = np.zeros(len(overlap), dtype=np.bool_)
+    if not overlap.size:
+        return correct, duplicate
+    owner = np.full(overlap.shape[1], -1)
+    for i in np.flatnonzero((overlap >= MATCH_IOU).any(axis=1)):
         free = np.where(owner < 0, overlap[i], 0.0)
         target = int(free.argmax())
         if free[target] >= MATCH_IOU:
             owner[target], correct[i] = i, True
-    duplicate = np.zeros(len(labels), dtype=np.bool_)
-    if overlap.size:
-        # The better detection that is on the object that this one fits best.
-        better = np.where(overlap.max(axis=1) > 0, owner[overlap.argmax(axis=1)], -1)
-        rivals = (better >= 0) & (better < np.arange(len(labels)))
-        between = _iou(boxes, boxes)
-        duplicate[rivals] = between[np.flatnonzero(rivals), better[rivals]] >= SUPPRESSION_IOU
-    on_crowd = (same & image.crowd & (_covered(boxes, image.object_boxes) >= MATCH_IOU)).any(axis=1) & ~correct
-    return image.scores[~on_crowd], labels[~on_crowd], correct[~on_crowd], duplicate[~on_crowd]
+    # The better detection that is on the object that this one fits best.
+    better = np.where(overlap.max(axis=1) > 0, owner[overlap.argmax(axis=1)], -1)
+    rivals = np.flatnonzero((better >= 0) & (better < np.arange(len(overlap))))
+    duplicate[rivals] = between[rivals, better[rivals]] >= SUPPRESSION_IOU
+    return correct, duplicate
 
 
 def _named(image: LabelledImage, categories: CategoryMap) -> LabelledImage:
@@ -193,7 +202,7 @@ def usage_lines(metrics: CocoMetrics) -> list[str]:
         return []
     point, rate = usage.point, usage.duplicate_rate
     twice = "" if rate is None else f"  duplicate rate {100 * rate:.1f} %"
-    used = "no suppression" if point.nms_iou is None else f"suppression at IoU {point.nms_iou:g}"
+    used = describe_suppression(point.nms_iou)
     lines = [
         f"AP with suppression {usage.suppressed_precision:.3f}{twice}",
         f"operating point: score {point.score:.2f}, {used} (F1 {point.f1:.3f}); predict uses it",

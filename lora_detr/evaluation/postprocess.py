@@ -64,19 +64,28 @@ def postprocess(
     for image in range(images):
         found = Detections(boxes[image], scores[image], labels[image], queries[image])
         if nms_iou is not None:
-            found = _entries(found, _unsuppressed(found, nms_iou, suppression)[:max_detections])
+            kept = unsuppressed(found.boxes_xyxy_pixels, found.scores, found.labels, nms_iou, suppression)
+            found = _entries(found, kept[:max_detections])
         if min_score is not None:
             found = _entries(found, found.scores > min_score)
         results.append(found)
     return results
 
 
-def _unsuppressed(found: Detections, iou: float, suppression: Suppression) -> Tensor:
-    boxes, scores = found.boxes_xyxy_pixels, found.scores
+def unsuppressed(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, suppression: Suppression) -> Tensor:
+    """Return which detections of an image no better one suppresses, rising.
+
+    Args:
+        boxes: [n, 4], xyxy; n may be 0.
+        scores: [n], falling.
+        labels: [n].
+        iou: overlap above which the better one suppresses the other.
+        suppression: whether only detections of one class suppress each other.
+    """
     if suppression == "any-class":
         kept: Tensor = nms(boxes, scores, iou)
     else:
-        kept = batched_nms(boxes, scores, found.labels, iou)
+        kept = batched_nms(boxes, scores, labels, iou)
     # Candidates are in order already; restoring it makes ties independent of how the suppression sorts.
     return kept.sort().values
 

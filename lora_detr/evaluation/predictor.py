@@ -206,9 +206,7 @@ class Predictor:
     def chosen_scores(self) -> list[float]:
         """Least score of an object of each label: that of the operating point, or 0.3."""
         point = self.config.operating_point
-        if point is None:
-            return [DEFAULT_SCORE] * len(self.classes)
-        return [point.score if own is None else own for own in point.class_scores]
+        return [DEFAULT_SCORE] * len(self.classes) if point is None else point.scores
 
     @property
     def chosen_nms_iou(self) -> float | None:

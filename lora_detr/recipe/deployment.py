@@ -26,6 +26,11 @@ Score = Annotated[float, Field(ge=0, le=1)]
 MinScore: TypeAlias = Score | None
 
 
+def describe_suppression(iou: float | None) -> str:
+    """Return in words whether duplicates are suppressed, and above which IoU."""
+    return "no suppression" if iou is None else f"suppression at IoU {iou:g}"
+
+
 class OperatingPoint(Strict):
     """How a detector is best used: chosen on a validation split, used by ``predict`` unless told otherwise."""
 
@@ -37,6 +42,11 @@ class OperatingPoint(Strict):
     """IoU above which a better detection suppresses another; null where suppression does not pay."""
     f1: Score
     """F1 on that split with these settings, at IoU 0.5."""
+
+    @property
+    def scores(self) -> list[float]:
+        """Score that a detection of each label must reach."""
+        return [self.score if own is None else own for own in self.class_scores]
 
 
 class DeploymentConfig(Strict):
