@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -229,6 +229,11 @@ class DetectorOutput:
     def prediction(self) -> Prediction:
         """The last layer's prediction: the detector's answer."""
         return self.layers[-1].prediction
+
+
+ClassLayer = Literal["shared", "detached", "own", "each"]
+"""Class layers of branches. ``shared``: the primary's; ``detached``: the primary's, which branches do not train;
+``own``: one for all branches; ``each``: one for each branch."""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ClassLayer = Literal["shared", "detached", "own", "each"]
-"""``shared``: the primary's; ``detached``: the primary's, which branches do not train; ``own``: one for all branches;
-``each``: one for each branch."""
+from lora_detr.structures import ClassLayer
 
 
 class BranchClasses(nn.Module):

@@ -143,8 +143,7 @@ def build_from_weights(
     model.load_state_dict({name: weights.tensors[name] for name in report.taken}, strict=False)
     if model.branches.classes is not None and not any(name.startswith(BRANCH_CLASSES) for name in report.taken):
         # As in a run that starts from nothing: copies of the primary's, which may have been taken just now.
-        detector = model.detector
-        model.branches.classes.copy_from([detector.class_layer(i) for i in range(detector.num_layers)])
+        model.branches.classes.copy_from(model.detector.class_layers())
     return model, report
 
 

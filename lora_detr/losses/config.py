@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from lora_detr.config.base import Strict
 from lora_detr.losses.normaliser import Normaliser, Rule
 from lora_detr.matchers import HungarianConfig, MatcherConfig, TopKConfig
+from lora_detr.structures import ClassLayer
 
 Classification = Literal["focal", "quality", "iou-aware"]
 """``focal``; ``quality``, the assignment-quality loss (Eq. 8); ``iou-aware``, that of Relation-DETR."""
@@ -92,7 +93,7 @@ class BranchLossConfig(Strict):
     shift: tuple[Share, Share] | None = None
     """The branches' part of all weight at the start and the end of the run, such as [0.8, 0.1]; the primary path has
     the rest. It changes linearly. At 0.5 both weigh what they weigh without ``shift``."""
-    class_layer: Literal["shared", "detached", "own", "each"] = "shared"
+    class_layer: ClassLayer = "shared"
     """Class layer of the branches. ``shared``: the primary's; ``detached``: the same, which branches do not train;
     ``own``: one of their own for all branches; ``each``: one for each. Strip drops those of their own."""
     class_from: Share = 0.0

@@ -57,6 +57,7 @@ class _Row:
         repeats: how often each target is matched; the normaliser counts all of them.
         proposals: which proposals, classes and boxes count; None for queries that the decoder refines.
         duplicate_weight: see ``Source``.
+        match_last: the last layer is matched, and its pairs hold for all layers.
     """
 
     title: str
@@ -67,6 +68,7 @@ class _Row:
     repeats: int = 1
     proposals: EncoderLossConfig | None = None
     duplicate_weight: float = 0.0
+    match_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Criterion(nn.Module):
                 primary.weights,
                 primary.matcher.build(),
                 duplicate_weight=primary.duplicate_weight,
+                match_last=primary.match_layers == "last",
             ),
             "branches": _Row(
                 "branches",
@@ -280,7 +283,7 @@ class Criterion(nn.Module):
         cost, repeated = None, 1
         if isinstance(row.matcher, Hungarian):
             matched_by = prediction
-            if name == "primary" and self.config.primary.match_layers == "last":
+            if row.match_last:
                 matched_by, repeated = stacked(layers[-1:]), self.num_layers
             cost = row.matcher.cost(matched_by, targets, progress)
         return _Stack(row, keys, prediction, targets.labels, cost, known, copies, layers=repeated)

@@ -98,6 +98,10 @@ class TwoStageDetector(nn.Module):
         assert isinstance(found, nn.Linear)
         return found
 
+    def class_layers(self) -> list[nn.Linear]:
+        """Return the class layers of all decoder layers."""
+        return [self.class_layer(layer) for layer in range(self.num_layers)]
+
     def predict(
         self, layer: int, hidden: Tensor, reference: Tensor, classes: Callable[[Tensor], Tensor] | None = None
     ) -> Prediction:

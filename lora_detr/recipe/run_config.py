@@ -214,8 +214,8 @@ class RunConfig(Strict):
             ]
         )
         kind = self.loss.branch.class_layer
-        heads = [detector.class_layer(layer) for layer in range(detector.num_layers)]
-        classes = BranchClasses(kind, len(built), heads) if built and kind != "shared" else None
+        own = built and kind != "shared"
+        classes = BranchClasses(kind, len(built), detector.class_layers()) if own else None
         return BranchedDetector(detector, AuxiliaryBranches(built, classes))
 
     def build_criterion(self, branch_matchers: Sequence[Matcher] | None = None) -> Criterion:

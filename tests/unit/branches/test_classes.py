@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.branches.classes import ClassLayer
 from lora_detr.checkpoints.opened import OpenedRun, open_model
 from lora_detr.checkpoints.stripped_file import read_stripped
 from lora_detr.deploy.strip import strip
 from lora_detr.models import TwoStageDetector
-from lora_detr.structures import BranchOutput, DetectorOutput, Images
+from lora_detr.structures import BranchOutput, ClassLayer, DetectorOutput, Images
 from lora_detr.training.seeding import seed_everything
 from tests import small_runs
 
