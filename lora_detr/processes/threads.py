@@ -2,9 +2,9 @@
 
 A thread that waits for another one of its team spins for milliseconds, which is quickest on an idle machine. Beside
 other programs the one that is waited for may not be running at all, and spinning takes the processor from it: a step
-becomes many times as slow. OpenMP reads once, when torch is loaded, how long to spin; but GNU's spins a thousandth as
-long for as long as its process has more threads than there are processors. So while the main thread is kept from
-running, threads are parked here that do nothing but be counted. Results are the same bits (benchmarks/contention.py).
+becomes many times as slow. OpenMP reads once, when torch is loaded, how long to spin; but GNU's spins far more briefly
+as long as its process has more threads than there are processors. So while the main thread is kept from running,
+threads are parked here that do nothing but be counted. Results are the same bits (benchmarks/contention.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = 1.0
 """Between two looks at the main thread."""
 
 # Shares of the time in which the main thread could run and was not let: parked from the first on, released after so
-# many looks below the second. A reader of our own that shares a processor now and then stays below the first.
+# many looks below the second.
 BUSY, QUIET, QUIET_LOOKS = 0.1, 0.03, 10
 
 # Elements of a tensor that PyTorch divides among a thread more.

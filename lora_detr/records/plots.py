@@ -46,7 +46,7 @@ class RunCurves:
         epoch_ends: [e], last step of every epoch; the last epoch may have been cut short.
         evaluated: [v], steps of the evaluations.
         precision: ``AP``, ``AP50`` and ``AP75`` [v], in [0, 1]; NaN where there was nothing to measure.
-        usage: AP with suppression and the duplicate rate [v], likewise.
+        usage: AP with suppression and the duplicate rate [v], in [0, 1]; NaN where they are unknown.
         has_validation: false if the run has no validation split.
     """
 

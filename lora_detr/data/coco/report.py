@@ -25,9 +25,6 @@ _REMEDIES = {
     "D28": f"{BOX_REMEDY}, or leave --strict out,",
 }
 
-
-"""Names of files that a line lists."""
-
 BOX = ("box", "boxes")
 
 
