@@ -65,6 +65,14 @@ def _forked_proofs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unwatched() -> Iterator[None]:
+    """Keep commands in this process from watching it, which would outlast their test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_detr.cli.watch_contention", lambda: None)
+        yield
+
+
 @pytest.fixture
 def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw ``results.png`` in this test."""

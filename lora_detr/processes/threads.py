@@ -10,6 +10,7 @@ threads are parked here that do nothing but be counted. Results are the same bit
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -118,8 +119,9 @@ def _statistics() -> Path:
     return Path(f"/proc/self/task/{os.getpid()}/schedstat")  # of the main thread
 
 
+@functools.cache
 def watch_contention() -> None:
-    """Begin to watch the main thread of this process, where that is possible."""
+    """Begin to watch the main thread of this process, where that is possible; further calls do nothing."""
     if is_watchable():
         with contextlib.suppress(OSError, ValueError, IndexError):
             threading.Thread(target=ContentionWatch(_statistics()).run, daemon=True, name="contention").start()

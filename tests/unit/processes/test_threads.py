@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -122,6 +123,20 @@ def test_parked_threads_own_a_team_and_leave_with_it() -> None:
     before, during, after = map(int, done.stdout.split())
     assert during == before + 4  # two threads, with a team of two each
     assert after == before
+
+
+def test_a_process_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not threads.is_watchable():
+        pytest.skip("this system does not tell how long a thread waits")
+    watching: SimpleQueue[ContentionWatch] = SimpleQueue()
+    monkeypatch.setattr(ContentionWatch, "run", lambda watch: watching.put(watch))  # ends at once
+    threads.watch_contention.cache_clear()
+    threads.watch_contention()
+    threads.watch_contention()
+    threads.watch_contention.cache_clear()
+    watching.get(timeout=10)
+    time.sleep(0.1)
+    assert watching.empty()
 
 
 def _spin() -> None:
