@@ -52,6 +52,32 @@ def test_eval_gives_the_same_bytes_on_one_process_and_on_two_r5(reference: Path,
 
 
 @pytest.mark.slow
+def test_two_processes_carry_ids_of_63_bits(reference: Path, shapes_tiny: Path, tmp_path: Path) -> None:
+    """Largest, smallest and neighbouring ids: the numbers are those of small ids, and results bear the file's own."""
+    content = json.loads((shapes_tiny / "annotations" / "instances_val.json").read_text())
+    ids = sorted(row["id"] for row in content["images"])
+    far = {image_id: 2**63 - len(ids) + place for place, image_id in enumerate(ids)}
+    far[ids[0]] = 1 - 2**63  # remains the smallest, so the order is that of the file
+    for row in content["images"]:
+        row["id"] = far[row["id"]]
+    for row in content["annotations"]:
+        row["image_id"] = far[row["image_id"]]
+    (tmp_path / "far.json").write_text(json.dumps(content))
+    lines = [f"{split}_annotations: far.json\n{split}_images: {shapes_tiny / 'val'}\n" for split in ("train", "val")]
+    (tmp_path / "far.yaml").write_text("".join(lines))
+    found = {}
+    for data in (shapes_tiny, tmp_path / "far.yaml"):
+        arguments = ("eval", reference, "--data", data, *TWO, "--predictions", tmp_path / "found.json", "--json")
+        code, out, err = end(start(*arguments))
+        assert code == 0, err
+        results = [(row.pop("image_id"), row) for row in json.loads((tmp_path / "found.json").read_text())]
+        found[data] = json.loads(out), results
+    (near, near_results), (other, far_results) = found.values()
+    assert other == near
+    assert far_results == [(far[image_id], row) for image_id, row in near_results]
+
+
+@pytest.mark.slow
 def test_two_processes_refuse_to_resume_on_other_boxes_c08(shapes_tiny: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes_tiny, tmp_path / "data")
     run = tmp_path / "run"

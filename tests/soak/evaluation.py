@@ -55,6 +55,34 @@ def shuffled(trial: int, folder: Path) -> Mapping[str, JSON]:
     return {"first_image": content["images"][0]["id"]}
 
 
+def with_long_ids(trial: int, folder: Path) -> Mapping[str, JSON]:
+    """R5, R6: ids of 63 bits, some of them neighbours, move no number; predictions bear the ids of the file."""
+    content = _annotations()
+    draw = random.Random(trial)
+    images = dict(zip(sorted(row["id"] for row in content["images"]), _long_ids(draw, IMAGES), strict=True))
+    objects = _long_ids(draw, len(content["annotations"]))
+    draw.shuffle(objects)
+    for row in content["images"]:
+        row["id"] = images[row["id"]]
+    for row, own in zip(content["annotations"], objects, strict=True):
+        row.update(id=own, image_id=images[row["image_id"]])
+    size = 1 + trial % 2
+    found = _evaluated(_write(content, folder), size, 0, folder)
+    expected = _alone(IMAGES)
+    assert found["metrics"] == expected["metrics"], "other ids give other numbers"
+    named = [{**row, "image_id": images[row["image_id"]]} for row in json.loads(expected["predictions"])]
+    assert json.loads(found["predictions"]) == named, "predictions lack the ids of the file"
+    return {"processes": size, "smallest": str(min(images.values())), "largest": str(max(images.values()))}
+
+
+def _long_ids(draw: random.Random, count: int) -> list[int]:
+    """Return ids in ascending order, which are equal as float64 in groups of three."""
+    groups = [draw.randint(-(2**63) + 1, 2**63 - 4) for _ in range(count)]
+    ids = sorted({start + offset for start in (*groups, 2**63 - 3) for offset in range(3)})
+    first = draw.choice((0, len(ids) - count))  # the lower ones, or the higher ones
+    return ids[first : first + count]
+
+
 def _evaluated(data: Path, size: int, workers: int, folder: Path) -> dict[str, str]:
     """Return predictions and numbers as text, from ``size`` forks of this process, which import nothing again."""
     port = free_port()
@@ -149,4 +177,5 @@ PARTS = (
         "eval-grid", len(GRID), len(_SHORT), in_ranks, "1 to 17 images on 1 to 4 processes, 0 or 2 readers: one result"
     ),
     Part("eval-shuffled", 20, 2, shuffled, "images, annotations and categories in another order: the same result"),
+    Part("eval-ids", 20, 2, with_long_ids, "ids of 63 bits on 1 and 2 processes: the same numbers, the file's ids"),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lora_detr.checkpoints import manifest as manifests
@@ -35,6 +36,7 @@ from tests.soak.harness import Part
 
 SECONDS = 5.0
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+DEEP = ("png", "tif", "tif integers", "pgm", "tif floats", "pfm")
 WIDTH, HEIGHT = 48, 40
 
 
@@ -59,6 +61,49 @@ def mutated_images(trial: int, folder: Path) -> Mapping[str, JSON]:
 
     result = _result_of(decode, DataError, (str(path), "image id 7"))
     return {"format": form, "result": result}
+
+
+def deep_images(trial: int, folder: Path) -> Mapping[str, JSON]:
+    """D18, D22: a picture of more than 8 bits and any range gives what its type shows, or an error with the range."""
+    form = DEEP[trial % len(DEEP)]
+    path, values, white = _deep_file(form, random.Random(trial), folder)
+    record = ImageRecord(7, path.name, path, WIDTH, HEIGHT, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    expected = values / white * 255
+    is_in_range = values.min() >= 0 and values.max() <= white
+    error = None
+    try:
+        pixels = read_image(record).numpy()
+    except DataError as caught:
+        error = caught
+    if error is not None:
+        assert not is_in_range or np.ptp(expected) < 2, f"refused, although it can be shown: {error}"
+        assert (error.code, str(path) in error.message, "8 bits" in str(error)) == ("D18", True, True), error
+        return {"file": form, "result": "refused D18"}
+    assert is_in_range, f"values from {values.min()} to {values.max()} were used"
+    assert np.abs(pixels - expected).max() <= 1.01, "another picture than the file shows"
+    assert np.ptp(values) == 0 or np.ptp(pixels) > 0, "all of one colour, which the file is not"
+    return {"file": form, "result": "used"}
+
+
+def _deep_file(form: str, draw: random.Random, folder: Path) -> tuple[Path, NDArray[np.float64], float]:
+    """Write a grey picture of noise, and return its path, the values in it and the one that is white.
+
+    Its range is that of its type, a part of it, or up to eight times as much; the lowest value is 0, above or below it.
+    """
+    kind = {"floats": np.float32, "pfm": np.float32, "integers": np.int32}.get(form.split()[-1], np.uint16)
+    white = 1.0 if kind is np.float32 else draw.choice((1023.0, 4095.0, 65535.0)) if form == "pgm" else 65535.0
+    highest = white * draw.choice((1, 0.5, 2 ** draw.uniform(-9, 3)))
+    lowest = highest * draw.choice((0, 0, draw.random(), -draw.random()))
+    values = np.random.default_rng(draw.randrange(2**32)).uniform(lowest, highest, (HEIGHT, WIDTH))
+    if kind is np.uint16:
+        values = values.clip(0, white)
+    stored = values.astype(kind)
+    path = folder / f"image.{form.split()[0]}"
+    if form == "pgm":
+        path.write_bytes(f"P5 {WIDTH} {HEIGHT} {white:.0f}\n".encode() + stored.astype(">u2").tobytes())
+    else:
+        Image.fromarray(stored).save(path)
+    return path, stored.astype(np.float64), white
 
 
 def _coco(draw: random.Random, folder: Path) -> Mapping[str, JSON]:
@@ -228,4 +273,5 @@ def _change_image(data: bytes, draw: random.Random) -> bytes:
 PARTS = (
     Part("mutated-json", 2000, 16, mutated_json, "changed annotations, settings, states: used, or refused by name"),
     Part("mutated-images", 1000, 16, mutated_images, "changed images: decoded, or refused by path and image id"),
+    Part("deep-images", 600, 12, deep_images, "pictures of more than 8 bits: shown as their type says, or refused"),
 )

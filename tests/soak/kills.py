@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -137,6 +138,41 @@ def random_kills(trial: int, folder: Path) -> Mapping[str, JSON]:
     return {"kills": kills, "seconds_alone": round(seconds, 2), "at_steps": "-".join(map(str, steps))}
 
 
+def damaged_tails(trial: int, folder: Path) -> Mapping[str, JSON]:
+    """S07: a run is resumed whose logs end as a power failure leaves them; only lines of these logs may be missing."""
+    draw = random.Random(trial)
+    source = runs.finished()
+    broken = Path(shutil.copytree(source, folder / "run"))
+    newest = resolve_checkpoint(broken, "last")
+    shutil.rmtree(newest)
+    (broken / "checkpoints" / "best").unlink()
+    damaged = 0
+    for path in sorted(path for path in broken.rglob("*") if path.is_file() and "checkpoints" not in path.parts):
+        data = path.read_bytes()
+        kept = data[: draw.randrange(len(data) + 1)]
+        lost = len(data) - len(kept)
+        tails = (b"", bytes(lost), draw.randbytes(lost), bytes(draw.randrange(4097)))
+        way = draw.randrange(len(tails) + 1)
+        if way < len(tails):
+            path.write_bytes((data if way == 3 else kept) + tails[way])
+            damaged += 1
+    settings = small_runs.request(runs.data(), *runs.FOUR_STEPS)
+    run.start(settings, broken, None, False, Silent(), auto_resume=True)
+    found, expected = runs.outcome(broken), runs.outcome(source)
+    differing = [key for key in expected if found[key] != expected[key] and key not in runs.LOGS]
+    assert not differing, f"a resume beside damaged logs differs in {', '.join(differing)}"
+    for log in runs.LOGS:
+        assert _in_order(found[log], expected[log]), f"{log}: other lines than those of a run left alone"
+    lines = sum(len(found[log]) for log in runs.LOGS)  # type: ignore[arg-type, misc]
+    return {"damaged": damaged, "lines": lines}
+
+
+def _in_order(found: Any, expected: Any) -> bool:
+    """Return whether all lines are among the expected ones, in their order, and the last one is there."""
+    remaining = iter(expected)
+    return all(line in remaining for line in found) and found[-1:] == expected[-1:]
+
+
 class StopNow(Silent):
     """Asks its own process to end after the first step, as a scheduler does."""
 
@@ -264,4 +300,5 @@ PARTS = (
     Part("kill-while-saving", 200, 4, kill_while_saving, "SIGKILL while checkpoints are saved: none of them is lost"),
     Part("resumes", 41, 1, chained_resumes, f"{RESUMES} resumes of one run, a step each: bitwise equal, no larger"),
     Part("random-kills", 20, 1, random_kills, f"up to {KILLS} SIGKILLs of one run at random instants: bitwise equal"),
+    Part("damaged-tails", 100, 2, damaged_tails, "logs cut, zeroed or overwritten at their end: bitwise equal"),
 )

@@ -18,6 +18,10 @@ from tests import small_runs
 from tests.small_runs import read_lines
 from tests.soak.harness import shared_folder
 
+FOUR_STEPS = ("train.epochs=1", "train.max_steps=4", "train.save_every=2", "train.ema_decay=0.9")
+LOGS = ("steps", "epochs", "results")
+"""Parts of an outcome that are lines of logs."""
+
 
 @cache
 def data() -> Path:
@@ -29,8 +33,7 @@ def data() -> Path:
 @cache
 def finished() -> Path:
     """Return the folder of a finished run of four steps with averaged weights and two checkpoints; leave it alone."""
-    overrides = ("train.epochs=1", "train.max_steps=4", "train.save_every=2", "train.ema_decay=0.9")
-    return small_runs.train(data(), shared_folder("run") / "run", *overrides).directory
+    return small_runs.train(data(), shared_folder("run") / "run", *FOUR_STEPS).directory
 
 
 def own_checkpoints(folder: Path) -> Path:

@@ -25,7 +25,8 @@ def test_a_kernel_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch)
         attention.kernels("cpu")
 
 
-def test_json_alone_is_printed() -> None:
+@pytest.mark.slow
+def test_a_script_by_its_path_prints_json_alone() -> None:
     command = [sys.executable, "benchmarks/attention.py", "--size", "tiny-decoder", "--rounds", "1", "--json"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     assert {row["size"] for row in json.loads(done.stdout)["rows"]} == {"tiny-decoder"}

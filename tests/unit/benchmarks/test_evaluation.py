@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -88,9 +87,9 @@ def test_own_part_at_three_sizes(case: Case) -> None:
             assert row["ratio"] == 1
 
 
-def test_json_alone_on_stdout() -> None:
-    command = [sys.executable, "-m", "benchmarks.evaluation", "--images", "4", "--detections", "5", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    content = json.loads(done.stdout)
+def test_json_alone_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--images", "4", "--detections", "5", "--json"])
+    evaluation.main()
+    content = json.loads(capsys.readouterr().out)
     assert content["options"]["images"] == 4
     assert content["rows"][0]["way"] == FIRST_BACKEND

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 
-from benchmarks.startup import Imported, code_of, commands, imported, measure, run
+from benchmarks.startup import Imported, code_of, commands, imported, main, measure, run
 
 
 def test_every_command_is_there_once() -> None:
@@ -44,10 +43,11 @@ def test_rows() -> None:
     assert listed["modules"] > nothing["modules"]
 
 
-def test_json_alone_on_stdout() -> None:
-    command = [sys.executable, "-m", "benchmarks.startup", "--only", "strip", "--rounds", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    content = json.loads(done.stdout)
+def test_json_alone_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["startup.py", "--only", "strip", "--rounds", "1", "--json"])
+    main()
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
     assert [row["command"] for row in content["rows"]] == ["python -c pass", "loradetr strip --help"]
     assert content["options"]["only"] == "strip"
-    assert done.stderr == ""
+    assert printed.err == ""
