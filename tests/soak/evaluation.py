@@ -72,7 +72,7 @@ def with_long_ids(trial: int, folder: Path) -> Mapping[str, JSON]:
     assert found["metrics"] == expected["metrics"], "other ids give other numbers"
     named = [{**row, "image_id": images[row["image_id"]]} for row in json.loads(expected["predictions"])]
     assert json.loads(found["predictions"]) == named, "predictions lack the ids of the file"
-    return {"processes": size, "smallest": str(min(images.values())), "largest": str(max(images.values()))}
+    return {"processes": size, "detections": len(named)}
 
 
 def _long_ids(draw: random.Random, count: int) -> list[int]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.unit.training import two_ranks
 from tests.unit.training.two_ranks import CASES, SIZE
 
 pytestmark = pytest.mark.distributed
 
-# Starting and all cases take 8 s; a process that waits for the other gives up after 30 s.
+# All cases take 8 s; a process that waits for the other gives up after 30 s.
 TIMEOUT = 100
 BAD = [name for name, case in CASES.items() if case.parameter is not None]
 GOOD = [name for name, case in CASES.items() if case.parameter is None]
@@ -28,20 +24,13 @@ GOOD = [name for name, case in CASES.items() if case.parameter is None]
 def found(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """Return what each process saw of each case."""
     out = tmp_path_factory.mktemp("ranks")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.training.two_ranks", str(shapes_tiny), str(out)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=TIMEOUT)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
+    processes = two_ranks.start(shapes_tiny, out)
+    deadline = time.monotonic() + TIMEOUT
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * SIZE
     return [json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(SIZE)]
 
 

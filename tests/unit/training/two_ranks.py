@@ -1,4 +1,4 @@
-"""The two processes of ``test_two_ranks.py``: ``python -m tests.unit.training.two_ranks DATA OUT``.
+"""The two processes of ``test_two_ranks.py``.
 
 They go through all cases in one group, since starting takes longer than a step: a case that left them out of step with
 each other would fail every later one. Each writes what it saw of every case.
@@ -6,14 +6,15 @@ each other would fail every later one. Each writes what it saw of every case.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,8 @@ CASES = {
 }
 
 
-def main(data: Path, out: Path) -> None:
-    """Run both processes; end with 1 if one of them fails."""
-    torch.set_num_threads(1)
+def start(data: Path, out: Path) -> list[BaseProcess]:
+    """Start both processes as forks of this one, which has imported all that they need."""
     for case in CASES.values():
         prepared(case.system, data)
     port = free_port()
@@ -77,13 +77,12 @@ def main(data: Path, out: Path) -> None:
     processes = [fork.Process(target=run_rank, args=(rank, port, data, out), daemon=True) for rank in range(SIZE)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    sys.exit(any(process.exitcode for process in processes))
+    return [*processes]
 
 
 def run_rank(rank: int, port: int, data: Path, out: Path) -> None:
     """Write what one process sees of all cases."""
+    torch.set_num_threads(1)  # a fork has none of the threads of its parent
     numbers = {"WORLD_SIZE": SIZE, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
     world = World.from_environment("cpu", timeout=30)
@@ -133,7 +132,7 @@ def without_objects(batch: Batch) -> Batch:
 
 def spoils(parameter: nn.Parameter, batch: int) -> Callable[[nn.Module, object], None]:
     """Return a hook that makes ``parameter`` NaN before a forward pass, counted from 0."""
-    passes = iter(range(sys.maxsize))
+    passes = itertools.count()
 
     def look(module: nn.Module, inputs: object) -> None:
         if next(passes) == batch:
@@ -164,7 +163,3 @@ def counted() -> Iterator[dict[str, int]]:
     finally:
         for name in names:
             setattr(dist, name, own[name])
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
