@@ -161,7 +161,8 @@ class DecoderLayerOutput:
         ffn_input: [B, Q, D], what the feed-forward network was given.
         ffn_hidden: [B, Q, F] = W1 x + b1, before the activation.
         hidden: [B, Q, D], what the layer hands on.
-        reference: [B, Q, 4], as the box head used it.
+        reference: [B, Q, 4], as the box head used it; in other shapes where a head refines something else
+            (``models/huggingface/family.py``).
         prediction: of the primary path.
     """
 
@@ -215,7 +216,7 @@ class DetectorOutput:
         layers: L outputs of the primary queries, first layer first.
         encoder: proposals, or None for a one-stage detector.
         initial_reference: [B, Q, 4] that the first layer started from.
-        memory: [B, S, D] of the encoder.
+        memory: [B, S, D] of the encoder; S is 0 where a model keeps it to itself.
         groups: queries beside the primary ones; empty in evaluation.
     """
 

@@ -1,0 +1,29 @@
+"""Deformable DETR: a pair of heads for each layer; references of 2 or 4 numbers."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lora_detr.models.huggingface.family import AllQueries, Classes, DetrFeedForward, NoHooks, prediction, refined
+from lora_detr.models.huggingface.recording import Recording
+from lora_detr.structures import Prediction
+
+
+class Deformable(DetrFeedForward, NoHooks, AllQueries):
+    """``deformable_detr``, one-stage, with iterative refinement, and two-stage."""
+
+    def class_layer(self, model: Any, layer: int) -> nn.Linear:
+        """Return the class layer that decoder layer ``layer`` uses."""
+        return cast(nn.Linear, model.class_embed[layer])
+
+    def references(self, model: Any, output: Any, recording: Recording, queries: slice) -> list[Tensor]:
+        """Return the initial references, then those that the layer before made; points [B, Q, 2] without refinement."""
+        made = output.intermediate_reference_points
+        return [output.init_reference_points, *(made[:, i] for i in range(made.shape[1] - 1))]
+
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+        """Apply the heads of a layer."""
+        logits = (classes or model.class_embed[layer])(hidden)
+        return prediction(logits, refined(reference, model.bbox_embed[layer](hidden)))

@@ -1,0 +1,106 @@
+"""The adapter: a model of ``transformers`` as a ``Detector``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_detr.models.huggingface.families import FAMILIES
+from lora_detr.models.huggingface.family import Family, layers_of
+from lora_detr.models.huggingface.feed_forward import FeedForwardView
+from lora_detr.models.huggingface.recording import Recording
+from lora_detr.structures import DecoderLayerOutput, DetectorOutput, Images, Prediction, Target
+
+
+class HuggingFaceDetector(nn.Module):
+    """Publishes the decoder layers of an object detector of ``transformers``, whose forward pass stays its own.
+
+    Args:
+        model: of a family in ``FAMILIES``; it gets hooks, and no parameter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.recording = Recording()
+        for i, layer in enumerate(layers_of(model)):
+            first = self.family.ffn(layer).linear1
+            self.recording.keep_input(first, "ffn_input", i)
+            self.recording.keep_output(first, "ffn_hidden", i)
+            self.recording.keep_output(layer, "hidden", i)
+        self.family.attach(model, self.recording)
+
+    @property
+    def family(self) -> Family:
+        """The rule of its family."""
+        return FAMILIES[self.model.config.model_type]
+
+    @property
+    def num_classes(self) -> int:
+        """K, the width of the class heads."""
+        return int(self.model.config.num_labels)
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(layers_of(self.model))
+
+    def ffn(self, layer: int) -> FeedForwardView:
+        """Return the feed-forward network of decoder layer ``layer``."""
+        return self.family.ffn(layers_of(self.model)[layer])
+
+    def class_layer(self, layer: int) -> nn.Linear:
+        """Return the class layer of decoder layer ``layer``; several layers may share it."""
+        return self.family.class_layer(self.model, layer)
+
+    def predict(
+        self, layer: int, hidden: Tensor, reference: Tensor, classes: Callable[[Tensor], Tensor] | None = None
+    ) -> Prediction:
+        """Apply the heads of a decoder layer.
+
+        Args:
+            layer: index from 0.
+            hidden: [..., B, Q, D]; of branches with an axis in front.
+            reference: [B, Q, R], as ``forward`` publishes it.
+            classes: computes logits [..., Q, K] in place of the class layer.
+        """
+        return self.family.predict(self.model, layer, hidden, reference, classes)
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> DetectorOutput:
+        """Detect objects in a padded batch of normalised float pixels.
+
+        Args:
+            images: the batch.
+            targets: read by denoising queries and by the model's own loss, in training only.
+
+        Returns:
+            The primary queries' layers: neither those of denoising nor those of further groups. Predictions of all
+            layers but the last have no gradient here: the model's own loss supervises them.
+        """
+        self.recording.clear()
+        labels = None
+        if self.training and targets is not None:
+            labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+        output = self.model(pixel_values=images.pixels, pixel_mask=(~images.padding).long(), labels=labels)
+        queries = self.family.queries(self.model, output)
+        references = self.family.references(self.model, output, self.recording, queries)
+        layers = []
+        for i, reference in enumerate(references):
+            kept = {name: self.recording.tensor(name, i)[:, queries] for name in ("ffn_input", "ffn_hidden", "hidden")}
+            if i == self.num_layers - 1:
+                prediction = Prediction(output.logits[:, queries].float(), output.pred_boxes[:, queries].float())
+            else:
+                with torch.no_grad():
+                    prediction = self.predict(i, kept["hidden"], reference)
+            # There is no cross-attention output to publish: kinds of branches that read it are not for these models.
+            layers.append(
+                DecoderLayerOutput(
+                    kept["ffn_input"], kept["ffn_input"], kept["ffn_hidden"], kept["hidden"], reference, prediction
+                )
+            )
+        self.recording.clear()
+        memory = layers[0].hidden[:, :0]  # not every family gives what its encoder made, and no branch reads it
+        return DetectorOutput(tuple(layers), None, references[0], memory)

@@ -1,0 +1,90 @@
+"""What differs between families of detectors: where the parts are, which queries count, how heads are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from lora_detr.models.huggingface.feed_forward import FeedForwardView
+from lora_detr.models.huggingface.recording import Recording
+from lora_detr.ops.positional import inverse_sigmoid
+from lora_detr.structures import Prediction
+
+Classes = Callable[[Tensor], Tensor]
+
+# Of every inverse sigmoid in transformers.
+EPS = 1e-5
+
+
+class Family(Protocol):
+    """The rule of one family. Its methods are given the model, so that copies of a detector share nothing.
+
+    A ``reference`` is [B, Q, R]: whatever the box head of a layer refines, its first numbers the box or the point.
+    """
+
+    def attach(self, model: Any, recording: Recording) -> None:
+        """Hook what ``references`` needs beyond the layers' own tensors."""
+
+    def ffn(self, layer: Any) -> FeedForwardView:
+        """Return the feed-forward network of a decoder layer."""
+
+    def class_layer(self, model: Any, layer: int) -> nn.Linear:
+        """Return the class layer that decoder layer ``layer`` uses."""
+
+    def queries(self, model: Any, output: Any) -> slice:
+        """Return which of the decoder's queries inference would keep; training may decode others beside them."""
+
+    def references(self, model: Any, output: Any, recording: Recording, queries: slice) -> list[Tensor]:
+        """Return the reference of each layer, [B, Q, R]."""
+
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+        """Apply the heads of a layer to hidden states [..., B, Q, D]; ``classes`` stands in for the class layer."""
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """Return the decoder layers."""
+    return cast(nn.ModuleList, model.model.decoder.layers)
+
+
+class DetrFeedForward:
+    """Mixin: fc1 and fc2 in ``mlp``, both dropouts there; residual and norm in the layer."""
+
+    def ffn(self, layer: Any) -> FeedForwardView:
+        """Return the feed-forward network of a decoder layer."""
+        mlp = layer.mlp
+        return FeedForwardView(
+            layer, mlp.fc1, mlp.fc2, layer.final_layer_norm, mlp.activation_fn, mlp.activation_dropout, mlp.dropout
+        )
+
+
+class NoHooks:
+    """Mixin of families whose references are in the model's output."""
+
+    def attach(self, model: Any, recording: Recording) -> None:
+        """Hook nothing."""
+
+
+class AllQueries:
+    """Mixin of families that decode the same queries in training as in inference."""
+
+    def queries(self, model: Any, output: Any) -> slice:
+        """Return all of them."""
+        return slice(None)
+
+
+def refined(reference: Tensor, change: Tensor) -> Tensor:
+    """Return the boxes that box logits [..., Q, 4] make of references [B, Q, 4], or of points [B, Q, 2]."""
+    start = inverse_sigmoid(reference, EPS)
+    if start.shape[-1] == 4:
+        return (change + start).sigmoid()
+    points = start.shape[-1]
+    moved = change.clone()
+    moved[..., :points] += start
+    return moved.sigmoid()
+
+
+def prediction(logits: Tensor, boxes: Tensor) -> Prediction:
+    """Return logits and boxes in float32."""
+    return Prediction(logits.float(), boxes.float())
