@@ -243,6 +243,6 @@ PARTS = (
     Part("rank-killed", 20, 0, partial(lost_rank, signal.SIGKILL), "SIGKILL of a rank: 7, named, nobody left"),
     Part("rank-stopped", 20, 0, partial(lost_rank, signal.SIGSTOP), "SIGSTOP of a rank: 7, named, nobody left"),
     Part("rank-raises", 20, 1, partial(failing_rank, tuple(RAISED)), "a rank raises: its code, named, nobody left"),
-    Part("rank-exits", 20, 1, partial(failing_rank, ("exit",)), "a rank exits too soon: 7, named, nobody left"),
+    Part("rank-exits", 20, 0, partial(failing_rank, ("exit",)), "a rank exits too soon: 7, named, nobody left"),
     Part("worker-killed", 20, 1, lost_reader, "a reader of images dies or hangs: 7, the image named, nobody left"),
 )

@@ -15,7 +15,7 @@ def _scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 # Parts that start whole commands or evaluate many times, whose faults other tests look for too.
-SLOW = ("rank-raises", "rank-exits", "worker-killed", "eval-grid")
+SLOW = ("rank-raises", "worker-killed", "eval-grid")
 
 
 @pytest.mark.parametrize(

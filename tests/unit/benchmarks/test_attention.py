@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from benchmarks import attention
-from tests.conftest import REPOSITORY
 
 
 def test_all_kernels_are_measured_on_the_same_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +23,7 @@ def test_a_kernel_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch)
         attention.kernels("cpu")
 
 
-@pytest.mark.slow
-def test_a_script_by_its_path_prints_json_alone() -> None:
-    command = [sys.executable, "benchmarks/attention.py", "--size", "tiny-decoder", "--rounds", "1", "--json"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
-    assert {row["size"] for row in json.loads(done.stdout)["rows"]} == {"tiny-decoder"}
+def test_json_alone_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["attention.py", "--size", "tiny-decoder", "--rounds", "1", "--json"])
+    attention.main()
+    assert {row["size"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"tiny-decoder"}

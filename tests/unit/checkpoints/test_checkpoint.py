@@ -265,41 +265,6 @@ def test_stale_files_are_removed_and_links_not_followed_p01(tmp_path: Path) -> N
     assert clean_stale(tmp_path / "missing") == []
 
 
-@pytest.mark.slow
-def test_killed_at_random_instants_p01(tmp_path: Path) -> None:
-    """A child saves step after step and is killed; the newest checkpoint always verifies and none goes missing."""
-    import random
-    import signal
-    import time
-
-    random.seed(0)
-    expected = 0
-    for _ in range(60):
-        child = os.fork()
-        if child == 0:
-            try:
-                for step in range(expected + 1, expected + 1000):
-                    save(tmp_path, step)
-                    save(tmp_path, step)
-                    prune(tmp_path, keep_last=2)
-            finally:
-                os._exit(1)
-        time.sleep(random.random() * 0.1)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        clean_stale(tmp_path)
-        loaded, skipped = load_latest(tmp_path)
-        assert skipped == ()
-        if loaded is not None:
-            assert loaded.step >= expected
-            expected = loaded.step
-            assert torch.equal(loaded.model["detector.weight"], tensors(expected)["detector.weight"])
-        assert all(name.startswith("step-") for name in names(tmp_path))
-        prune(tmp_path, keep_last=2)  # as a run does that is resumed; killed before it, several saves leave more
-        assert len(names(tmp_path)) <= 2
-    assert expected > 60
-
-
 def test_prune_keeps_the_newest_the_best_and_the_chosen(tmp_path: Path) -> None:
     for step in range(1, 8):
         save(tmp_path, step)
