@@ -209,6 +209,39 @@ class QueryGroupOutput:
 
 
 @dataclass(frozen=True)
+class OwnTerm:
+    """One term of a detector's own loss.
+
+    Attributes:
+        source: ``primary``, ``encoder`` or ``denoising``; ``primary_start`` and ``denoising_start`` for predictions
+            that the first decoder layer starts from.
+        layer: decoder layer, 0 first; None where there is none.
+        kind: ``class``, ``l1``, ``giou``, or what a family has beside them.
+        value: scalar before weighting, with gradient.
+        weight: of the term in the total.
+    """
+
+    source: str
+    layer: int | None
+    kind: str
+    value: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """What a detector's own loss makes of a batch.
+
+    Attributes:
+        total: scalar with gradient, as the detector's own training would take it.
+        terms: what it is the weighted sum of, up to rounding.
+    """
+
+    total: Tensor
+    terms: tuple[OwnTerm, ...]
+
+
+@dataclass(frozen=True)
 class DetectorOutput:
     """What a detector returns, in training and in evaluation alike.
 
@@ -218,6 +251,7 @@ class DetectorOutput:
         initial_reference: [B, Q, 4] that the first layer started from.
         memory: [B, S, D] of the encoder; S is 0 where a model keeps it to itself.
         groups: queries beside the primary ones; empty in evaluation.
+        own_loss: computes the loss of all but the branches, of a detector that brings its own, in training; else None.
     """
 
     layers: tuple[DecoderLayerOutput, ...]
@@ -225,6 +259,7 @@ class DetectorOutput:
     initial_reference: Tensor
     memory: Tensor
     groups: tuple[QueryGroupOutput, ...] = ()
+    own_loss: Callable[[], OwnLoss] | None = None
 
     @property
     def prediction(self) -> Prediction:

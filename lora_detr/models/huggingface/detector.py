@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lora_detr.models.huggingface.families import FAMILIES
 from lora_detr.models.huggingface.family import Family, layers_of
 from lora_detr.models.huggingface.feed_forward import FeedForwardView
+from lora_detr.models.huggingface.own_loss import PutOff, compute
 from lora_detr.models.huggingface.recording import Recording
 from lora_detr.structures import DecoderLayerOutput, DetectorOutput, Images, Prediction, Target
 
@@ -32,6 +34,8 @@ class HuggingFaceDetector(nn.Module):
             self.recording.keep_output(first, "ffn_hidden", i)
             self.recording.keep_output(layer, "hidden", i)
         self.family.attach(model, self.recording)
+        self.loss = self.model.loss_function
+        self.model.loss_function = PutOff(self.recording)
 
     @property
     def family(self) -> Family:
@@ -78,13 +82,17 @@ class HuggingFaceDetector(nn.Module):
 
         Returns:
             The primary queries' layers: neither those of denoising nor those of further groups. Predictions of all
-            layers but the last have no gradient here: the model's own loss supervises them.
+            layers but the last have no gradient here: the model's own loss supervises them, which is put off until
+            ``own_loss`` is called.
         """
         self.recording.clear()
         labels = None
         if self.training and targets is not None:
             labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
         output = self.model(pixel_values=images.pixels, pixel_mask=(~images.padding).long(), labels=labels)
+        own_loss = None
+        if labels is not None:
+            own_loss = partial(compute, self.loss, self.model.config, self.recording.value(PutOff.NAME))
         queries = self.family.queries(self.model, output)
         references = self.family.references(self.model, output, self.recording, queries)
         layers = []
@@ -103,4 +111,4 @@ class HuggingFaceDetector(nn.Module):
             )
         self.recording.clear()
         memory = layers[0].hidden[:, :0]  # not every family gives what its encoder made, and no branch reads it
-        return DetectorOutput(tuple(layers), None, references[0], memory)
+        return DetectorOutput(tuple(layers), None, references[0], memory, own_loss=own_loss)

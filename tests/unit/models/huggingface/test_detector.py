@@ -103,8 +103,10 @@ def test_branches_that_add_nothing_predict_as_the_model_does_at_every_layer(case
     kind, changes = CASES[case]
     both = branched(kind, **changes).train()
     model = both.detector.model
-    model.loss_function = listener = Listener()
+    both.detector.loss = listener = Listener()
     output, branches = both(images_of(kind), targets())
+    assert output.own_loss is not None
+    output.own_loss()
     assert branches is not None
     queries = both.detector.family.queries(model, _Meta(model, output, listener))
     logits, boxes = own_layers(kind, model, listener.call)
