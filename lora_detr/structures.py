@@ -208,37 +208,11 @@ class QueryGroupOutput:
     copies: int = 1
 
 
-@dataclass(frozen=True)
-class OwnTerm:
-    """One term of a detector's own loss.
+class OwnLossLike(Protocol):
+    """What a detector's own loss makes of a batch: ``total`` is a scalar with gradient."""
 
-    Attributes:
-        source: ``primary``, ``encoder`` or ``denoising``; ``primary_start`` and ``denoising_start`` for predictions
-            that the first decoder layer starts from.
-        layer: decoder layer, 0 first; None where there is none.
-        kind: ``class``, ``l1``, ``giou``, or what a family has beside them.
-        value: scalar before weighting, with gradient.
-        weight: of the term in the total.
-    """
-
-    source: str
-    layer: int | None
-    kind: str
-    value: Tensor
-    weight: float
-
-
-@dataclass(frozen=True)
-class OwnLoss:
-    """What a detector's own loss makes of a batch.
-
-    Attributes:
-        total: scalar with gradient, as the detector's own training would take it.
-        terms: what it is the weighted sum of, up to rounding.
-    """
-
-    total: Tensor
-    terms: tuple[OwnTerm, ...]
+    @property
+    def total(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -259,7 +233,7 @@ class DetectorOutput:
     initial_reference: Tensor
     memory: Tensor
     groups: tuple[QueryGroupOutput, ...] = ()
-    own_loss: Callable[[], OwnLoss] | None = None
+    own_loss: Callable[[], OwnLossLike] | None = None
 
     @property
     def prediction(self) -> Prediction:

@@ -26,7 +26,8 @@ class HuggingFaceDetector(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
+        own: Any = model
+        self.model = own
         self.recording = Recording()
         for i, layer in enumerate(layers_of(model)):
             first = self.family.ffn(layer).linear1
@@ -34,8 +35,8 @@ class HuggingFaceDetector(nn.Module):
             self.recording.keep_output(first, "ffn_hidden", i)
             self.recording.keep_output(layer, "hidden", i)
         self.family.attach(model, self.recording)
-        self.loss = self.model.loss_function
-        self.model.loss_function = PutOff(self.recording)
+        self.loss = own.loss_function
+        own.loss_function = PutOff(self.recording)
 
     @property
     def family(self) -> Family:

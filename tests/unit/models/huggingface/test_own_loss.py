@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("transformers")
 
 from lora_detr.models.huggingface import HuggingFaceDetector
-from lora_detr.structures import DetectorOutput, OwnLoss, Target
+from lora_detr.models.huggingface.own_loss import OwnLoss
+from lora_detr.structures import DetectorOutput, Target
 from tests import huggingface_models
 from tests.unit.models.huggingface.test_detector import images_of, targets
 
@@ -27,7 +28,9 @@ def run(kind: str, given: list[Target], **changes: Any) -> tuple[HuggingFaceDete
 
 def loss_of(output: DetectorOutput) -> OwnLoss:
     assert output.own_loss is not None
-    return output.own_loss()
+    own = output.own_loss()
+    assert isinstance(own, OwnLoss)
+    return own
 
 
 @pytest.mark.parametrize("objects", ["two each", "one image without", "none at all"])
