@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -161,8 +161,7 @@ class DecoderLayerOutput:
         ffn_input: [B, Q, D], what the feed-forward network was given.
         ffn_hidden: [B, Q, F] = W1 x + b1, before the activation.
         hidden: [B, Q, D], what the layer hands on.
-        reference: [B, Q, 4], as the box head used it; in other shapes where a head refines something else
-            (``models/huggingface/family.py``).
+        reference: [B, Q, 4], as the box head used it; [B, Q, R] in ``models/huggingface``.
         prediction: of the primary path.
     """
 
@@ -208,11 +207,21 @@ class QueryGroupOutput:
     copies: int = 1
 
 
-class OwnLossLike(Protocol):
-    """What a detector's own loss makes of a batch: ``total`` is a scalar with gradient."""
+class OwnTerm(NamedTuple):
+    """A term of a detector's own loss by its place (``losses.report.LossKey``); ``value`` is before weighting."""
 
-    @property
-    def total(self) -> Tensor: ...
+    source: str
+    layer: int | None
+    kind: str
+    value: Tensor
+    weight: float
+
+
+class OwnLoss(NamedTuple):
+    """What a detector's own loss makes of a batch: a scalar with gradient, the weighted sum of the terms."""
+
+    total: Tensor
+    terms: tuple[OwnTerm, ...]
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ class DetectorOutput:
         initial_reference: [B, Q, 4] that the first layer started from.
         memory: [B, S, D] of the encoder; S is 0 where a model keeps it to itself.
         groups: queries beside the primary ones; empty in evaluation.
-        own_loss: computes the loss of all but the branches, of a detector that brings its own, in training; else None.
+        own_loss: computes all but the branches' losses, of a detector that brings its own, in training; else None.
     """
 
     layers: tuple[DecoderLayerOutput, ...]
@@ -233,7 +242,7 @@ class DetectorOutput:
     initial_reference: Tensor
     memory: Tensor
     groups: tuple[QueryGroupOutput, ...] = ()
-    own_loss: Callable[[], OwnLossLike] | None = None
+    own_loss: Callable[[], OwnLoss] | None = None
 
     @property
     def prediction(self) -> Prediction:
@@ -265,8 +274,7 @@ class Assignment:
 
     Attributes:
         query: int64 [G, B, T, k]; any valid index where masked.
-        score: float [G, B, T, k], by which conflicts are decided: the matching score M of the pair (Eq. 7), the
-            negative cost of a one-to-one pair, or 0 where pairs are known beforehand.
+        score: float [G, B, T, k], decides conflicts: the score M (Eq. 7), minus the cost, or 0 for pairs known before.
         mask: bool [G, B, T, k], true where the pair counts.
     """
 

@@ -57,14 +57,15 @@ class BranchMatching:
         return self.config.merge_one_to_one or self.config.duplicates == "clean"
 
     def __call__(
-        self, stack: Prediction, targets: PaddedTargets, one_to_one: Assignment, priority: Tensor | None
+        self, stack: Prediction, targets: PaddedTargets, one_to_one: Assignment | None, priority: Tensor | None
     ) -> Assignment:
         """Return the pairs of all branches.
 
         Args:
             stack: logits [N * L, B, Q, K], boxes [N * L, B, Q, 4].
             targets: of the batch.
-            one_to_one: the primary's pairs, [L, B, T, 1]; read only if they are to be added.
+            one_to_one: the primary's pairs, [L, B, T, 1]; read only if they are to be added, and None where the
+                detector keeps them to itself.
             priority: float [N * L, B, Q] in place of the random draw that caps candidates.
 
         Raises:
@@ -84,6 +85,11 @@ class BranchMatching:
                 # While the scores of this part exist. What the primary trains as an object is then background to no
                 # branch, as in the authors' code for 900 queries.
                 if self.config.merge_one_to_one:
+                    if one_to_one is None:
+                        raise ConfigError(
+                            "`loss.branch.merge_one_to_one` needs pairs of the primary, and this detector gives none",
+                            "set it to false",
+                        )
                     pairs = merge_one_to_one(pairs, one_to_one, score)
             else:
                 pairs = matcher(part, targets)

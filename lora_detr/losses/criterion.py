@@ -13,7 +13,7 @@ from lora_detr.errors import NumericalError
 from lora_detr.losses.branch_matching import BranchMatching
 from lora_detr.losses.config import Classification, CriterionConfig, EncoderLossConfig, TermWeights
 from lora_detr.losses.normaliser import Normaliser
-from lora_detr.losses.report import LossKey, LossReport
+from lora_detr.losses.report import LossKey, LossReport, report_of
 from lora_detr.losses.source import Source, all_terms, source_keys
 from lora_detr.matchers import Hungarian
 from lora_detr.matchers.hungarian import NonFiniteCostError, solve_together
@@ -23,6 +23,7 @@ from lora_detr.structures import (
     DetectorOutput,
     EncoderOutput,
     Matcher,
+    OwnLoss,
     PaddedTargets,
     Prediction,
 )
@@ -182,7 +183,7 @@ class Criterion(nn.Module):
         progress: float = MIDDLE,
     ) -> LossReport:
         """Compute all losses: ``match``, then ``losses``."""
-        return self.losses(self.match(output, branches, targets, normaliser, priority, progress), targets)
+        return self.losses(self.match(output, branches, targets, normaliser, priority, progress), targets, output)
 
     def match(
         self,
@@ -204,14 +205,17 @@ class Criterion(nn.Module):
             progress: share of the run that is behind, in [0, 1], for settings that change over it.
 
         Returns:
-            The primary path first, then the branches, if there are any, the encoder, and query groups.
+            The primary path first, then the branches, if there are any, the encoder, and query groups; the branches
+            alone where the detector brings a loss of its own.
 
         Raises:
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
         branch = self.config.branch
-        primary = self._queries("primary", [layer.prediction for layer in output.layers], targets, progress)
-        stacks = [replace(primary, scale=branch.primary_share(progress))]
+        stacks = []
+        if output.own_loss is None:
+            primary = self._queries("primary", [layer.prediction for layer in output.layers], targets, progress)
+            stacks.append(replace(primary, scale=branch.primary_share(progress)))
         if branches is not None:
             stacks.append(
                 _Stack(
@@ -235,7 +239,7 @@ class Criterion(nn.Module):
         for stack in stacks:
             row, matcher = stack.row, stack.row.matcher
             if isinstance(matcher, BranchMatching):
-                pairs = matcher(stack.prediction, targets, matched["primary path"], stack.priority)
+                pairs = matcher(stack.prediction, targets, matched.get("primary path"), stack.priority)
                 one_to_one = matcher.uses_queries_once
             else:
                 pairs, one_to_one = matched[row.title], True
@@ -257,8 +261,18 @@ class Criterion(nn.Module):
             )
         return sources
 
-    def losses(self, sources: Sequence[Source], targets: PaddedTargets) -> LossReport:
-        """Return the losses of what ``match`` gave."""
+    def losses(self, sources: Sequence[Source], targets: PaddedTargets, output: DetectorOutput) -> LossReport:
+        """Return the losses of what ``match`` gave, and the detector's own, if it brings one.
+
+        Raises:
+            NonFiniteMatchError: the detector's own loss refuses predictions that are not finite.
+        """
+        if output.own_loss is None:
+            return self._computed(sources, targets)
+        own = report_of(_own(output))
+        return own.joined(self._computed(sources, targets)) if sources else own
+
+    def _computed(self, sources: Sequence[Source], targets: PaddedTargets) -> LossReport:
         values = all_terms(sources, targets, self.config.constants)
         values = values / values.new_tensor([source.normaliser for source in sources for _ in source.keys])
         weights = tuple(weight for source in sources for weight in source.term_weights())
@@ -312,6 +326,18 @@ class Criterion(nn.Module):
         return [_Stack(row, source_keys([(name, None)]), prediction, labelled.labels, cost)]
 
 
+def _own(output: DetectorOutput) -> OwnLoss:
+    assert output.own_loss is not None
+    try:
+        return output.own_loss()
+    except ValueError as error:  # of boxes that are not finite
+        finite = [part.flatten(1).isfinite().all(1) for part in (output.prediction.logits, output.prediction.boxes)]
+        spoilt = (~(finite[0] & finite[1])).nonzero().flatten().tolist()
+        if not spoilt:
+            raise
+        raise NonFiniteMatchError("detector's own loss", spoilt[0]) from error
+
+
 def _encoder_row(title: str, config: EncoderLossConfig, repeats: int = 1) -> _Row:
     matcher = config.matcher.build()
     return _Row(title, config.classification, config.weights, matcher, repeats=repeats, proposals=config)
@@ -320,13 +346,15 @@ def _encoder_row(title: str, config: EncoderLossConfig, repeats: int = 1) -> _Ro
 def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> dict[str, Assignment]:
     """Return the pairs that are known or matched at least cost, by title; one copy to the host for all costs."""
     waiting = [(stack, stack.cost) for stack in stacks if stack.cost is not None]
+    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
+    if not waiting:
+        return known
     try:
         solved = solve_together([cost for _, cost in waiting], targets, [stack.row.repeats for stack, _ in waiting])
     except NonFiniteCostError as error:
         row = waiting[error.problem][0].row
         where = row.title if row.proposals is not None else f"{row.title} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error
-    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
     return known | {
         stack.row.title: _repeated(pairs, stack.layers) if stack.layers > 1 else pairs
         for (stack, _), pairs in zip(waiting, solved, strict=True)

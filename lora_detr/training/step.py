@@ -10,7 +10,7 @@ from signal import Signals
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_detr.errors import NumericalError
 from lora_detr.losses.criterion import MIDDLE, Criterion, NonFiniteMatchError
@@ -127,7 +127,7 @@ class Stepper:
         targets = self.world.total(count)
         normaliser = self.config.loss.normalise(targets, self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
-        computed = [self._forward_backward(batch, normaliser) for batch in batches]
+        computed = [self._forward_backward(batch, normaliser, len(batches)) for batch in batches]
         reports = [found for found in computed if isinstance(found, LossReport)]
         # A batch whose matching failed has no loss, which makes that of the step as little finite as NaN does.
         loss = sum((report.total for report in reports), torch.zeros((), device=self.world.device))
@@ -156,18 +156,25 @@ class Stepper:
         terms = named_terms(reports[0].keys, numbers, reports[0].weights)
         return StepResult(loss_value, terms, norm_value, bool(bad_norm), seconds, named([requeue, interrupt]))
 
-    def _forward_backward(self, batch: Batch, normaliser: Normaliser) -> LossReport | MatchFault:
-        """Add the gradient of a batch, and return its detached losses.
+    def _forward_backward(self, batch: Batch, normaliser: Normaliser, count: int) -> LossReport | MatchFault:
+        """Add the gradient of one of ``count`` micro-batches, and return its detached losses.
+
+        A detector's own loss is divided by the objects of the batch, on this process. So are then the branches' losses,
+        as their share would otherwise change from batch to batch, and the step takes the mean of its micro-batches.
 
         A process whose matching fails takes part in the backward pass all the same: the others wait for its gradients.
         """
         output, branches = forward(self.model, batch, self.config.train.precision)
+        brings_loss = output.own_loss is not None
+        if brings_loss:
+            normaliser = self.config.loss.normalise(sum(len(target.labels) for target in batch.targets), 1)
         try:
             targets = PaddedTargets.from_targets(batch.targets)
             sources = self.criterion.match(output, branches, targets, normaliser, progress=self.progress)
-            report = self.criterion.losses(sources, targets)
+            report = self.criterion.losses(sources, targets, output)
+            report = report.scaled(1 / count) if brings_loss else report
         except NonFiniteMatchError as error:
-            (_sum_of_predictions(output, branches) * math.nan).backward()
+            (torch.stack([parameter.sum() for parameter in self.parameters]).sum() * math.nan).backward()
             return MatchFault(error.where, batch.targets[error.image].image_id)
         if self.observer is not None:
             self.observer(sources, report, targets)
@@ -188,13 +195,3 @@ class Stepper:
 def _seen(found: LossReport | MatchFault, batch: Batch) -> BatchRecord:
     ids = tuple(target.image_id for target in batch.targets)
     return BatchRecord(ids, (), found) if isinstance(found, MatchFault) else BatchRecord(ids, found.terms())
-
-
-def _sum_of_predictions(output: DetectorOutput, branches: BranchOutput | None) -> Tensor:
-    """Return a scalar that depends on every prediction, and so on every parameter."""
-    predictions = [layer.prediction for layer in output.layers]
-    predictions += [] if output.encoder is None else [output.encoder.prediction]
-    predictions += [] if branches is None else branches.layers
-    for group in output.groups:
-        predictions += [*group.layers, *([] if group.encoder is None else [group.encoder.prediction])]
-    return torch.stack([part.sum() for found in predictions for part in (found.logits, found.boxes)]).sum()

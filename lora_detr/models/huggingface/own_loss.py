@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_detr.models.huggingface.recording import Recording
+from lora_detr.structures import OwnLoss, OwnTerm
 
 KINDS = {"ce": "class", "vfl": "class", "bbox": "l1", "giou": "giou", "fgl": "fgl", "ddf": "ddf"}
 _NAME = re.compile(r"loss_(?P<kind>[a-z]+)(_(?P<group>aux_|dn_)?(?P<place>\d+))?(?P<encoder>_enc)?")
@@ -24,39 +24,6 @@ _WEIGHTED = "weight_loss_{}"
 _COEFFICIENTS = {"ce": "class_loss_coefficient", "bbox": "bbox_loss_coefficient", "giou": "giou_loss_coefficient"}
 # These two have the first coefficient in their config, and the others' loss does not read it.
 _READS_CLASS_COEFFICIENT = ("lw_detr", "rf_detr")
-
-
-@dataclass(frozen=True)
-class OwnTerm:
-    """One term of a detector's own loss.
-
-    Attributes:
-        source: ``primary``, ``encoder`` or ``denoising``; ``primary_start`` and ``denoising_start`` for predictions
-            that the first decoder layer starts from.
-        layer: decoder layer, 0 first; None where there is none.
-        kind: ``class``, ``l1``, ``giou``, or what a family has beside them.
-        value: scalar before weighting, with gradient.
-        weight: of the term in the total.
-    """
-
-    source: str
-    layer: int | None
-    kind: str
-    value: Tensor
-    weight: float
-
-
-@dataclass(frozen=True)
-class OwnLoss:
-    """What a detector's own loss makes of a batch.
-
-    Attributes:
-        total: scalar with gradient, as the detector's own training would take it.
-        terms: what it is the weighted sum of, up to rounding.
-    """
-
-    total: Tensor
-    terms: tuple[OwnTerm, ...]
 
 
 class PutOff:
@@ -112,7 +79,7 @@ def _term(name: str, value: Tensor, config: Any) -> OwnTerm | None:
 
 
 def _place(match: re.Match[str], config: Any) -> tuple[str, int | None]:
-    """Return source and layer of a term.
+    """Return source and layer of a term; ``NAME_start`` is what the first decoder layer starts from.
 
     Terms without a number are those of the last layer. With ``aux_``, the one behind all layers but the last is the
     encoder's. D-FINE counts from the predictions that its first layer starts from.
