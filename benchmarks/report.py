@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lora_detr.records.environment import installed_version
+from lora_detr.config.installed import installed_version
 
 STDOUT = "-"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "pycocotools", "hotcoco", "torch-ms-deform-attn")

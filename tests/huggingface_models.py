@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from lora_detr.structures import Images, Target
 
 CLASSES, QUERIES, WIDTH, FFN, LAYERS, HEADS = 3, 20, 64, 128, 3, 4
 SIZES = {"rf_detr": 112}
@@ -31,7 +33,6 @@ _REAL_TIME = {
     "decoder_in_channels": [WIDTH] * 3,
     "num_denoising": 10,
 }
-_REAL_TIME.pop("encoder_layers")
 _GROUPED = {
     "d_model": WIDTH,
     "decoder_ffn_dim": FFN,
@@ -46,18 +47,15 @@ _GROUPED = {
 _STAGES = ["stage2", "stage3", "stage4"]
 
 
-def _resnet(*stages: str) -> Any:
-    from transformers import ResNetConfig
+def _resnet(*stages: str, name: str = "ResNetConfig", width: int = 8) -> Any:
+    import transformers
 
-    sizes = {"embedding_size": 8, "hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "layer_type": "basic"}
-    return ResNetConfig(**sizes, out_features=list(stages))
+    sizes = {"embedding_size": width, "hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "layer_type": "basic"}
+    return getattr(transformers, name)(**sizes, out_features=list(stages))
 
 
 def _rt_resnet() -> Any:
-    from transformers import RTDetrResNetConfig
-
-    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1] * 4, "layer_type": "basic"}
-    return RTDetrResNetConfig(**sizes, out_features=_STAGES)
+    return _resnet(*_STAGES, name="RTDetrResNetConfig", width=16)
 
 
 def _hgnet() -> Any:
@@ -158,6 +156,13 @@ def build(kind: str, **changes: Any) -> Any:
             spread = 0.004 if parameter.dim() > 1 else 0.02
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def own_loss(model: Any, images: Images, targets: Sequence[Target]) -> Tensor:
+    """Return the loss that a model computes by itself."""
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    loss: Tensor = model(pixel_values=images.pixels, pixel_mask=(~images.padding).long(), labels=labels).loss
+    return loss
 
 
 def size_of(kind: str) -> int:

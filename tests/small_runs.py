@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,13 @@ def write_two_images(shapes: Path, folder: Path) -> Path:
     chosen = {image["id"] for image in images}
     content["images"] = images
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in chosen]
-    (folder / "two.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "pictures").symlink_to(shapes / "train", target_is_directory=True)
-    lines = [f"{split}_annotations: two.json\n{split}_images: pictures\n" for split in ("train", "val")]
+    return write_data(content, folder, shapes / "train")
+
+
+def write_data(content: Mapping[str, Any], folder: Path, images: Path) -> Path:
+    """Write a data set whose two splits are one annotation file with images of some folder; return its YAML file."""
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    lines = [f"{split}_annotations: annotations.json\n{split}_images: {images}\n" for split in ("train", "val")]
     (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
     return folder / "data.yaml"
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lora_detr.config.explain import first_fault
+from lora_detr.config.installed import installed_version
 from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
 from lora_detr.models import TwoStageDetector
@@ -51,7 +51,7 @@ def write_stripped(path: Path, tensors: Mapping[str, Tensor], config: Deployment
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "lora_detr_version": _own_version(),
+        "lora_detr_version": installed_version("lora-detr") or "not installed",  # but on the path
         # A key that older versions do not know is left out where it says nothing.
         "config": config.model_dump_json(exclude={"operating_point"} if config.operating_point is None else None),
     }
@@ -109,13 +109,6 @@ def _parsed(text: str) -> JSON:
     except (RecursionError, ValueError):
         return None
     return value
-
-
-def _own_version() -> str:
-    try:
-        return version("lora-detr")
-    except PackageNotFoundError:  # a source tree that is on the path and not installed
-        return "not installed"
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

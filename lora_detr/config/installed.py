@@ -1,9 +1,9 @@
-"""Kinds of settings that other installed packages offer, found by their entry points."""
+"""What other installed packages are there: their versions, and kinds of settings that they offer by entry points."""
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
@@ -11,6 +11,14 @@ from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, W
 from lora_detr.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None where none is installed under that name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def find_installed(group: str, kind: str, base: type[T]) -> type[T] | None:

@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 
 from lora_detr.atomic_files import prepare_directory
+from lora_detr.config.installed import installed_version
 from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
 from lora_detr.processes.threads import describe_threads
 from lora_detr.processes.world import visible_gpus
-from lora_detr.records.environment import NOT_INSTALLED, PACKAGES, installed_version
+from lora_detr.records.environment import NOT_INSTALLED, PACKAGES
 
 State = Literal["ok", "warning", "FAILED"]
 

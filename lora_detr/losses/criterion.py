@@ -346,15 +346,13 @@ def _encoder_row(title: str, config: EncoderLossConfig, repeats: int = 1) -> _Ro
 def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> dict[str, Assignment]:
     """Return the pairs that are known or matched at least cost, by title; one copy to the host for all costs."""
     waiting = [(stack, stack.cost) for stack in stacks if stack.cost is not None]
-    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
-    if not waiting:
-        return known
     try:
         solved = solve_together([cost for _, cost in waiting], targets, [stack.row.repeats for stack, _ in waiting])
     except NonFiniteCostError as error:
         row = waiting[error.problem][0].row
         where = row.title if row.proposals is not None else f"{row.title} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error
+    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
     return known | {
         stack.row.title: _repeated(pairs, stack.layers) if stack.layers > 1 else pairs
         for (stack, _), pairs in zip(waiting, solved, strict=True)

@@ -100,7 +100,7 @@ def solve_together(
     Targets beyond the number of queries stay unmatched. Equal costs are resolved as scipy does.
 
     Args:
-        costs: tensors [G, B, T, Q], each with its own G and Q; Q may be 0.
+        costs: tensors [G, B, T, Q], each with its own G and Q; Q may be 0. There may be none.
         targets: of the batch; only ``counts`` and ``mask`` are read.
         repeats: how often each problem has every target (the whole list again and again, H-DETR); once by default.
 
@@ -111,6 +111,8 @@ def solve_together(
     Raises:
         NonFiniteCostError: a cost of a real target is NaN or infinite.
     """
+    if not costs:
+        return []
     # One copy, then plain arrays: an operation on tensors for each problem would cost more than the problem.
     host = to_host(torch.cat([cost.flatten() for cost in costs])).numpy()
     assignments = []

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from lora_detr.config.installed import installed_version
 from lora_detr.evaluation.coco_eval import best_backend
 from lora_detr.ops.sampling_choice import choose
 
 NOT_INSTALLED = "not installed as a package"
 PACKAGES = ("lora-detr", "torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "safetensors", "pydantic")
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None where none is installed under that name."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def environment(device: torch.device) -> Mapping[str, object]:

@@ -174,6 +174,7 @@ class Stepper:
             report = self.criterion.losses(sources, targets, output)
             report = report.scaled(1 / count) if brings_loss else report
         except NonFiniteMatchError as error:
+            # Every parameter takes part.
             (torch.stack([parameter.sum() for parameter in self.parameters]).sum() * math.nan).backward()
             return MatchFault(error.where, batch.targets[error.image].image_id)
         if self.observer is not None:

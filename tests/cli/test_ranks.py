@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import end, free_port, is_gone, ranks, signal_all, start, wait_for_steps
-from tests.small_runs import SMALL, read_lines
+from tests.small_runs import SMALL, read_lines, write_data
 
 TWO = ("--device", "cpu", "--nproc", "2")
 
@@ -53,11 +53,9 @@ def test_two_processes_evaluate_as_one_and_carry_ids_of_63_bits_r5(
         row["id"] = far[row["id"]]
     for row in content["annotations"]:
         row["image_id"] = far[row["image_id"]]
-    (tmp_path / "far.json").write_text(json.dumps(content))
-    lines = [f"{split}_annotations: far.json\n{split}_images: {shapes_tiny / 'val'}\n" for split in ("train", "val")]
-    (tmp_path / "far.yaml").write_text("".join(lines))
+    moved = write_data(content, tmp_path, shapes_tiny / "val")
     found = []
-    for data, processes in ((shapes_tiny, ("--device", "cpu")), (tmp_path / "far.yaml", TWO)):
+    for data, processes in ((shapes_tiny, ("--device", "cpu")), (moved, TWO)):
         arguments = ("eval", reference, "--data", data, *processes, "--predictions", tmp_path / "found", "--workers", 0)
         code, out, err = end(start(*arguments, "--json"))
         assert code == 0, err

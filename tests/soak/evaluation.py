@@ -164,12 +164,7 @@ def _first_images(count: int, folder: Path) -> Path:
 
 
 def _write(content: dict[str, Any], folder: Path) -> Path:
-    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
-    lines = [
-        f"{split}_annotations: annotations.json\n{split}_images: {_images() / 'val'}\n" for split in ("train", "val")
-    ]
-    (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
-    return folder / "data.yaml"
+    return small_runs.write_data(content, folder, _images() / "val")
 
 
 PARTS = (

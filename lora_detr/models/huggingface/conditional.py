@@ -27,7 +27,7 @@ class Conditional(DetrFeedForward, AllQueries):
         points = recording.value("decoder").reference_points.transpose(0, 1)
         return [points] * len(layers_of(model))
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
         """Apply the heads.
 
         With auxiliary losses the decoder hands the normed state on and norms once more at its end, so the state of the
@@ -37,5 +37,5 @@ class Conditional(DetrFeedForward, AllQueries):
         normed = norm(hidden)
         if model.config.auxiliary_loss and layer == len(layers_of(model)) - 1:
             normed = norm(normed)
-        logits = (classes or model.class_labels_classifier)(normed)
+        logits = classes(normed)
         return prediction(logits, refined(reference, model.bbox_predictor(normed)))

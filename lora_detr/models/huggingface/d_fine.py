@@ -48,15 +48,15 @@ class DFine:
         distances = hidden = None
         found = []
         for i in range(len(layers_of(model))):
-            state = recording.tensor("hidden", i)[:, queries].detach()
-            added = recording.tensor("added", i)[:, queries].detach()
+            state = recording.value("hidden", i)[:, queries].detach()
+            added = recording.value("added", i)[:, queries].detach()
             if distances is None or hidden is None:
                 distances, hidden = torch.zeros_like(added), torch.zeros_like(state)
             found.append(torch.cat((box, distances, hidden), -1))
             distances, hidden = added + distances, state
         return found
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
         """Apply the heads of a layer."""
         from transformers.models.d_fine.modeling_d_fine import distance2bbox, weighting_function
 
@@ -68,6 +68,6 @@ class DFine:
         flat = distances.flatten(0, -3)
         project = weighting_function(decoder.max_num_bins, decoder.up, decoder.reg_scale)
         sides = decoder.integral(flat, project).reshape(*distances.shape[:-1], 4)
-        scores = (classes or decoder.class_embed[layer])(hidden)
+        scores = classes(hidden)
         logits = decoder.lqe_layers[layer](scores.flatten(0, -3), flat).reshape(scores.shape)
         return prediction(logits, distance2bbox(box, sides, decoder.reg_scale))

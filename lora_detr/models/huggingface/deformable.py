@@ -23,7 +23,7 @@ class Deformable(DetrFeedForward, NoHooks, AllQueries):
         made = output.intermediate_reference_points
         return [output.init_reference_points, *(made[:, i] for i in range(made.shape[1] - 1))]
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
         """Apply the heads of a layer."""
-        logits = (classes or model.class_embed[layer])(hidden)
+        logits = classes(hidden)
         return prediction(logits, refined(reference, model.bbox_embed[layer](hidden)))

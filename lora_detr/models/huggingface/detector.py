@@ -72,7 +72,7 @@ class HuggingFaceDetector(nn.Module):
             reference: [B, Q, R], as ``forward`` publishes it.
             classes: computes logits [..., Q, K] in place of the class layer.
         """
-        return self.family.predict(self.model, layer, hidden, reference, classes)
+        return self.family.predict(self.model, layer, hidden, reference, classes or self.class_layer(layer))
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> DetectorOutput:
         """Detect objects in a padded batch of normalised float pixels.
@@ -98,7 +98,7 @@ class HuggingFaceDetector(nn.Module):
         references = self.family.references(self.model, output, self.recording, queries)
         layers = []
         for i, reference in enumerate(references):
-            kept = {name: self.recording.tensor(name, i)[:, queries] for name in ("ffn_input", "ffn_hidden", "hidden")}
+            kept = {name: self.recording.value(name, i)[:, queries] for name in ("ffn_input", "ffn_hidden", "hidden")}
             if i == self.num_layers - 1:
                 prediction = Prediction(output.logits[:, queries].float(), output.pred_boxes[:, queries].float())
             else:

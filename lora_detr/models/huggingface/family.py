@@ -39,8 +39,8 @@ class Family(Protocol):
     def references(self, model: Any, output: Any, recording: Recording, queries: slice) -> list[Tensor]:
         """Return the reference of each layer, [B, Q, R]."""
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
-        """Apply the heads of a layer to hidden states [..., B, Q, D]; ``classes`` stands in for the class layer."""
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
+        """Apply the heads of a layer to hidden states [..., B, Q, D]; ``classes`` gives logits."""
 
 
 def layers_of(model: Any) -> nn.ModuleList:
@@ -49,14 +49,13 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 
 class DetrFeedForward:
-    """Mixin: fc1 and fc2 in ``mlp``, both dropouts there; residual and norm in the layer."""
+    """Mixin: fc1 and fc2 in ``mlp``, both dropouts there; the norm in the layer, or in ``mlp`` too."""
 
     def ffn(self, layer: Any) -> FeedForwardView:
         """Return the feed-forward network of a decoder layer."""
         mlp = layer.mlp
-        return FeedForwardView(
-            layer, mlp.fc1, mlp.fc2, layer.final_layer_norm, mlp.activation_fn, mlp.activation_dropout, mlp.dropout
-        )
+        norm = getattr(mlp, "final_layer_norm", None) or layer.final_layer_norm
+        return FeedForwardView(layer, mlp.fc1, mlp.fc2, norm, mlp.activation_fn, mlp.activation_dropout, mlp.dropout)
 
 
 class NoHooks:
@@ -76,12 +75,8 @@ class AllQueries:
 
 def refined(reference: Tensor, change: Tensor) -> Tensor:
     """Return the boxes that box logits [..., Q, 4] make of references [B, Q, 4], or of points [B, Q, 2]."""
-    start = inverse_sigmoid(reference, EPS)
-    if start.shape[-1] == 4:
-        return (change + start).sigmoid()
-    points = start.shape[-1]
     moved = change.clone()
-    moved[..., :points] += start
+    moved[..., : reference.shape[-1]] += inverse_sigmoid(reference, EPS)
     return moved.sigmoid()
 
 

@@ -33,7 +33,7 @@ class LwDetr(NoHooks):
         """Return the proposals' boxes, the same for all layers; they carry a gradient."""
         return [output.init_reference_points[:, queries]] * len(layers_of(model))
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
         """Apply the heads: centres move by shares of the reference's size, sizes are multiplied by exp.
 
         Boxes may leave [0, 1].
@@ -42,4 +42,4 @@ class LwDetr(NoHooks):
         change = model.bbox_embed(normed)
         centre = change[..., :2] * reference[..., 2:] + reference[..., :2]
         size = change[..., 2:].exp() * reference[..., 2:]
-        return prediction((classes or model.class_embed)(normed), torch.cat((centre, size), -1))
+        return prediction(classes(normed), torch.cat((centre, size), -1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lora_detr.config.installed import installed_version
 from lora_detr.errors import CheckpointError, ConfigError, nearest
 from lora_detr.models.heads import start_rare
 from lora_detr.models.huggingface.families import FAMILIES
+from lora_detr.tensor_files import first_non_finite
 
 PREFIX = "hf:"
 """What stands before a folder or name where a preset could stand too."""
@@ -34,8 +36,10 @@ REFUSED = {
 CATEGORY_IDS = "loradetr_category_ids"
 """Key of a config: the data set's category ids, in the order of ``id2label``."""
 
-_CLASS_LAYERS = re.compile(r"(^|\.)(class_embed|class_labels_classifier|enc_score_head|enc_out_class_embed)(\.\d+)?$")
-_CLASS_EMBEDDING = "denoising_class_embed"
+# Modules with a row for each class: linear layers, and the embedding that denoising queries start from.
+_OF_CLASSES = re.compile(
+    r"(^|\.)(class_embed|class_labels_classifier|enc_score_head|enc_out_class_embed|denoising_class_embed)(\.\d+)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and what of it starts anew because its classes are others.
+    """A model, and what of it was re-initialised because its classes are others.
 
     Attributes:
         model: in training mode; of float32.
@@ -73,10 +77,9 @@ def require_transformers() -> None:
         ConfigError: it is not.
     """
     remedy = "pip install 'lora-detr[hf]'"
-    try:
-        found = version("transformers")
-    except PackageNotFoundError:
-        raise ConfigError(f"{PREFIX}... needs the package transformers, which is not installed", remedy) from None
+    found = installed_version("transformers")
+    if found is None:
+        raise ConfigError(f"{PREFIX}... needs the package transformers, which is not installed", remedy)
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
     if not VERSIONS[0] <= numbers < VERSIONS[1]:
         lowest, highest = (".".join(map(str, one)) for one in VERSIONS)
@@ -123,8 +126,8 @@ def read_pretrained(source: str) -> Pretrained:
 def load_model(pretrained: Pretrained, names: Sequence[str], category_ids: Sequence[int]) -> Loaded:
     """Load the weights for some classes.
 
-    Classes are the same if their names are, in the same order. Otherwise all that has a row for each class starts anew,
-    so that every class has the prior probability of 0.01, and the rest is taken over.
+    Classes are the same if their names are, in the same order. Otherwise all that has a row for each class is
+    re-initialised, so that every class has the prior probability of 0.01, and the rest is taken over.
 
     Args:
         pretrained: what to load.
@@ -136,7 +139,7 @@ def load_model(pretrained: Pretrained, names: Sequence[str], category_ids: Seque
     """
     from transformers import AutoModelForObjectDetection
 
-    config = type(pretrained.config).from_dict(pretrained.config.to_dict())
+    config = copy.deepcopy(pretrained.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: label for label, name in enumerate(names)}
     setattr(config, CATEGORY_IDS, list(category_ids))
@@ -154,37 +157,28 @@ def load_model(pretrained: Pretrained, names: Sequence[str], category_ids: Seque
             f"{PREFIX}{pretrained.source}: weights cannot be read: {_first_line(error)}",
             "expected model.safetensors as save_pretrained writes it",
         ) from error
-    of_classes = _class_tensors(model)
-    other = {_name(key) for key in report["mismatched_keys"]} | {_name(key) for key in report["missing_keys"]}
-    if lost := sorted(other - set(of_classes)):
+    of_classes = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and _OF_CLASSES.search(name)
+    }
+    # Of tied tensors, the first one has the name.
+    tensors = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in of_classes]
+    other = {_name(key) for key in (*report["mismatched_keys"], *report["missing_keys"])}
+    if lost := sorted(other - set(tensors)):
         raise CheckpointError(
             f"{PREFIX}{pretrained.source}: {len(lost)} tensors are missing or of another shape: {', '.join(lost[:5])}",
             "the folder's config.json and model.safetensors must be of one model",
         )
-    if tuple(names) != pretrained.names:
-        _restart(model)
-    restarted = tuple(sorted(of_classes)) if tuple(names) != pretrained.names else ()
-    if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
-        raise CheckpointError(
-            f"{PREFIX}{pretrained.source}: {broken[0]} holds values that are not finite", "take another copy of it"
-        )
-    return Loaded(model.train(), restarted)
-
-
-def _class_tensors(model: nn.Module) -> list[str]:
-    """Return the names of all tensors with a row for each class; those that are tied count once."""
-    modules = {name for name, _ in model.named_modules() if _CLASS_LAYERS.search(name) or _CLASS_EMBEDDING in name}
-    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in modules]
-
-
-def _restart(model: nn.Module) -> None:
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and _CLASS_LAYERS.search(name):
-                nn.init.xavier_uniform_(module.weight)
+    restarted = tuple(sorted(tensors)) if tuple(names) != pretrained.names else ()
+    if restarted:
+        for module in of_classes.values():
+            nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Linear):
                 start_rare(module)
-            elif isinstance(module, nn.Embedding) and name.endswith(_CLASS_EMBEDDING):
-                nn.init.xavier_uniform_(module.weight)
+    if fault := first_non_finite(dict(model.named_parameters())):
+        raise CheckpointError(f"{PREFIX}{pretrained.source}: {fault}", "take another copy of it")
+    return Loaded(model.train(), restarted)
 
 
 def _name(key: Any) -> str:

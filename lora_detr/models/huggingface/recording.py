@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Recording:
@@ -36,11 +36,6 @@ class Recording:
             KeyError: nothing was kept under this name in the latest pass.
         """
         return self._values[name, place]
-
-    def tensor(self, name: str, place: int = 0) -> Tensor:
-        """Return a tensor that was kept."""
-        kept: Tensor = self.value(name, place)
-        return kept
 
     def clear(self) -> None:
         """Forget everything, so that no pass keeps the memory of the one before."""

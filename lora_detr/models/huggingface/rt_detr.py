@@ -34,8 +34,8 @@ class RTDetr(DetrFeedForward, NoHooks):
         first = output.init_reference_points.sigmoid().detach()[:, queries]
         return [first, *(boxes[:, i] for i in range(boxes.shape[1] - 1))]
 
-    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes | None) -> Prediction:
+    def predict(self, model: Any, layer: int, hidden: Tensor, reference: Tensor, classes: Classes) -> Prediction:
         """Apply the heads of a layer."""
         decoder = model.model.decoder
-        logits = (classes or decoder.class_embed[layer])(hidden)
+        logits = classes(hidden)
         return prediction(logits, refined(reference, decoder.bbox_embed[layer](hidden)))

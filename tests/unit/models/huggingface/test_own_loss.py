@@ -13,11 +13,9 @@ from lora_detr.models.huggingface import HuggingFaceDetector
 from lora_detr.models.huggingface.own_loss import OwnLoss
 from lora_detr.structures import DetectorOutput, Target
 from tests import huggingface_models
-from tests.unit.models.huggingface.test_detector import images_of, targets
+from tests.unit.models.huggingface.test_detector import EMPTY, REAL_TIME, images_of, targets
 
 LAYERS = huggingface_models.LAYERS
-QUERIES_OF_OTHERS = {"rt_detr", "rt_detr_v2", "d_fine"}
-EMPTY = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 9, (64, 64))
 
 
 def run(kind: str, given: list[Target], **changes: Any) -> tuple[HuggingFaceDetector, DetectorOutput]:
@@ -41,10 +39,8 @@ def test_loss_and_all_gradients_are_those_of_the_model_alone(kind: str, objects:
     own = loss_of(output)
     own.total.backward()
     alone = huggingface_models.build(kind).train()
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in given]
-    images = images_of(kind)
     torch.manual_seed(7)
-    loss = alone(pixel_values=images.pixels, pixel_mask=(~images.padding).long(), labels=labels).loss
+    loss = huggingface_models.own_loss(alone, images_of(kind), given)
     loss.backward()
     assert torch.equal(own.total, loss)
     for (name, one), (_, other) in zip(detector.model.named_parameters(), alone.named_parameters(), strict=True):
@@ -68,7 +64,7 @@ def test_terms_by_place_add_up_to_the_loss(kind: str) -> None:
     others = {source for source, _, _ in terms} - {"primary"}
     if kind == "d_fine":
         assert others == {"encoder", "denoising", "primary_start", "denoising_start"}
-    elif kind in QUERIES_OF_OTHERS:
+    elif kind in REAL_TIME:
         assert others == {"encoder", "denoising"}
     else:
         assert others == ({"encoder"} if kind in ("lw_detr", "rf_detr") else set())

@@ -1,4 +1,4 @@
-"""A folder is loaded as it is for its own classes; for others exactly the class layers start anew."""
+"""A folder is loaded as it is for its own classes; for others exactly the class layers are re-initialised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -148,17 +147,14 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", ["4.57.1", "5.23.0", "6.0.0"])
 def test_other_versions_are_refused(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "version", lambda package: found)
+    monkeypatch.setattr(pretrained, "installed_version", lambda package: found)
     with pytest.raises(ConfigError, match=rf"from 5\.24 to below 6\.0, found {found}") as caught:
         read_pretrained("anything")
     assert caught.value.remedy == "pip install 'lora-detr[hf]'"
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(package: str) -> Any:
-        raise pretrained.PackageNotFoundError(package)
-
-    monkeypatch.setattr(pretrained, "version", missing)
+    monkeypatch.setattr(pretrained, "installed_version", lambda package: None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="is not installed") as caught:
         read_pretrained("anything")

@@ -17,15 +17,11 @@ from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
 from lora_detr.matchers import TopK
 from lora_detr.models.huggingface import HuggingFaceDetector
-from lora_detr.recipe.run_config import RunConfig
-from lora_detr.structures import Batch, Target
+from lora_detr.structures import Batch
 from lora_detr.training.nonfinite import NonFiniteLossError
 from lora_detr.training.step import Stepper
 from tests import huggingface_models, small_runs
-from tests.unit.models.huggingface.test_detector import images_of, targets
-
-STEPS = 4
-EMPTY = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 9, (64, 64))
+from tests.unit.models.huggingface.test_detector import EMPTY, images_of, targets
 
 
 def batches(kind: str) -> list[Batch]:
@@ -49,14 +45,7 @@ def stepper(kind: str, count: int) -> Stepper:
     model = BranchedDetector(detector, AuxiliaryBranches(branches)).train()
     names = [f"branch{i}" for i in range(count)]
     criterion = Criterion(detector.num_layers, CriterionConfig(), names, [TopK([4 - i]) for i in range(count)])
-    config = RunConfig().model_copy(deep=True)
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(
-                update={"optimizer": config.train.optimizer.model_copy(update={"clip_norm": None})}
-            )
-        }
-    )
+    config = small_runs.config("train.optimizer.clip_norm=null")
     return Stepper(model, criterion, optimizer_of(model.parameters()), config, small_runs.ALONE)
 
 
@@ -70,10 +59,8 @@ def test_without_branches_it_is_a_plain_loop_in_every_tensor(kind: str) -> None:
     torch.manual_seed(7)
     expected = []
     for batch in batches(kind):
-        labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
         optimizer.zero_grad()
-        mask = (~batch.images.padding).long()
-        loss = alone(pixel_values=batch.images.pixels, pixel_mask=mask, labels=labels).loss
+        loss = huggingface_models.own_loss(alone, batch.images, batch.targets)
         loss.backward()
         optimizer.step()
         expected.append(loss.item())
