@@ -138,13 +138,15 @@ def write_two_images(shapes: Path, folder: Path) -> Path:
     chosen = {image["id"] for image in images}
     content["images"] = images
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in chosen]
-    return write_data(content, folder, shapes / "train")
+    (folder / "pictures").symlink_to(shapes / "train", target_is_directory=True)
+    return write_data(content, folder / "two.json", "pictures")
 
 
-def write_data(content: Mapping[str, Any], folder: Path, images: Path) -> Path:
+def write_data(content: Mapping[str, Any], annotations: Path, images: Path | str) -> Path:
     """Write a data set whose two splits are one annotation file with images of some folder; return its YAML file."""
-    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
-    lines = [f"{split}_annotations: annotations.json\n{split}_images: {images}\n" for split in ("train", "val")]
+    annotations.write_text(json.dumps(content), encoding="utf-8")
+    folder = annotations.parent
+    lines = [f"{split}_annotations: {annotations.name}\n{split}_images: {images}\n" for split in ("train", "val")]
     (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
     return folder / "data.yaml"
 

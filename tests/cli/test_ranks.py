@@ -53,7 +53,7 @@ def test_two_processes_evaluate_as_one_and_carry_ids_of_63_bits_r5(
         row["id"] = far[row["id"]]
     for row in content["annotations"]:
         row["image_id"] = far[row["image_id"]]
-    moved = write_data(content, tmp_path, shapes_tiny / "val")
+    moved = write_data(content, tmp_path / "moved.json", shapes_tiny / "val")
     found = []
     for data, processes in ((shapes_tiny, ("--device", "cpu")), (moved, TWO)):
         arguments = ("eval", reference, "--data", data, *processes, "--predictions", tmp_path / "found", "--workers", 0)

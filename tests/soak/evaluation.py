@@ -164,7 +164,7 @@ def _first_images(count: int, folder: Path) -> Path:
 
 
 def _write(content: dict[str, Any], folder: Path) -> Path:
-    return small_runs.write_data(content, folder, _images() / "val")
+    return small_runs.write_data(content, folder / "annotations.json", _images() / "val")
 
 
 PARTS = (
