@@ -54,6 +54,8 @@ def sections(path: str, schema: dict[str, Any], values: dict[str, Any]) -> Itera
             rows.append(f"| `{here}` | {type_of(field)} | {shown} | {meaning} |")
         for ref in dict.fromkeys(re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(field))):
             inner = SCHEMA["$defs"][ref]
+            if "properties" not in inner:  # any JSON
+                continue
             fits = isinstance(default, dict) and default.get("kind") == kind_of(inner)
             below += sections(here + ".N" * (field.get("type") == "array"), inner, default if fits else {})
     title = (f"`{path}`" if path else "Top level") + (f" of kind `{kind}`" if kind else "")

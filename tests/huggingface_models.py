@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,6 +158,27 @@ def build(kind: str, **changes: Any) -> Any:
             spread = 0.004 if parameter.dim() > 1 else 0.02
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def processor(kind: str) -> dict[str, Any]:
+    """Return what the file of a family's image processor holds, at the size of the small models."""
+    side, real_time = size_of(kind), kind in ("rt_detr", "rt_detr_v2", "d_fine")
+    square = real_time or kind in ("lw_detr", "rf_detr")
+    return {
+        "image_processor_type": "RTDetrImageProcessor" if real_time else "DeformableDetrImageProcessor",
+        "size": {"height": side, "width": side} if square else {"shortest_edge": side, "longest_edge": side + 32},
+        "do_normalize": not real_time,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "do_pad": not square,
+    }
+
+
+def save(kind: str, folder: Path, **changes: Any) -> Path:
+    """Write a model and its image processor as a folder; return it."""
+    build(kind, **changes).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor(kind)))
+    return folder
 
 
 def own_loss(model: Any, images: Images, targets: Sequence[Target]) -> Tensor:

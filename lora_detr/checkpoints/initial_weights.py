@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
@@ -14,9 +14,13 @@ from lora_detr.checkpoints.official.classes import classes_of
 from lora_detr.checkpoints.official.file import read_official
 from lora_detr.checkpoints.opened import kind_of, stored_categories
 from lora_detr.checkpoints.stripped_file import read_file
+from lora_detr.checkpoints.transformers_folder import categories_of, is_transformers
 from lora_detr.data.coco.categories import CategoryMap
-from lora_detr.errors import CheckpointError
-from lora_detr.models import TwoStageDetector
+from lora_detr.errors import CheckpointError, counted
+from lora_detr.models import AnyDetector
+from lora_detr.models.huggingface.classes import OF_CLASSES
+from lora_detr.models.huggingface.pretrained import read_pretrained, read_weights
+from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.recipe.run_config import RunConfig
 
 BRANCH_CLASSES = "branches.classes."
@@ -68,11 +72,15 @@ class Initialised:
         groups: dict[tuple[str, str], int] = {}
         for name, reason in self.reinitialised.items():
             groups[_part(name), reason] = groups.get((_part(name), reason), 0) + 1
-        lines += [f"re-initialised: {part} ({count} tensors): {reason}" for (part, reason), count in groups.items()]
+        lines += [
+            f"re-initialised: {part} ({counted(count, 'tensor')}): {reason}" for (part, reason), count in groups.items()
+        ]
         dropped: dict[str, int] = {}
         for name in self.unused:
             dropped[_part(name)] = dropped.get(_part(name), 0) + 1
-        lines += [f"not used: {part} ({count} tensors): the model has none" for part, count in dropped.items()]
+        lines += [
+            f"not used: {part} ({counted(count, 'tensor')}): the model has none" for part, count in dropped.items()
+        ]
         return lines
 
     def to_json(self) -> dict[str, object]:
@@ -85,14 +93,20 @@ class Initialised:
         }
 
 
-def read_initial_weights(path: Path) -> InitialWeights:
+def read_initial_weights(source: str | Path) -> InitialWeights:
     """Read the weights of a run (its best checkpoint), a checkpoint, a stripped file or an official ``.pth``.
 
-    Averaged weights are taken where a checkpoint has them.
+    Averaged weights are taken where a checkpoint has them. ``hf:`` stands before a folder or name of ``transformers``.
 
     Raises:
         CheckpointError: there is nothing, or it cannot be read.
     """
+    if is_transformers(Path(source)):
+        published = read_pretrained(str(source).removeprefix(PREFIX))
+        tensors = read_weights(published.source)
+        categories = categories_of(published)
+        return InitialWeights(str(source), {f"detector.{name}": t for name, t in tensors.items()}, categories)
+    path = Path(source)
     kind = kind_of(path)
     if kind == "official":
         file = read_official(path)
@@ -115,7 +129,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
 
 def build_from_weights(
     config: RunConfig, categories: CategoryMap, weights: InitialWeights
-) -> tuple[BranchedDetector[TwoStageDetector], Initialised]:
+) -> tuple[BranchedDetector[AnyDetector], Initialised]:
     """Build the model of a run and copy into it what fits.
 
     A tensor fits if name and shape do. Class heads fit only if they predict the same classes in the same order: a head
@@ -147,17 +161,15 @@ def build_from_weights(
     return model, report
 
 
-def _compare(
-    model: BranchedDetector[TwoStageDetector], categories: CategoryMap, weights: InitialWeights
-) -> Initialised:
-    own = model.state_dict()
+def _compare(model: BranchedDetector[AnyDetector], categories: CategoryMap, weights: InitialWeights) -> Initialised:
+    own = _once(model)
     same_classes = weights.categories is None or weights.categories.names == categories.names
     taken, reinitialised = [], {}
     for name, tensor in own.items():
         other = weights.tensors.get(name)
         if other is None:
             reinitialised[name] = "not in the file"
-        elif name.startswith(CLASS_HEADS) and not same_classes:
+        elif (name.startswith(CLASS_HEADS) or OF_CLASSES.search(name)) and not same_classes:
             assert weights.categories is not None
             reinitialised[name] = (
                 f"the file's classes are {_classes(weights.categories)}, the data's {_classes(categories)}"
@@ -166,7 +178,19 @@ def _compare(
             reinitialised[name] = "other shapes in the file"
         else:
             taken.append(name)
-    return Initialised(weights.source, tuple(taken), reinitialised, tuple(n for n in weights.tensors if n not in own))
+    known = model.state_dict()
+    return Initialised(weights.source, tuple(taken), reinitialised, tuple(n for n in weights.tensors if n not in known))
+
+
+def _once(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict without further names of tensors that it has already, as tied layers have."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
 
 
 def _classes(categories: CategoryMap) -> str:
@@ -177,7 +201,8 @@ def _classes(categories: CategoryMap) -> str:
 
 def _part(name: str) -> str:
     """Return the part of the model a tensor belongs to, such as ``detector.heads.classes``."""
-    return ".".join(_without_leaf(name.split("."))[:3])
+    pieces = _without_leaf(name.split("."))
+    return ".".join(pieces if OF_CLASSES.search(name) else pieces[:3])
 
 
 def _without_leaf(pieces: Sequence[str]) -> list[str]:

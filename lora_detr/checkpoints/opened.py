@@ -29,10 +29,11 @@ from lora_detr.checkpoints.official.file import OfficialFile, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
 from lora_detr.checkpoints.stripped_file import StrippedFile, read_file, read_stripped
 from lora_detr.checkpoints.training_state import TrainingState
+from lora_detr.checkpoints.transformers_folder import is_transformers, read_folder
 from lora_detr.config.explain import first_fault
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector, HuggingFaceConfig
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.tensor_files import build_exact, build_outline
@@ -40,14 +41,17 @@ from lora_detr.tensor_files import build_exact, build_outline
 logger = logging.getLogger("lora_detr")
 
 
-ModelKind = Literal["run", "checkpoint", "official", "stripped", "folder", "file", "missing"]
-"""What a path can be where a model is expected; a ``folder`` holds no checkpoint, a ``file`` is of no other kind."""
+ModelKind = Literal["run", "checkpoint", "official", "stripped", "transformers", "folder", "file", "missing"]
+"""What a path can be where a model is expected. ``transformers`` is a folder that it reads, or a name behind ``hf:``;
+a ``folder`` holds no model, a ``file`` is of no other kind."""
 
 _SUFFIXES: dict[str, ModelKind] = {".pth": "official", ".pt": "official", ".safetensors": "stripped"}
 
 
 def kind_of(path: Path) -> ModelKind:
     """Return what a path is. No file is opened, so a file or checkpoint may still turn out to be damaged."""
+    if is_transformers(path):
+        return "transformers"
     if path.is_dir():
         if is_checkpoint(path):
             return "checkpoint"
@@ -78,7 +82,7 @@ class OpenedRun:
     path: Path
     config: RunConfig
     categories: CategoryMap
-    model: BranchedDetector[TwoStageDetector]
+    model: BranchedDetector[AnyDetector]
     checkpoint: LoadedCheckpoint
     averaged: bool = False
 
@@ -91,11 +95,12 @@ class OpenedRun:
     def stripped(self) -> Path:
         """Where the detector without branches is written unless a user says otherwise."""
         if self.path.is_dir():
-            return self.run / "stripped.safetensors"
+            is_folder = isinstance(self.config.model, HuggingFaceConfig)
+            return self.run / ("stripped" if is_folder else "stripped.safetensors")
         return self.path.with_name(f"{self.path.stem}-stripped.safetensors")
 
     @property
-    def detector(self) -> TwoStageDetector:
+    def detector(self) -> AnyDetector:
         """The model without its branches."""
         return self.model.detector
 
@@ -127,8 +132,11 @@ def open_model(
         CheckpointError: as ``open_run``, or a stripped file is damaged.
         LoraDetrError: ``data`` was asked and cannot be read.
     """
-    if kind_of(model) == "stripped":
+    kind = kind_of(model)
+    if kind == "stripped":
         return read_stripped(model)
+    if kind == "transformers":
+        return read_folder(model)
     return open_run(model, which, ema=ema, data=data)
 
 
@@ -160,6 +168,9 @@ def open_run(
         raise CheckpointError(
             f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
         )
+    if kind == "transformers":
+        message = f"{model}: is a folder for transformers, without branches"
+        raise CheckpointError(message, "give the run directory or checkpoint", code="K12")
     if kind == "official":
         file = read_official(model, ema=ema)
         system = recognise(file, data=data)

@@ -20,7 +20,7 @@ from lora_detr.config.explain import first_fault
 from lora_detr.config.installed import installed_version
 from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.tensor_files import build_exact, read_tensors, write_tensors
 
@@ -38,7 +38,7 @@ class StrippedFile:
         deployment: its input and classes.
     """
 
-    detector: TwoStageDetector
+    detector: AnyDetector
     deployment: DeploymentConfig
 
 

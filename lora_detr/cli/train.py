@@ -23,7 +23,7 @@ run_option = functools.partial(typer.Option, rich_help_panel=RUN)
 
 # Options that decide the configuration: by the name of a field of `Request`, or as a name for a setting.
 OPTIONS = (
-    option(COMMON, "baseline", str, "SYSTEM", "deformable, deformable-pp, relation or ms-detr."),
+    option(COMMON, "baseline", str, "SYSTEM", "deformable, deformable-pp, relation, ms-detr, or hf:DIR."),
     option(COMMON, "preset", str, "NAME", "Preset name, or a YAML file."),
     option(COMMON, "aux", int, "N", "Number of auxiliary branches."),
     option(COMMON, "data", Path, "PATH", "COCO folder, or a YAML of paths."),

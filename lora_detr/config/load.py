@@ -7,7 +7,7 @@ every config class.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -55,6 +55,7 @@ def load_config(
     root: type[T],
     *,
     preset: str | Path | None = None,
+    given: Mapping[str, dict[str, JSON]] | None = None,
     files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
 ) -> Loaded[T]:
@@ -63,6 +64,7 @@ def load_config(
     Args:
         root: the schema.
         preset: a name, or a path (also as text ending in ``.yaml``); it may extend one other preset, one level deep.
+        given: by what is shown as their origin, settings on top of the preset.
         files: YAML files, the last one strongest.
         overrides: ``key.path=value`` texts. Short paths are applied before long ones, so that a change of ``kind``
             never discards a setting given beside it; among equals the last one wins.
@@ -73,6 +75,7 @@ def load_config(
     raw: dict[str, JSON] = schema_defaults(root)
     origin = {path: "schema" for path, _ in flatten(raw)}
     layers = _preset_layers(preset) if preset is not None else []
+    layers += [_Layer(label, values) for label, values in (given or {}).items()]
     layers += [_Layer(f"file {path}", _read_file(path, root)) for path in files]
     for layer in layers:
         raw, origin = _apply(raw, origin, layer.values, layer.values, layer.label)

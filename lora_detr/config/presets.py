@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lora_detr.errors import ConfigError, nearest
 
-EXCLUDED = frozenset({"ablations"})
-"""Folders whose files are not presets of a run."""
+EXCLUDED = frozenset({"ablations", "huggingface"})
+"""Folders whose files are no presets of a run: tables of runs, and settings that a pretrained detector completes."""
 
 # A statement goes on until the next one begins (`Command: ...`) or a line is empty.
 _PAPER = re.compile(r"^Paper: *(.+(?:\n(?!\w+:).+)*)", re.MULTILINE)

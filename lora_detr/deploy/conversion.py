@@ -32,7 +32,7 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, listed
 from lora_detr.json_value import JSON
-from lora_detr.models import DetectorConfig, RelationDetrConfig
+from lora_detr.models import DetectorConfig, HuggingFaceConfig, RelationDetrConfig
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.records.run_directory import RunDirectory
 
@@ -185,6 +185,11 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
         name = f"{source} ({opened.path.name}{', averaged weights' if opened.averaged else ''})"
         left = ["settings", *(["optimiser", "progress"] if state.optimizer is not None else [])]
     model, categories = deployment.model, deployment.categories
+    if isinstance(model, HuggingFaceConfig):
+        raise ConfigError(
+            f"{source}: {model.model_type} of transformers has no official file",
+            "strip writes a folder for transformers",
+        )
     tensors = _named(weights, model, source)
     _refuse_half_systems(weights, model, kinds, source)
     origin = state.official
@@ -196,7 +201,7 @@ def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema
     return Conversion(
         source=name,
         output=str(output),
-        system=f"{model.kind}, {model.backbone.name}, branches: {', '.join(kinds) or 'none'}",
+        system=f"{model.describe()}, branches: {', '.join(kinds) or 'none'}",
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in weights.values()),
         not_converted=tuple(left),

@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, private_directory, reporting, write_file
-from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
-from lora_detr.checkpoints.stripped_file import write_stripped
-from lora_detr.deploy.candidate import FORBIDDEN, run_inputs
-from lora_detr.errors import ConfigError, OutputError, VerificationError
-from lora_detr.models import TwoStageDetector
+from lora_detr.checkpoints.opened import OpenedRun
+from lora_detr.deploy.candidate import run_inputs
+from lora_detr.deploy.forms import Form, form_of, sha256_of
+from lora_detr.errors import ConfigError, VerificationError
+from lora_detr.models import AnyDetector
 from lora_detr.structures import Branch, Images, Prediction
 from lora_detr.tensor_files import read_tensors, write_tensors
 
@@ -35,14 +35,6 @@ from lora_detr.tensor_files import read_tensors, write_tensors
 MERGE_TOLERANCE = 1e-4
 # Folders with this prefix, beside the output, hold what is not proven yet.
 WORKING = ".strip-"
-# Watches its parent before it imports torch, which takes seconds.
-_CANDIDATE = """
-import sys
-from lora_detr.processes.process import end_with_parent
-end_with_parent()
-from lora_detr.deploy.candidate import main
-sys.exit(main(*sys.argv[1:]))
-"""
 
 
 @dataclass(frozen=True)
@@ -96,13 +88,13 @@ def strip(
     images: Sequence[Images],
     described: str,
     branch: int | None = None,
-    write: Callable[[Path, Mapping[str, Tensor], OpenedRun], None] | None = None,
+    write: Callable[[Path, AnyDetector, OpenedRun], None] | None = None,
 ) -> StripReport:
     """Write the detector without branches and query groups, and keep the file only if it is proven.
 
     Args:
         opened: checkpoint with its model.
-        output: file to write; replaced when it exists.
+        output: file to write, or folder of a detector of ``transformers``; replaced when it exists.
         images: batches of the proof.
         described: what the batches are, for the report.
         branch: merge this branch into the last layer instead of dropping it (for use with NMS); the earlier layers
@@ -117,31 +109,24 @@ def strip(
     if output.resolve() == opened.path.resolve() or opened.path.resolve() in output.resolve().parents:
         raise ConfigError(f"{output}: lies in the checkpoint that is read", "choose another --output")
     detector = opened.model.detector if branch is None else _with_branch(opened, branch)
+    form = form_of(detector)
+    form.check(output)
     reference = _reference(opened, branch)
-    inputs = _as_tensors(images)
+    inputs = _as_tensors(form.inputs(detector, images))
     expected, seconds_before = run_inputs(reference, inputs)
     plain = opened.deployment.build().eval()
-    if kind_of_name(output) != "stripped":
-        raise ConfigError(f"--output {output}: expected a name that ends in .safetensors", "rename it")
-    if (output.parent / "MANIFEST.json").exists():
-        raise ConfigError(f"--output {output}: lies in a checkpoint", "choose another --output")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder", "give --output the name of a file")
     prepare_directory(output.parent)
     with ExitStack() as working:
         with reporting(output.parent):
             folder = working.enter_context(private_directory(output.parent, WORKING))
-        written = folder / "stripped.safetensors"
-        (write or _write)(written, detector.inference_state(), opened)
-        found, seconds_after = _run_candidate(written, inputs, folder)
+        written = folder / form.name
+        (write or form.write)(written, detector, opened)
+        found, seconds_after = _run_candidate(form, written, inputs, folder)
         difference = _compare(expected, found, 0.0 if branch is None else MERGE_TOLERANCE)
-        tensors, _ = read_tensors(written)
-        _same_keys(plain, tensors)
+        _same_keys(plain, form.tensors(written))
         gflops = _same_flops(plain, detector, images[0])
-        sha256 = hashlib.sha256(written.read_bytes()).hexdigest()
-        size = written.stat().st_size
-        with reporting(output):
-            os.replace(written, output)
+        sha256, size = sha256_of(form.weights(written)), form.weights(written).stat().st_size
+        form.put(written, output)
     return StripReport(
         source=opened.path.name,
         file=output.name,
@@ -172,10 +157,6 @@ def write_report(report: StripReport, output: Path) -> None:
     write_file(output.with_name("strip_report.json"), (text + "\n").encode())
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    write_stripped(path, tensors, opened.deployment)
-
-
 def _reference(opened: OpenedRun, branch: int | None) -> Callable[[Images], Prediction]:
     """Return the checkpoint's own answer, with all branches executed."""
 
@@ -189,7 +170,7 @@ def _reference(opened: OpenedRun, branch: int | None) -> Callable[[Images], Pred
     return predict
 
 
-def _with_branch(opened: OpenedRun, index: int) -> TwoStageDetector:
+def _with_branch(opened: OpenedRun, index: int) -> AnyDetector:
     members = opened.model.branches.members
     if not 0 <= index < len(members):
         raise ConfigError(
@@ -214,11 +195,13 @@ def _as_tensors(images: Sequence[Images]) -> dict[str, Tensor]:
     return inputs
 
 
-def _run_candidate(written: Path, inputs: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], float]:
+def _run_candidate(
+    form: Form, written: Path, inputs: Mapping[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], float]:
     """Load the written file in another process and return its outputs and median seconds."""
     stored, answered = folder / "inputs.safetensors", folder / "outputs.safetensors"
     write_tensors(stored, inputs)
-    command = [sys.executable, "-c", _CANDIDATE]
+    command = [sys.executable, "-c", form.candidate]
     command += [str(written), str(stored), str(answered), str(torch.get_num_threads())]
     # The package may be run from a checkout that only this process has on its path.
     source = str(Path(__file__).resolve().parents[2])
@@ -243,7 +226,7 @@ def _run_candidate(written: Path, inputs: Mapping[str, Tensor], folder: Path) ->
         )
     outputs, metadata = read_tensors(answered)
     if metadata["imported"]:
-        raise VerificationError(f"the stripped detector needs {FORBIDDEN}: {metadata['imported']}")
+        raise VerificationError(f"the stripped detector needs {form.forbidden}: {metadata['imported']}")
     return outputs, float(metadata["seconds"])
 
 
@@ -269,7 +252,7 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolera
     return largest
 
 
-def _same_keys(plain: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
+def _same_keys(plain: AnyDetector, tensors: Mapping[str, Tensor]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
     if wanted != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise VerificationError(
@@ -277,7 +260,7 @@ def _same_keys(plain: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _same_flops(plain: TwoStageDetector, stripped: TwoStageDetector, images: Images) -> float:
+def _same_flops(plain: AnyDetector, stripped: AnyDetector, images: Images) -> float:
     """Return the GFLOPs of one batch, which must be equal for both."""
     counts = []
     for model in (plain, stripped):

@@ -11,9 +11,11 @@ import torch
 from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint, step_name
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_run
 from lora_detr.checkpoints.stripped_file import read_stripped
+from lora_detr.checkpoints.transformers_folder import is_transformers, read_folder
 from lora_detr.data.loader import collate
 from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Images, Prediction, Target
 
 # Sides of the noise image; odd on purpose, since level shapes and padding go wrong there first.
@@ -34,7 +36,7 @@ def model_checks(model: Path, device: torch.device) -> Iterator[Check]:
     """
     opened: list[OpenedRun] = []
     kind = kind_of(model)
-    if kind == "stripped":
+    if kind in ("stripped", "transformers"):
         yield attempt("file", lambda: _stripped(model, device))
         return
     if kind == "official":
@@ -104,29 +106,32 @@ def _load(opened: list[OpenedRun], path: Path) -> str:
 
 
 def _stripped(path: Path, device: torch.device) -> str:
-    stripped = read_stripped(path)
+    stripped = read_folder(path) if is_transformers(path) else read_stripped(path)
     tensors = stripped.detector.state_dict()
     detector = stripped.detector.to(device)
     with torch.no_grad():
-        _check_finite("the prediction", detector(_noise().to(device)).prediction)
-    kind = stripped.deployment.model.kind
-    return f"hash fits, all {len(tensors)} tensors fit ({kind}), predictions on noise are finite"
+        _check_finite("the prediction", detector(_noise(stripped.deployment).to(device)).prediction)
+    sizes, hashed = stripped.deployment.model.describe(), "" if is_transformers(path) else "hash fits, "
+    return f"{hashed}all {len(tensors)} tensors fit ({sizes}), predictions on noise are finite"
 
 
 def _forward(run: OpenedRun, device: torch.device) -> str:
     model = run.model.to(device)
     with torch.no_grad():
-        output, branches = model(_noise().to(device))
+        output, branches = model(_noise(run.deployment).to(device))
     _check_finite("the prediction", output.prediction)
     for layer, prediction in enumerate(branches.layers if branches is not None else ()):
         _check_finite(f"layer {layer} of a branch", prediction)
     return f"predictions on noise are finite ({device})"
 
 
-def _noise() -> Images:
-    pixels = torch.randn(3, *NOISE_SIDES, generator=torch.Generator().manual_seed(0))
-    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, NOISE_SIDES)
-    return collate([(pixels, empty)]).images
+def _noise(deployment: DeploymentConfig) -> Images:
+    prepared = deployment.transform
+    # Where a detector is always given squares, it may take nothing else.
+    sides = (prepared.size, prepared.size) if prepared.square else NOISE_SIDES
+    pixels = torch.randn(3, *sides, generator=torch.Generator().manual_seed(0))
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0, sides)
+    return collate([(pixels, empty)], deployment.size_divisor).images
 
 
 def _check_finite(name: str, prediction: Prediction) -> None:

@@ -21,7 +21,7 @@ from lora_detr.errors import CheckpointError, ConfigError, DataError, listed
 from lora_detr.json_value import JSON, read_json
 from lora_detr.losses.criterion import MIDDLE, NonFiniteMatchError
 from lora_detr.losses.normaliser import Normaliser
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, read_splits, train_loader
 from lora_detr.recipe.run_config import RunConfig
@@ -191,7 +191,7 @@ class _Step:
         self,
         config: RunConfig,
         splits: Splits,
-        model: BranchedDetector[TwoStageDetector],
+        model: BranchedDetector[AnyDetector],
         world: World,
         epoch: int,
         progress: float,

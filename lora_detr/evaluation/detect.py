@@ -13,7 +13,7 @@ from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import NumericalError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator
 from lora_detr.evaluation.postprocess import postprocess
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.processes.world import World
 from lora_detr.recipe.deployment import DeploymentConfig, Suppression
 from lora_detr.recipe.loaders import eval_loader
@@ -149,7 +149,7 @@ def left_out_lines(evaluator: CocoEvaluator) -> list[str]:
     return [*named, counted(len(problems), *LEFT_OUT)]
 
 
-def plain_predictor(detector: TwoStageDetector) -> Callable[[Images], Prediction]:
+def plain_predictor(detector: AnyDetector) -> Callable[[Images], Prediction]:
     """Return a detector's primary path as a function of images."""
 
     def predict(images: Images) -> Prediction:

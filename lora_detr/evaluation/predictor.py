@@ -25,7 +25,7 @@ from lora_detr.data.reading import Sample
 from lora_detr.errors import counted, printable
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
 from lora_detr.evaluation.postprocess import postprocess
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.processes.world import choose_device
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Detections, Target
@@ -131,7 +131,7 @@ class Predictor:
         device: where to compute; results are on the CPU.
     """
 
-    def __init__(self, detector: TwoStageDetector, config: DeploymentConfig, device: torch.device) -> None:
+    def __init__(self, detector: AnyDetector, config: DeploymentConfig, device: torch.device) -> None:
         self.detector = detector.to(device).eval()
         self.config = config
         self.device = device

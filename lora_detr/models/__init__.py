@@ -8,11 +8,24 @@ from pydantic import Field
 
 from lora_detr.models.deformable_detr import DeformableDetrConfig, MsDetrConfig
 from lora_detr.models.detector import TwoStageDetector
+from lora_detr.models.huggingface import HuggingFaceConfig, HuggingFaceDetector
 from lora_detr.models.relation_detr import RelationDetrConfig
 
 DetectorConfig = Annotated[
-    DeformableDetrConfig | MsDetrConfig | RelationDetrConfig,
+    DeformableDetrConfig | MsDetrConfig | RelationDetrConfig | HuggingFaceConfig,
     Field(discriminator="kind"),
 ]
 
-__all__ = ["DeformableDetrConfig", "DetectorConfig", "MsDetrConfig", "RelationDetrConfig", "TwoStageDetector"]
+AnyDetector = TwoStageDetector | HuggingFaceDetector
+"""What a ``DetectorConfig`` builds."""
+
+__all__ = [
+    "AnyDetector",
+    "DeformableDetrConfig",
+    "DetectorConfig",
+    "HuggingFaceConfig",
+    "HuggingFaceDetector",
+    "MsDetrConfig",
+    "RelationDetrConfig",
+    "TwoStageDetector",
+]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_detr.config.base import Strict
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
 from lora_detr.models.denoising import MAX_QUERIES
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.layers.sizes import BlockSizes
-from lora_detr.models.pixels import PixelNormalisation
+from lora_detr.models.pixels import Mean, PixelNormalisation, Std
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.structures import Backbone
 
@@ -24,6 +24,7 @@ MAX_LAYERS = 32
 class TransformerConfig(Strict):
     """Sizes of a two-stage deformable detector, and its query groups."""
 
+    kind: str
     backbone: BackboneConfig = ResNetConfig()
     """Where features come from."""
     num_queries: int = Field(300, ge=1, le=MAX_QUERIES)
@@ -48,6 +49,18 @@ class TransformerConfig(Strict):
     """Further queries in training for repeated targets (H-DETR); null for none."""
     dac: bool = False
     """Decode a second time in training without self-attention, for one-to-many supervision (DAC-DETR)."""
+
+    @model_validator(mode="after")
+    def _check_sizes_fit(self) -> Self:
+        maps = self.backbone.num_maps
+        if self.levels < maps:
+            raise ValueError(
+                f"`model.levels` is {self.levels} but `model.backbone` gives {maps} feature maps; "
+                "raise the levels or list fewer strides"
+            )
+        if self.hidden_dim % self.heads:
+            raise ValueError(f"`model.hidden_dim` is {self.hidden_dim}, not a multiple of `model.heads` {self.heads}")
+        return self
 
     def build(self, num_classes: int, load_weights: bool) -> TwoStageDetector:
         """Build and initialise the detector.
@@ -83,6 +96,22 @@ class TransformerConfig(Strict):
         """Whether noised targets are queries in training."""
         return False
 
+    def describe(self, weights: str = "") -> str:
+        """Return kind, backbone and sizes in words; ``weights`` stands behind the backbone's name."""
+        return (
+            f"{self.kind}, {self.backbone.name}{weights}, {self.encoder_layers} + {self.decoder_layers} layers, "
+            f"{self.num_queries} queries"
+        )
+
+    @property
+    def input_statistics(self) -> tuple[Mean, Std]:
+        """Mean and standard deviation of the pixels that the backbone takes."""
+        return self.backbone.input_statistics
+
+    def resolved(self, batch_size: int) -> Self:
+        """Replace what depends on this machine by what was found; batches of any size are trained alike."""
+        return self.model_copy(update={"backbone": self.backbone.resolved()})
+
     def for_inference(self) -> Self:
-        """Return the config of the same detector without anything that only training has."""
-        return self.model_copy(update={"hybrid": None, "dac": False})
+        """Return the config of the same detector without anything that only training has, weights to load included."""
+        return self.model_copy(update={"hybrid": None, "dac": False, "backbone": self.backbone.without_weights()})

@@ -13,7 +13,7 @@ from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.images import MAX_PIXELS, MaxPixels
 from lora_detr.data.transforms import EvalTransformConfig
-from lora_detr.models import DetectorConfig, TwoStageDetector
+from lora_detr.models import AnyDetector, DetectorConfig
 from lora_detr.models.pixels import Mean, PixelNormalisation, Std
 
 Suppression = Literal["per-class", "any-class"]
@@ -90,7 +90,7 @@ class DeploymentConfig(Strict):
         """Labels with their original ids and names."""
         return CategoryMap(self.category_ids, self.category_names)
 
-    def build(self) -> TwoStageDetector:
+    def build(self) -> AnyDetector:
         """Build the detector, its weights still random."""
         detector = self.model.build(len(self.category_ids), load_weights=False)
         detector.normalisation = PixelNormalisation(self.mean, self.std)

@@ -55,6 +55,8 @@ class ScheduleConfig(Strict):
 
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises linearly."""
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """The same as a share of all steps of the run; the longer of both counts."""
     warmup_start: float | None = Field(None, ge=0, le=1)
     """Factor at the first step, such as 0.001; the warm-up then ends by the last step of the first epoch at the latest
     (Relation family). Null starts at 1 / ``warmup_steps`` and takes all of them. Not used without warm-up."""

@@ -23,7 +23,14 @@ from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.errors import ConfigError
 from lora_detr.losses.config import CriterionConfig
 from lora_detr.losses.criterion import Criterion
-from lora_detr.models import DeformableDetrConfig, DetectorConfig, RelationDetrConfig, TwoStageDetector
+from lora_detr.models import (
+    AnyDetector,
+    DeformableDetrConfig,
+    DetectorConfig,
+    HuggingFaceConfig,
+    RelationDetrConfig,
+)
+from lora_detr.models.transformer_config import TransformerConfig
 from lora_detr.recipe.deployment import DeploymentConfig, MaxDetections, MinScore, SizeDivisor, Suppression
 from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
 from lora_detr.structures import Matcher
@@ -164,22 +171,59 @@ class RunConfig(Strict):
                     f"`branches.{i}.matcher.k` is {branch.matcher.k} but `model.num_queries` is "
                     f"{self.model.num_queries}; lower k or raise the number of queries"
                 )
-        maps = self.model.backbone.num_maps
-        if self.model.levels < maps:
-            raise ValueError(
-                f"`model.levels` is {self.model.levels} but `model.backbone` gives {maps} feature maps; "
-                "raise the levels or list fewer strides"
-            )
         if self.loss.encoder.classes == "own" and not isinstance(self.model, RelationDetrConfig):
             raise ValueError(
                 f"`loss.encoder.classes` is own but `model.kind` is {self.model.kind}, which ranks proposals by their "
                 "first class alone; use foreground"
             )
-        if self.model.hidden_dim % self.model.heads:
-            raise ValueError(
-                f"`model.hidden_dim` is {self.model.hidden_dim}, not a multiple of `model.heads` {self.model.heads}"
-            )
+        if isinstance(self.model, HuggingFaceConfig):
+            self._check_fits_transformers(self.model)
         return self
+
+    @property
+    def own_model(self) -> TransformerConfig:
+        """Settings of a detector of this package.
+
+        Raises:
+            ConfigError: it is one of ``transformers``.
+        """
+        if isinstance(self.model, HuggingFaceConfig):
+            raise ConfigError(
+                f"this works for detectors of lora_detr only, not for {self.model.model_type} of transformers",
+                "choose another --preset",
+            )
+        return self.model
+
+    def _check_fits_transformers(self, model: HuggingFaceConfig) -> None:
+        """Refuse what a detector of ``transformers`` cannot do: its primary path and its loss are its own."""
+        for i, branch in enumerate(self.branches):
+            if branch.kind == "cross-ffn":
+                raise ValueError(
+                    f"`branches.{i}.kind` is cross-ffn, which reads what no detector of transformers shows"
+                )
+        if self.loss.branch.merge_one_to_one:
+            raise ValueError(
+                "`loss.branch.merge_one_to_one` needs the primary path's pairs, which the losses of transformers keep "
+                "to themselves"
+            )
+        if self.loss.branch.shift is not None:
+            raise ValueError("`loss.branch.shift` weighs the primary path's losses, which are those of transformers")
+        if self.train.recompute:
+            raise ValueError("`train.recompute` is not for detectors of transformers; leave it empty")
+        multiple = model.family.size_multiple(model.config)
+        for name, prepared in (("train", self.data.train), ("evaluation", self.data.evaluation)):
+            if model.family.ignores_mask and not prepared.square:
+                raise ValueError(
+                    f"`data.{name}.square` is false, but {model.model_type} does not see what is padding; "
+                    "set it to true"
+                )
+            sides = (prepared.size,) if isinstance(prepared, EvalTransformConfig) else prepared.scales
+            if prepared.square and any(side % multiple for side in sides):
+                raise ValueError(f"`data.{name}`: {model.model_type} takes sides that are multiples of {multiple}")
+        if self.data.size_divisor % multiple and not self.data.evaluation.square:
+            raise ValueError(
+                f"`data.size_divisor` is {self.data.size_divisor}, but {model.model_type} takes multiples of {multiple}"
+            )
 
     @property
     def branch_names(self) -> tuple[str, ...]:
@@ -188,10 +232,9 @@ class RunConfig(Strict):
 
     def resolved(self) -> RunConfig:
         """Replace what depends on this machine by what was found, so that the run can be repeated elsewhere."""
-        model = self.model.model_copy(update={"backbone": self.model.backbone.resolved()})
-        return self.model_copy(update={"model": model})
+        return self.model_copy(update={"model": self.model.resolved(self.train.batch_size)})
 
-    def build_model(self, num_classes: int, load_weights: bool) -> BranchedDetector[TwoStageDetector]:
+    def build_model(self, num_classes: int, load_weights: bool) -> BranchedDetector[AnyDetector]:
         """Build detector and branches.
 
         Args:
@@ -235,10 +278,9 @@ class RunConfig(Strict):
 
     def deployment(self, categories: CategoryMap) -> DeploymentConfig:
         """Return what inference needs to know, without anything of this machine."""
-        backbone = self.model.backbone
-        mean, std = backbone.input_statistics
+        mean, std = self.model.input_statistics
         return DeploymentConfig(
-            model=self.model.for_inference().model_copy(update={"backbone": backbone.without_weights()}),
+            model=self.model.for_inference(),
             transform=self.data.evaluation,
             size_divisor=self.data.size_divisor,
             max_detections=self.evaluation.max_detections,

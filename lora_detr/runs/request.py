@@ -24,9 +24,11 @@ from lora_detr.data.synthetic.sets import cached, resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models import DeformableDetrConfig
+from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.pretrained import FineTuning, fine_tuning
 
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}
@@ -38,7 +40,7 @@ class Request:
 
     Attributes:
         preset: named outright.
-        baseline: system whose preset is meant.
+        baseline: system whose preset is meant, or ``hf:`` and a detector of ``transformers`` to fine-tune.
         aux: number of branches; changes the branch list only.
         rank: of all branches.
         branches: ``[kind/]matcher:key=value,...``, one each; excludes ``aux``.
@@ -86,7 +88,7 @@ class Resolved:
     @property
     def run_name(self) -> str:
         """Name for the run's directory: the preset's, or that of the run whose settings were taken."""
-        path = Path(self.preset)
+        path = Path(self.preset.removeprefix(PREFIX))
         if path.name == RUN_SETTINGS:
             return path.resolve().parent.name + ("-tuned" if self.loaded.config.weights else "-again")
         return path.name.removesuffix(".yaml").removesuffix(".yml")
@@ -110,13 +112,21 @@ def resolve(request: Request) -> Resolved:
     if request.weights is not None and request.preset is None and request.baseline is None:
         request = _with_settings_of(request, request.weights)
         notes.append(f"settings of {request.weights}; --preset or --baseline would choose others")
-    tiny = request.preset is None and request.data is None and not (COCO_FOLDER.is_dir() or _names_data(request))
-    preset = request.preset or preset_of(request, tiny)
+    tuned = _fine_tuning(request)
+    notes += () if tuned is None else tuned.notes
+    tiny = (
+        tuned is None
+        and request.preset is None
+        and request.data is None
+        and not (COCO_FOLDER.is_dir() or _names_data(request))
+    )
+    preset = str(tuned.recipe) if tuned else request.preset or preset_of(request, tiny)
+    given = {str(request.baseline): tuned.settings} if tuned else {}
     if request.hybrid == 0:
         # The option is stronger than what else was said of the group.
         kept = tuple(item for item in request.overrides if not item.startswith("model.hybrid."))
         request = replace(request, overrides=kept)
-    base = load_config(RunConfig, preset=preset, files=request.files, overrides=request.overrides)
+    base = load_config(RunConfig, preset=preset, given=given, files=request.files, overrides=request.overrides)
     if request.preset and request.baseline and system_of(base.config) != _baseline(request):
         raise ConfigError(
             f"--baseline {request.baseline} contradicts --preset {preset}, which is a '{system_of(base.config)}'",
@@ -143,13 +153,27 @@ def resolve(request: Request) -> Resolved:
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     if request.hybrid == 0:
         overrides.append("model.hybrid=null")
-    loaded = load_config(RunConfig, preset=preset, files=request.files, overrides=[*request.overrides, *overrides])
+    everything = [*request.overrides, *overrides]
+    loaded = load_config(RunConfig, preset=preset, given=given, files=request.files, overrides=everything)
     config = loaded.config.resolved()
     assert config.data.path is not None
     # Absolute, so that the run can be resumed and stripped from another folder.
     path = resolve_generated(Path(config.data.path)).resolve()
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(path)})})
-    return Resolved(Loaded(config, loaded.origin, loaded.raw), preset, path, tuple(notes))
+    name = str(request.baseline) if tuned else preset
+    return Resolved(Loaded(config, loaded.origin, loaded.raw), name, path, tuple(notes))
+
+
+def _fine_tuning(request: Request) -> FineTuning | None:
+    """Return what ``--baseline hf:...`` brings; None for a baseline of this package."""
+    if request.baseline is None or not request.baseline.startswith(PREFIX):
+        return None
+    if request.preset is not None:
+        raise ConfigError(
+            f"--preset and --baseline {PREFIX}... exclude each other",
+            "--config FILE lays settings on top of a baseline",
+        )
+    return fine_tuning(request.baseline)
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
@@ -264,9 +288,12 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
     settings: dict[str, object] = {}
     if request.hybrid is not None and request.hybrid < 0:
         raise ConfigError(f"--hybrid {request.hybrid}: expected 0 or more copies of a target", "H-DETR has 6")
+    if not request.hybrid and not request.dac:
+        return settings
+    model = base.config.own_model
     if request.hybrid:
         settings["loss.hybrid.repeats"] = request.hybrid
-        if base.config.model.hybrid is None:
+        if model.hybrid is None:
             settings["model.hybrid"] = HybridConfig().model_dump()
     if request.dac:
         settings["model.dac"] = True

@@ -26,7 +26,7 @@ from lora_detr.data.coco.verification import Verify
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.processes.faults import report_lost_ranks, report_out_of_memory
 from lora_detr.processes.process import own_rank
 from lora_detr.processes.world import World
@@ -158,10 +158,10 @@ def _verification(config: RunConfig, world: World) -> Verify:
     return config.data.verify if world.is_main else "none"
 
 
-def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[TwoStageDetector], Initialised | None]:
+def _initial_model(config: RunConfig, splits: Splits) -> tuple[BranchedDetector[AnyDetector], Initialised | None]:
     if config.weights is None:
         return config.build_model(splits.categories.num_classes, load_weights=True), None
-    return build_from_weights(config, splits.categories, read_initial_weights(Path(config.weights)))
+    return build_from_weights(config, splits.categories, read_initial_weights(config.weights))
 
 
 @report_lost_ranks()

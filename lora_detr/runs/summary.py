@@ -9,7 +9,7 @@ import torch
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
 from lora_detr.errors import counted, listed
-from lora_detr.models import RelationDetrConfig
+from lora_detr.models import HuggingFaceConfig, RelationDetrConfig, TwoStageDetector
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.processes.threads import describe_threads
@@ -36,13 +36,13 @@ def summary_lines(
     config, world = trainer.config, trainer.world
     everything = sum(p.numel() for p in trainer.model.parameters())
     branches = sum(p.numel() for p in trainer.model.branches.parameters())
-    groups = sum(p.numel() for p in trainer.model.detector.query_groups.parameters())
+    detector = trainer.model.detector
+    of_groups = detector.query_groups.parameters() if isinstance(detector, TwoStageDetector) else ()
+    groups = sum(p.numel() for p in of_groups)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    backbone = config.model.backbone
     return [
         f"preset      {preset}",
-        f"detector    {config.model.kind}, {backbone.name} ({_weights(backbone.weights, initialised)}), "
-        f"{config.model.encoder_layers} + {config.model.decoder_layers} layers, {config.model.num_queries} queries",
+        f"detector    {config.model.describe(_weights_of(config, initialised))}",
         *_branch_lines(config),
         *_group_lines(config),
         f"parameters  {everything / 1e6:.2f} M: {(everything - branches - groups) / 1e6:.2f} M stay after strip, "
@@ -93,6 +93,12 @@ def _weights_lines(initialised: Initialised | None) -> list[str]:
     return [f"weights     {first}", *(f"            {line}" for line in others)]
 
 
+def _weights_of(config: RunConfig, initialised: Initialised | None) -> str:
+    if isinstance(config.model, HuggingFaceConfig):
+        return f" ({FROM_SCRATCH})" if initialised is None else ""
+    return f" ({_weights(config.model.backbone.weights, initialised)})"
+
+
 def _weights(name: str, initialised: Initialised | None) -> str:
     if initialised is not None and not any(key.startswith(BACKBONE) for key in initialised.reinitialised):
         return "weights given"
@@ -101,6 +107,8 @@ def _weights(name: str, initialised: Initialised | None) -> str:
 
 def _random_frozen_lines(config: RunConfig, initialised: Initialised | None) -> list[str]:
     """Warn of stages that would stay at their random start."""
+    if isinstance(config.model, HuggingFaceConfig):
+        return []
     backbone = config.model.backbone
     stages = backbone.freeze_stages if isinstance(backbone, TimmConfig) else int(bool(backbone.freeze_stem))
     if not stages or _weights(backbone.weights, initialised) != FROM_SCRATCH:
@@ -124,7 +132,9 @@ def _branch_lines(config: RunConfig) -> list[str]:
 
 def _group_lines(config: RunConfig) -> list[str]:
     """Return a line for each group of queries that only training has."""
-    lines = []
+    lines: list[str] = []
+    if isinstance(config.model, HuggingFaceConfig):
+        return lines
     if isinstance(config.model, RelationDetrConfig) and config.model.denoising is not None:
         lines.append(f"denoising   about {config.model.denoising.num_queries} noised targets and as many to reject")
     hybrid, repeats = config.model.hybrid, config.loss.hybrid.repeats

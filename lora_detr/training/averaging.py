@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.tensor_files import load_exact
 
 
@@ -30,7 +30,7 @@ class WeightAverage:
         updates: taken in so far.
     """
 
-    def __init__(self, model: BranchedDetector[TwoStageDetector], decay: float) -> None:
+    def __init__(self, model: BranchedDetector[AnyDetector], decay: float) -> None:
         # No optimiser knows the copy's parameters, but they ask for gradients like those of a model that was loaded:
         # PyTorch's attention chooses its kernel by that, and results are to be the same bit for bit.
         self.model = copy.deepcopy(model)
@@ -38,7 +38,7 @@ class WeightAverage:
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: BranchedDetector[TwoStageDetector]) -> None:
+    def update(self, model: BranchedDetector[AnyDetector]) -> None:
         """Take in the weights of one more step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)

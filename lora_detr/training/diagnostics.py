@@ -19,6 +19,7 @@ from lora_detr.losses.source import Source
 from lora_detr.structures import FeedForwardLike, PaddedTargets
 
 PRIMARY = "primary"
+_NO_GRADIENTS: dict[str, JSON] = {"cosine": {}, "cosine_all": {}, "norm_ratio": {}}
 
 
 def diagnose(
@@ -31,7 +32,8 @@ def diagnose(
     """Describe what was matched, and the gradients of each path on the weights of the networks that all share.
 
     Args:
-        sources: what ``Criterion.match`` gave: the primary path, then the branches, if there are any.
+        sources: what ``Criterion.match`` gave: the primary path, unless the detector has a loss of its own, then the
+            branches, if there are any.
         report: of these sources, before the backward pass, which stays possible.
         targets: of the batch.
         ffns: feed-forward network of every decoder layer.
@@ -44,8 +46,13 @@ def diagnose(
         and W2 of each layer; ``cosine_all``: of all layers together; ``norm_ratio``: of their lengths there. What is
         undefined (no target, no positive, no gradient) is null.
     """
-    layers, names = len(ffns), (PRIMARY, *branch_names)
-    used = sources[: 2 if branch_names else 1]
+    layers = len(ffns)
+    # A detector with a loss of its own keeps the pairs of its primary path to itself.
+    has_primary = any(source.keys[0].source == PRIMARY for source in sources)
+    names = (*([PRIMARY] if has_primary else []), *branch_names)
+    if not names:
+        return {"targets": sum(targets.counts), "positives": {}, "uncovered": {}, "jaccard": {}, **_NO_GRADIENTS}
+    used = sources[: has_primary + bool(branch_names)]
     pairs = [source.assignment.mask.unflatten(0, (-1, layers)) for source in used]  # [N, L, B, T, k]
     served = torch.cat([mask.sum(-1) for mask in pairs])  # [1 + N, L, B, T]
     positives = torch.cat([_positives(source).unflatten(0, (-1, layers)) for source in used])  # [1 + N, L, B, Q]
@@ -82,7 +89,7 @@ def _jaccard(first: Tensor, second: Tensor) -> Tensor:
 def _gradients(report: LossReport, ffns: Sequence[FeedForwardLike], branch_names: Sequence[str]) -> dict[str, JSON]:
     shared = [weight for ffn in ffns for weight in (ffn.linear1.weight, ffn.linear2.weight)]
     if not branch_names or not all(weight.requires_grad for weight in shared):
-        return {"cosine": {}, "cosine_all": {}, "norm_ratio": {}}
+        return _NO_GRADIENTS
     primary = _gradient(report, PRIMARY, shared, len(ffns))
     cosine: dict[str, JSON] = {}
     together: dict[str, JSON] = {}

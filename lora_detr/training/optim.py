@@ -97,17 +97,19 @@ def rate_factor(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) 
         + [int(fraction * total_steps) for fraction in config.drop_fractions]
     )
 
+    warm = max(config.warmup_steps, int(config.warmup_fraction * total_steps))
+
     def factor(step: int) -> float:
-        return _warm_up(config, steps_per_epoch, step) * config.factor ** sum(step >= drop for drop in drops)
+        return _warm_up(config, warm, steps_per_epoch, step) * config.factor ** sum(step >= drop for drop in drops)
 
     return factor
 
 
-def _warm_up(config: ScheduleConfig, steps_per_epoch: int, step: int) -> float:
+def _warm_up(config: ScheduleConfig, warm: int, steps_per_epoch: int, step: int) -> float:
     if config.warmup_start is None:
-        return min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        return min(1.0, (step + 1) / warm) if warm else 1.0
     # The first step has the start itself, so the rises are one fewer than the steps: an epoch of one step has none.
-    rises = min(config.warmup_steps, steps_per_epoch - 1)
+    rises = min(warm, steps_per_epoch - 1)
     return config.warmup_start + (1 - config.warmup_start) * step / rises if step < rises else 1.0
 
 

@@ -21,7 +21,7 @@ from lora_detr.recipe.run_config import RecomputedPart
 REMEDY = "leave backbone out of --recompute; encoder and decoder work with every backbone"
 
 
-def recompute(detector: TwoStageDetector, parts: Sequence[RecomputedPart]) -> None:
+def recompute(detector: nn.Module, parts: Sequence[RecomputedPart]) -> None:
     """Let the layers of the named parts run again in backward, in place; names and values of parameters stay.
 
     Without gradients, as in evaluation, nothing changes.
@@ -34,6 +34,7 @@ def recompute(detector: TwoStageDetector, parts: Sequence[RecomputedPart]) -> No
         ConfigError: the backbone has no blocks that could run again.
     """
     for part in dict.fromkeys(parts):
+        assert isinstance(detector, TwoStageDetector)  # settings of others name no part
         for layer in _layers(detector, part):
             layer.forward = _RunAgain(layer.forward)
 

@@ -30,7 +30,7 @@ from lora_detr.json_value import JSON
 from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.report import LossReport
 from lora_detr.losses.source import Source
-from lora_detr.models import TwoStageDetector
+from lora_detr.models import AnyDetector
 from lora_detr.processes.stopping import StopSignals, raise_if
 from lora_detr.processes.world import World
 from lora_detr.recipe.loaders import Splits, train_loader
@@ -71,7 +71,7 @@ class Trainer:
     # What is trained, and on what.
     config: RunConfig
     splits: Splits
-    model: BranchedDetector[TwoStageDetector]
+    model: BranchedDetector[AnyDetector]
     average: WeightAverage | None
     criterion: Criterion
     # What trains it.
@@ -100,7 +100,7 @@ class Trainer:
         self,
         config: RunConfig,
         splits: Splits,
-        model: BranchedDetector[TwoStageDetector],
+        model: BranchedDetector[AnyDetector],
         directory: RunDirectory,
         world: World,
         display: Display,

@@ -33,7 +33,7 @@ FORGED: dict[str, tuple[Any, str]] = {
     "model.hidden_dim": (1_000_000_000 - 32, "must be at most 8192"),
     "model.ffn_dim": (65_536, "does not fit the model in"),
     "model.heads": (0, "must be at least 1"),
-    "model.heads ": (3, "no model can be built of its stored config"),
+    "model.heads ": (3, "not a multiple of `model.heads` 3"),
     "model.levels": (-4, "must be at least 1"),
     "model.points": (10**400, "must be at most 64"),
     "model.num_queries": (-1, "must be at least 1"),

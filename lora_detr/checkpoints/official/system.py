@@ -82,10 +82,7 @@ class OfficialSystem:
             f"{branch.kind}{f' rank {branch.rank}' if isinstance(branch, LoRAConfig) else ''} k={branch.matcher.k}"
             for branch in self.config.branches
         ]
-        return (
-            f"{model.kind}, {model.backbone.name}, {model.encoder_layers} + {model.decoder_layers} layers, "
-            f"{model.num_queries} queries, branches: {', '.join(branches) or 'none'} (preset {self.preset})"
-        )
+        return f"{model.describe()}, branches: {', '.join(branches) or 'none'} (preset {self.preset})"
 
 
 def recognise(
@@ -164,7 +161,7 @@ def _settings(file: OfficialFile, base: RunConfig) -> dict[str, JSON]:
     """Return sizes and parts by key path."""
     levels = _size(file, "transformer.level_embeds" if file.family == "relation" else "transformer.level_embed")
     relation = "transformer.decoder.position_relation_embedding.pos_proj.0.weight"
-    heads = _size(file, relation) if file.family == "relation" else base.model.heads
+    heads = _size(file, relation) if file.family == "relation" else base.own_model.heads
     found: dict[str, JSON] = {
         "model.hidden_dim": _size(file, "transformer.enc_output.weight"),
         "model.ffn_dim": _size(file, "transformer.encoder.layers.0.linear1.weight"),
@@ -210,7 +207,7 @@ def _branches(file: OfficialFile, base: RunConfig) -> JSON:
 
 def _backbone(file: OfficialFile, base: RunConfig, chosen: bool) -> dict[str, JSON]:
     """Return the name of the backbone, or nothing where a preset that was chosen knows better than the tables here."""
-    own = base.model.backbone
+    own = base.own_model.backbone
     if _is_swin(file):
         stages = tuple(len(_numbers(file, rf"backbone\.0\.features\.{i}\.(\d+)\..*")) for i in (1, 3, 5, 7))
         rows = _size(file, "backbone.0.features.1.0.attn.relative_position_bias_table")
@@ -249,7 +246,7 @@ def _presets_with_backbone(file: OfficialFile) -> list[str]:
     presets = list_presets()
     for preset in presets:
         config = load_config(RunConfig, preset=preset.name).config
-        own = config.model.backbone
+        own = config.own_model.backbone
         known = own.kind == "resnet" or own.name.partition(".")[0] in SWINS.values()
         if known or isinstance(config.model, RelationDetrConfig) != (file.family == "relation"):
             continue
@@ -285,7 +282,7 @@ def _notes(file: OfficialFile, chosen: bool, config: RunConfig) -> list[str]:
         )
     unsaid = ["k of branches"] if config.branches else []
     if file.family == "deformable":
-        unsaid.append(f"{config.model.heads} attention heads")
+        unsaid.append(f"{config.own_model.heads} attention heads")
         if "query_embed.weight" not in file.tensors:
             unsaid.append(f"{config.model.num_queries} queries")
     if unsaid:

@@ -89,8 +89,9 @@ class SyntheticTraining:
 
 def without_weights(config: RunConfig) -> RunConfig:
     """Return the same settings with a backbone that is frozen as with ImageNet weights, but random."""
-    backbone = config.model.backbone.without_weights()
-    return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
+    model = config.own_model
+    frozen = model.model_copy(update={"backbone": model.backbone.without_weights()})
+    return config.model_copy(update={"model": frozen})
 
 
 @torch.no_grad()

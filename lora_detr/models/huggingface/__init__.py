@@ -7,7 +7,8 @@ its heads turn a hidden state into classes and boxes. ``transformers`` itself is
 
 from __future__ import annotations
 
+from lora_detr.models.huggingface.config import HuggingFaceConfig
 from lora_detr.models.huggingface.detector import HuggingFaceDetector
 from lora_detr.models.huggingface.families import FAMILIES
 
-__all__ = ["FAMILIES", "HuggingFaceDetector"]
+__all__ = ["FAMILIES", "HuggingFaceConfig", "HuggingFaceDetector"]

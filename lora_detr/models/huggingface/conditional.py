@@ -14,6 +14,8 @@ from lora_detr.structures import Prediction
 class Conditional(DetrFeedForward, AllQueries):
     """``conditional_detr``."""
 
+    recipe = "detr"
+
     def attach(self, model: Any, recording: Recording) -> None:
         """Keep the decoder's output: the model's own lacks the reference points."""
         recording.keep_output(model.model.decoder, "decoder")

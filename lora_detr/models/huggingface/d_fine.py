@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lora_detr.models.huggingface.family import Classes, layers_of, prediction
+from lora_detr.models.huggingface.family import Classes, Defaults, layers_of, prediction
 from lora_detr.models.huggingface.feed_forward import FeedForwardView
 from lora_detr.models.huggingface.recording import Recording
-from lora_detr.models.huggingface.rt_detr import behind_denoising
+from lora_detr.models.huggingface.rt_detr import behind_denoising, largest_stride
 from lora_detr.structures import Prediction
 
 # The decoder bounds what it norms, for half precision.
 LIMIT = 65504.0
 
 
-class DFine:
+class DFine(Defaults):
     """``d_fine``.
 
     A layer refines three things of the layer before: the box of the first stage stays, the distributions are added to,
     the hidden state is added before the box head. A reference is all three, [B, Q, 4 + 4 (bins + 1) + D].
     """
+
+    recipe = "rt-detr"
+    ignores_mask = True
+
+    def size_multiple(self, config: Mapping[str, Any]) -> int:
+        """Return the largest stride of the encoder's maps."""
+        return largest_stride(config)
 
     def attach(self, model: Any, recording: Recording) -> None:
         """Keep what the box heads add: the model's output has the sums in training only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -13,6 +14,21 @@ from lora_detr.structures import Prediction
 
 class Deformable(DetrFeedForward, NoHooks, AllQueries):
     """``deformable_detr``, one-stage, with iterative refinement, and two-stage."""
+
+    recipe = "detr"
+    supervises_all_layers_freely = True
+
+    def queries_key(self, config: Mapping[str, Any]) -> str:
+        """Return the key of the config that has the number of queries: with two stages, that of the proposals."""
+        return "two_stage_num_proposals" if config.get("two_stage") else "num_queries"
+
+    def idle(self, model: Any) -> list[nn.Parameter]:
+        """Return those of the proposals, which the loss leaves out."""
+        if not model.config.two_stage:
+            return []
+        decoder, own = model.model.decoder, model.model
+        parts = decoder.class_embed[-1], decoder.bbox_embed[-1], own.enc_output, own.enc_output_norm
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def class_layer(self, model: Any, layer: int) -> nn.Linear:
         """Return the class layer that decoder layer ``layer`` uses."""

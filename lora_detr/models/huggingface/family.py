@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -23,6 +23,24 @@ class Family(Protocol):
 
     A ``reference`` is [B, Q, R]: whatever the box head of a layer refines, its first numbers the box or the point.
     """
+
+    recipe: str
+    """File of ``configs/huggingface`` with the settings of a fine-tuning."""
+
+    ignores_mask: bool
+    """Whether padding is seen as image, so that images must be square."""
+
+    supervises_all_layers_freely: bool
+    """Whether ``auxiliary_loss`` may be switched on without a change of what the model predicts."""
+
+    def size_multiple(self, config: Mapping[str, Any]) -> int:
+        """Return what sides of images must be multiples of."""
+
+    def queries_key(self, config: Mapping[str, Any]) -> str:
+        """Return the key of the config that has the number of queries."""
+
+    def idle(self, model: Any) -> list[nn.Parameter]:
+        """Return the parameters that no loss of the model reaches."""
 
     def attach(self, model: Any, recording: Recording) -> None:
         """Hook what ``references`` needs beyond the layers' own tensors."""
@@ -48,7 +66,26 @@ def layers_of(model: Any) -> nn.ModuleList:
     return cast(nn.ModuleList, model.model.decoder.layers)
 
 
-class DetrFeedForward:
+class Defaults:
+    """Mixin: what holds for most families."""
+
+    ignores_mask = False
+    supervises_all_layers_freely = False
+
+    def size_multiple(self, config: Mapping[str, Any]) -> int:
+        """Return 1: images of any size."""
+        return 1
+
+    def queries_key(self, config: Mapping[str, Any]) -> str:
+        """Return the key of the config that has the number of queries."""
+        return "num_queries"
+
+    def idle(self, model: Any) -> list[nn.Parameter]:
+        """Return none: every parameter is trained."""
+        return []
+
+
+class DetrFeedForward(Defaults):
     """Mixin: fc1 and fc2 in ``mlp``, both dropouts there; the norm in the layer, or in ``mlp`` too."""
 
     def ffn(self, layer: Any) -> FeedForwardView:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeedForwardView:
     """Shows modules of a decoder layer as branches read them; it holds no parameter of its own.
 

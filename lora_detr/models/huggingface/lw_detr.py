@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lora_detr.models.huggingface.family import Classes, NoHooks, layers_of, prediction
+from lora_detr.models.huggingface.family import Classes, Defaults, NoHooks, layers_of, prediction
 from lora_detr.models.huggingface.feed_forward import FeedForwardView
 from lora_detr.models.huggingface.recording import Recording
 from lora_detr.structures import Prediction
 
 
-class LwDetr(NoHooks):
+class LwDetr(NoHooks, Defaults):
     """``lw_detr`` and ``rf_detr``. Of the groups that training decodes, the first is the one that inference keeps."""
+
+    recipe = "lw-detr"
+
+    def size_multiple(self, config: Mapping[str, Any]) -> int:
+        """Return the side of a window of the backbone, as far as its config tells."""
+        backbone = config.get("backbone_config") or {}
+        patch, windows = int(backbone.get("patch_size", 16)), int(backbone.get("num_windows", 4))
+        # LW-DETR counts the windows of an image, RF-DETR those of a side.
+        side = math.isqrt(windows) if backbone.get("model_type") == "lw_detr_vit" else windows
+        return patch * side
+
+    def idle(self, model: Any) -> list[nn.Parameter]:
+        """Return the token for masked patches, which only the backbone's pretraining uses."""
+        return [p for name, p in model.named_parameters() if name.endswith("embeddings.mask_token")]
 
     def ffn(self, layer: Any) -> FeedForwardView:
         """Return the feed-forward network of a decoder layer; the residual is added within ``mlp``."""

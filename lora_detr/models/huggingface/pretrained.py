@@ -2,98 +2,120 @@
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor
 
-from lora_detr.config.installed import installed_version
+from lora_detr.config.explain import first_fault
 from lora_detr.errors import CheckpointError, ConfigError, nearest
-from lora_detr.models.heads import start_rare
-from lora_detr.models.huggingface.families import FAMILIES
+from lora_detr.json_value import JSON
+from lora_detr.models.huggingface.config import DECIDED, HuggingFaceConfig
+from lora_detr.models.huggingface.families import FAMILIES, REFUSED
+from lora_detr.models.huggingface.processor import Preparation, prepare, read_processor
+from lora_detr.models.huggingface.versions import PREFIX, require_transformers
 from lora_detr.tensor_files import first_non_finite
-
-PREFIX = "hf:"
-"""What stands before a folder or name where a preset could stand too."""
-
-VERSIONS = (5, 24), (6, 0)
-"""First version whose modules and losses are as expected, and the first one that is not."""
-
-SOFTMAX = "its class loss is a softmax with a class for no object, which branches do not have yet"
-REFUSED = {
-    "detr": SOFTMAX,
-    "table-transformer": SOFTMAX,
-    "yolos": "it has no decoder to put branches on",
-    "deimv2": "its feed-forward networks have three matrices (SwiGLU), and branches read two",
-}
 
 CATEGORY_IDS = "loradetr_category_ids"
 """Key of a config: the data set's category ids, in the order of ``id2label``."""
 
-# Modules with a row for each class: linear layers, and the embedding that denoising queries start from.
-_OF_CLASSES = re.compile(
-    r"(^|\.)(class_embed|class_labels_classifier|enc_score_head|enc_out_class_embed|denoising_class_embed)(\.\d+)?$"
-)
-
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A detector as it was published.
+    """A detector as it was published, without its weights.
 
     Attributes:
         source: the folder or the name.
-        config: of ``transformers``.
+        model: its settings.
+        preparation: how images are prepared for it.
         names: of its classes, by label.
+        ids: of its classes, by label: those of the data set it was trained on where it says so, else the labels.
+        notes: choices that were made, a line each.
     """
 
     source: str
-    config: Any
+    model: HuggingFaceConfig
+    preparation: Preparation
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model, and what of it was re-initialised because its classes are others.
-
-    Attributes:
-        model: in training mode; of float32.
-        restarted: names of its tensors, sorted; tied ones once.
-    """
-
-    model: Any
-    restarted: tuple[str, ...]
-
-
-def require_transformers() -> None:
-    """Check that the package is there and of a version that is known.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    remedy = "pip install 'lora-detr[hf]'"
-    found = installed_version("transformers")
-    if found is None:
-        raise ConfigError(f"{PREFIX}... needs the package transformers, which is not installed", remedy)
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
-    if not VERSIONS[0] <= numbers < VERSIONS[1]:
-        lowest, highest = (".".join(map(str, one)) for one in VERSIONS)
-        message = f"{PREFIX}... needs transformers from {lowest} to below {highest}, found {found}"
-        raise ConfigError(message, remedy)
+    ids: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 def read_pretrained(source: str) -> Pretrained:
-    """Read the config of a folder, or of a name on the hub.
+    """Read config and image processor of a folder, or of a name on the hub.
 
     Raises:
         CheckpointError: there is nothing, or it cannot be read.
         ConfigError: the package is missing, or branches cannot be put on this kind of detector.
     """
+    config = _read_config(source)
+    values: dict[str, JSON] = json.loads(config.to_json_string(use_diff=False))
+    processor = read_processor(source)
+    family = FAMILIES[config.model_type]
+    preparation = prepare(processor, family, values, f"{PREFIX}{source}")
+    switched_on = family.supervises_all_layers_freely and not values.get("auxiliary_loss")
+    if switched_on:
+        # Otherwise the last layer alone would be supervised, and branches be credited with supervising the others.
+        values["auxiliary_loss"] = True
+    kept = _without_downloads({key: value for key, value in values.items() if key not in DECIDED})
+    given = {"config": kept, "processor": processor or {}, "mean": preparation.mean, "std": preparation.std}
+    try:
+        model = HuggingFaceConfig.model_validate(given)
+    except ValidationError as error:
+        message = f"{PREFIX}{source}: {first_fault(error, None)}"
+        raise ConfigError(message, "change it in config.json, or take another model") from error
+    names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
+    ids = getattr(config, CATEGORY_IDS, None)
+    fits = isinstance(ids, list) and len(set(ids)) == len(names) and all(type(one) is int for one in ids)
+    notes = [preparation.note] if preparation.note else []
+    if switched_on:
+        notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
+    return Pretrained(
+        source, model, preparation, names, tuple(ids if fits and ids else range(len(names))), tuple(notes)
+    )
+
+
+def read_weights(source: str) -> Mapping[str, Tensor]:
+    """Return the weights of a folder, or of a name on the hub, by the names of a detector's ``state_dict``.
+
+    Raises:
+        CheckpointError: weights are missing, not finite, or not those of the config.
+    """
+    config = _read_config(source)
+    from transformers import AutoModelForObjectDetection
+
+    try:
+        model, report = AutoModelForObjectDetection.from_pretrained(
+            source,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{PREFIX}{source}: weights cannot be read: {_first_line(error)}",
+            "expected model.safetensors as save_pretrained writes it",
+        ) from error
+    lost = sorted({_name(key) for key in (*report["mismatched_keys"], *report["missing_keys"])})
+    if lost:
+        raise CheckpointError(
+            f"{PREFIX}{source}: {len(lost)} tensors are missing or of another shape: {', '.join(lost[:5])}",
+            "the folder's config.json and model.safetensors must be of one model",
+        )
+    if fault := first_non_finite(dict(model.named_parameters())):
+        raise CheckpointError(f"{PREFIX}{source}: {fault}", "take another copy of it")
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _read_config(source: str) -> Any:
     require_transformers()
     from transformers import AutoConfig
 
@@ -113,72 +135,17 @@ def read_pretrained(source: str) -> Pretrained:
     if kind not in FAMILIES:
         reason = REFUSED.get(kind, f"is no detector that branches are known for{nearest(kind, FAMILIES)}")
         raise ConfigError(f"{PREFIX}{source}: {kind}: {reason}", f"use one of {', '.join(FAMILIES)}")
-    if getattr(config, "decoder_layerdrop", 0.0):
-        raise ConfigError(
-            f"{PREFIX}{source}: decoder_layerdrop is {config.decoder_layerdrop}: layers that are left out at random "
-            "publish nothing",
-            "set it to 0 in config.json",
-        )
-    names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
-    return Pretrained(source, config, names)
+    return config
 
 
-def load_model(pretrained: Pretrained, names: Sequence[str], category_ids: Sequence[int]) -> Loaded:
-    """Load the weights for some classes.
-
-    Classes are the same if their names are, in the same order. Otherwise all that has a row for each class is
-    re-initialised, so that every class has the prior probability of 0.01, and the rest is taken over.
-
-    Args:
-        pretrained: what to load.
-        names: K names of classes, by label.
-        category_ids: their ids in the data set, kept in the config.
-
-    Raises:
-        CheckpointError: weights are missing, not finite, or not those of the config.
-    """
-    from transformers import AutoModelForObjectDetection
-
-    config = copy.deepcopy(pretrained.config)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: label for label, name in enumerate(names)}
-    setattr(config, CATEGORY_IDS, list(category_ids))
-    try:
-        model, report = AutoModelForObjectDetection.from_pretrained(
-            pretrained.source,
-            config=config,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{PREFIX}{pretrained.source}: weights cannot be read: {_first_line(error)}",
-            "expected model.safetensors as save_pretrained writes it",
-        ) from error
-    of_classes = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and _OF_CLASSES.search(name)
-    }
-    # Of tied tensors, the first one has the name.
-    tensors = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] in of_classes]
-    other = {_name(key) for key in (*report["mismatched_keys"], *report["missing_keys"])}
-    if lost := sorted(other - set(tensors)):
-        raise CheckpointError(
-            f"{PREFIX}{pretrained.source}: {len(lost)} tensors are missing or of another shape: {', '.join(lost[:5])}",
-            "the folder's config.json and model.safetensors must be of one model",
-        )
-    restarted = tuple(sorted(tensors)) if tuple(names) != pretrained.names else ()
-    if restarted:
-        for module in of_classes.values():
-            nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, nn.Linear):
-                start_rare(module)
-    if fault := first_non_finite(dict(model.named_parameters())):
-        raise CheckpointError(f"{PREFIX}{pretrained.source}: {fault}", "take another copy of it")
-    return Loaded(model.train(), restarted)
+def _without_downloads(values: dict[str, JSON]) -> dict[str, JSON]:
+    """Return a config that fetches no weights of a backbone: the file beside it has them."""
+    kept: dict[str, JSON] = {}
+    for key, value in values.items():
+        kept[key] = _without_downloads(value) if isinstance(value, dict) else value
+        if key == "use_pretrained_backbone":
+            kept[key] = False
+    return kept
 
 
 def _name(key: Any) -> str:

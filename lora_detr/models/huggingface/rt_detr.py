@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,8 +18,20 @@ def behind_denoising(output: Any) -> slice:
     return slice(split["dn_num_split"][0], None) if split else slice(None)
 
 
+def largest_stride(config: Mapping[str, Any]) -> int:
+    """Return the stride of the coarsest map that the encoder is given."""
+    return max(config.get("feat_strides") or (32,))
+
+
 class RTDetr(DetrFeedForward, NoHooks):
     """``rt_detr`` and ``rt_detr_v2``."""
+
+    recipe = "rt-detr"
+    ignores_mask = True
+
+    def size_multiple(self, config: Mapping[str, Any]) -> int:
+        """Return the largest stride of the encoder's maps."""
+        return largest_stride(config)
 
     def class_layer(self, model: Any, layer: int) -> nn.Linear:
         """Return the class layer that decoder layer ``layer`` uses."""

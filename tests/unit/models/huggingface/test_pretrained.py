@@ -1,4 +1,4 @@
-"""A folder is loaded as it is for its own classes; for others exactly the class layers are re-initialised."""
+"""A folder is read as it is: config, image processor, classes, and every tensor by the detector's own names."""
 
 from __future__ import annotations
 
@@ -13,76 +13,91 @@ import torch
 pytest.importorskip("transformers")
 
 from lora_detr.errors import CheckpointError, ConfigError
-from lora_detr.models.huggingface import pretrained
-from lora_detr.models.huggingface.pretrained import CATEGORY_IDS, load_model, read_pretrained
+from lora_detr.models.huggingface import HuggingFaceDetector, versions
+from lora_detr.models.huggingface.pretrained import CATEGORY_IDS, read_pretrained, read_weights
 from tests import huggingface_models
 
 OWN = ("LABEL_0", "LABEL_1", "LABEL_2")
-L = huggingface_models.LAYERS
-# Linear layers with a row for each class have two tensors; those that are tied count once.
-RESTARTED = {
-    "conditional_detr": 2,
-    "dab-detr": 2,
-    "deformable_detr": 2 * (L + 1),
-    "rt_detr": 2 * (L + 1) + 1,
-    "rt_detr_v2": 2 * (L + 1) + 1,
-    "d_fine": 2 * (L + 1) + 1,
-    "lw_detr": 2 + 2 * 4,
-    "rf_detr": 2 + 2 * 4,
-}
 
 
 @pytest.fixture(scope="module", params=huggingface_models.CONFIGS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A family, and a folder with one of its models. Shared: do not write into it."""
     kind: str = request.param
-    path = tmp_path_factory.mktemp("folder") / kind
-    huggingface_models.build(kind).save_pretrained(path)
-    return kind, path
+    return kind, huggingface_models.save(kind, tmp_path_factory.mktemp("folder") / kind)
 
 
-def test_for_its_own_classes_every_tensor_is_taken_over(folder: tuple[str, Path]) -> None:
+def test_settings_and_weights_make_the_model_that_was_saved(folder: tuple[str, Path]) -> None:
     kind, path = folder
     read = read_pretrained(str(path))
-    assert read.names == OWN
-    loaded = load_model(read, OWN, [1, 2, 3])
-    assert loaded.restarted == ()
-    expected = huggingface_models.build(kind).state_dict()
-    found = loaded.model.state_dict()
+    assert (read.names, read.ids, read.notes) == (OWN, (0, 1, 2), ())
+    expected = HuggingFaceDetector(huggingface_models.build(kind)).state_dict()
+    found = read_weights(str(path))
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    built = read.model.build(3, load_weights=False)
+    assert {name: tensor.shape for name, tensor in built.state_dict().items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    assert (read.model.decoder_layers, read.model.num_queries) == (
+        huggingface_models.LAYERS,
+        huggingface_models.QUERIES,
+    )
+    assert (read.model.hidden_dim, read.model.ffn_dim) == (huggingface_models.WIDTH, huggingface_models.FFN)
 
 
-@pytest.mark.parametrize("names", [("cell", "plate", "rest"), ("cell",), tuple(f"class {i}" for i in range(80))])
-def test_for_other_classes_their_layers_start_at_the_prior_and_nothing_else(
-    names: tuple[str, ...], folder: tuple[str, Path]
-) -> None:
+def test_images_are_prepared_as_the_processor_says(folder: tuple[str, Path]) -> None:
     kind, path = folder
-    loaded = load_model(read_pretrained(str(path)), names, range(7, 7 + len(names)))
-    assert len(loaded.restarted) == RESTARTED[kind]
-    expected = huggingface_models.build(kind).state_dict()
-    found = loaded.model.state_dict()
-    tied = {name for name in found if "class" in name or "score_head" in name}
-    assert set(loaded.restarted) <= tied
-    for name, tensor in found.items():
-        if name not in tied:
-            assert torch.equal(tensor, expected[name]), name
-    for name in loaded.restarted:
-        assert len(found[name]) in (len(names), len(names) + 1), name
-        assert found[name].abs().max() < 10
-        if name.endswith("bias"):
-            assert torch.allclose(found[name], torch.tensor(-math.log(99)))
-    assert loaded.model.config.id2label == dict(enumerate(names))
-    assert getattr(loaded.model.config, CATEGORY_IDS) == list(range(7, 7 + len(names)))
+    ready = read_pretrained(str(path)).preparation
+    plain = kind in ("rt_detr", "rt_detr_v2", "d_fine")
+    assert (ready.size, ready.square) == (huggingface_models.size_of(kind), plain or kind in ("lw_detr", "rf_detr"))
+    assert ready.mean == ((0.0, 0.0, 0.0) if plain else (0.485, 0.456, 0.406))
+    assert ready.divisor == {"lw_detr": 32, "rf_detr": 28}.get(kind, 32 if plain else 1)
 
 
-def test_classes_outlive_saving(folder: tuple[str, Path], tmp_path: Path) -> None:
-    _, path = folder
-    names = ("cell", "plate")
-    load_model(read_pretrained(str(path)), names, [4, 9]).model.save_pretrained(tmp_path / "again")
-    again = read_pretrained(str(tmp_path / "again"))
-    assert again.names == names
-    assert getattr(again.config, CATEGORY_IDS) == [4, 9]
+def test_ids_of_categories_are_those_of_the_training_where_the_config_has_them(tmp_path: Path) -> None:
+    config = huggingface_models.CONFIGS["dab-detr"]()
+    setattr(config, CATEGORY_IDS, [4, 9, 11])
+    config.save_pretrained(tmp_path)
+    assert read_pretrained(str(tmp_path)).ids == (4, 9, 11)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("rt_detr", 640), ("deformable_detr", 800)])
+def test_without_a_processor_the_familys_own_preparation_is_taken_aloud(kind: str, size: int, tmp_path: Path) -> None:
+    huggingface_models.CONFIGS[kind]().save_pretrained(tmp_path)
+    read = read_pretrained(str(tmp_path))
+    assert read.preparation.size == size
+    assert "has no preprocessor_config.json" in read.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("rt_detr", {"size": {"shortest_edge": 640}}, "does not see what is padding"),
+        ("d_fine", {"size": {"height": 640, "width": 480}}, "height and width that are equal"),
+        ("rt_detr", {"size": {"height": 100, "width": 100}}, "no multiple of 32"),
+        ("rf_detr", {"size": {"height": 100, "width": 100}}, "no multiple of 28"),
+        ("dab-detr", {"size": None}, "size is null"),
+    ],
+)
+def test_sizes_that_a_model_cannot_be_given_are_refused(
+    kind: str, change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    huggingface_models.CONFIGS[kind]().save_pretrained(tmp_path)
+    content = {**huggingface_models.processor(kind), **change}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=said):
+        read_pretrained(str(tmp_path))
+
+
+def test_layers_that_are_not_supervised_are_switched_on_where_it_changes_no_prediction(tmp_path: Path) -> None:
+    huggingface_models.CONFIGS["deformable_detr"](auxiliary_loss=False).save_pretrained(tmp_path)
+    read = read_pretrained(str(tmp_path))
+    assert read.model.config["auxiliary_loss"] is True
+    assert "every decoder layer is supervised" in read.notes[-1]
+    # There the setting changes what the model predicts.
+    huggingface_models.CONFIGS["conditional_detr"](auxiliary_loss=False).save_pretrained(tmp_path)
+    assert read_pretrained(str(tmp_path)).model.config["auxiliary_loss"] is False
 
 
 @pytest.mark.parametrize(
@@ -99,7 +114,7 @@ def test_other_kinds_are_refused_by_name(kind: str, said: str, tmp_path: Path) -
 
 def test_layers_that_are_left_out_at_random_are_refused(tmp_path: Path) -> None:
     huggingface_models.CONFIGS["conditional_detr"](decoder_layerdrop=0.1).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"decoder_layerdrop is 0\.1"):
+    with pytest.raises(ConfigError, match="decoder_layerdrop must be 0"):
         read_pretrained(str(tmp_path))
 
 
@@ -115,46 +130,45 @@ def test_what_is_no_folder_of_a_model_is_an_error_of_one_line(content: str | Non
 
 
 def test_a_name_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="hf:nobody/no-such-model: cannot be read") as caught:
         read_pretrained("nobody/no-such-model")
     assert "download it and give the folder" in caught.value.remedy
 
 
-def test_missing_and_damaged_weights(folder: tuple[str, Path], tmp_path: Path) -> None:
-    kind, path = folder
+def test_missing_and_damaged_weights(tmp_path: Path) -> None:
+    path = huggingface_models.save("dab-detr", tmp_path / "whole")
     (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
-    read = read_pretrained(str(tmp_path))
     with pytest.raises(CheckpointError, match="weights cannot be read"):
-        load_model(read, OWN, [1, 2, 3])
+        read_weights(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="weights cannot be read"):
-        load_model(read, OWN, [1, 2, 3])
-    model = huggingface_models.build(kind)
+        read_weights(str(tmp_path))
+    model = huggingface_models.build("dab-detr")
     with torch.no_grad():
         next(iter(model.parameters())).fill_(math.nan)
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="not finite"):
-        load_model(read, OWN, [1, 2, 3])
+        read_weights(str(tmp_path))
 
 
-def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     huggingface_models.build("dab-detr").save_pretrained(tmp_path)
     huggingface_models.CONFIGS["dab-detr"](decoder_ffn_dim=96).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="tensors are missing or of another shape: model"):
-        load_model(read_pretrained(str(tmp_path)), OWN, [1, 2, 3])
+        read_weights(str(tmp_path))
 
 
 @pytest.mark.parametrize("found", ["4.57.1", "5.23.0", "6.0.0"])
 def test_other_versions_are_refused(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "installed_version", lambda package: found)
+    monkeypatch.setattr(versions, "installed_version", lambda package: found)
     with pytest.raises(ConfigError, match=rf"from 5\.24 to below 6\.0, found {found}") as caught:
         read_pretrained("anything")
     assert caught.value.remedy == "pip install 'lora-detr[hf]'"
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "installed_version", lambda package: None)
+    monkeypatch.setattr(versions, "installed_version", lambda package: None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="is not installed") as caught:
         read_pretrained("anything")

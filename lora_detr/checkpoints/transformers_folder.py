@@ -1,0 +1,169 @@
+"""A detector as a folder that ``transformers`` reads: weights, config, image processor, model card.
+
+Beside these stands what only this program reads: preparation of images in full, and the operating point. It counts as
+long as the weights are those it was written with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lora_detr.atomic_files import reporting, write_file
+from lora_detr.checkpoints.stripped_file import StrippedFile
+from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
+from lora_detr.data.transforms import EvalTransformConfig
+from lora_detr.errors import listed
+from lora_detr.json_value import JSON, json_text
+from lora_detr.models.huggingface import HuggingFaceConfig, HuggingFaceDetector
+from lora_detr.models.huggingface.pretrained import CATEGORY_IDS, Pretrained, read_pretrained, read_weights
+from lora_detr.models.huggingface.processor import FILE as PROCESSOR
+from lora_detr.models.huggingface.processor import Preparation, processor_file
+from lora_detr.models.huggingface.versions import PREFIX
+from lora_detr.recipe.deployment import DeploymentConfig, describe_suppression
+from lora_detr.tensor_files import build_exact
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+DEPLOYMENT = "loradetr.json"
+CARD = "README.md"
+
+
+def is_transformers(path: Path) -> bool:
+    """Return whether a path is such a folder, or a name behind ``hf:``."""
+    return str(path).startswith(PREFIX) or (path / CONFIG).is_file()
+
+
+def read_folder(path: Path) -> StrippedFile:
+    """Read a folder, or a name of the hub behind ``hf:``, that this program or anyone else has written.
+
+    Raises:
+        CheckpointError: there is nothing, or it cannot be read.
+        ConfigError: the package is missing, or it is no detector of a known family.
+    """
+    source = str(path).removeprefix(PREFIX)
+    tensors = read_weights(source)
+    config = _stored(Path(source)) or _of_others(read_pretrained(source))
+    return StrippedFile(build_exact(config.build, tensors, path).eval(), config)
+
+
+def categories_of(published: Pretrained) -> CategoryMap:
+    """Return the classes of a detector; the ids are COCO's where the names are and nothing says otherwise."""
+    known = {name: i for i, name in COCO_NAMES.items()}
+    is_coco = published.ids == tuple(range(len(published.names))) and set(published.names) <= known.keys()
+    if is_coco and len(set(published.names)) == len(published.names):
+        return CategoryMap(tuple(known[name] for name in published.names), published.names)
+    return CategoryMap(published.ids, published.names)
+
+
+def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: DeploymentConfig) -> None:
+    """Write a detector for ``transformers`` and for this program.
+
+    Args:
+        folder: exists and is empty.
+        detector: its config gets the classes.
+        deployment: of the detector.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    own = deployment.model
+    assert isinstance(own, HuggingFaceConfig)
+    config = detector.model.config
+    config.id2label = dict(enumerate(deployment.category_names))
+    config.label2id = {name: label for label, name in enumerate(deployment.category_names)}
+    setattr(config, CATEGORY_IDS, list(deployment.category_ids))
+    with reporting(folder):
+        detector.model.save_pretrained(folder)
+    preparation = Preparation(
+        deployment.transform.size,
+        deployment.transform.max_size,
+        deployment.transform.square,
+        deployment.size_divisor,
+        deployment.mean,
+        deployment.std,
+    )
+    processor = processor_file(own.processor, own.model_type, preparation)
+    written: dict[str, JSON] = {
+        "weights_sha256": _sha256(folder / WEIGHTS),
+        "deployment": deployment.model_dump(mode="json"),
+    }
+    write_file(folder / PROCESSOR, (json_text(processor, indent=1) + "\n").encode())
+    write_file(folder / DEPLOYMENT, (json_text(written, indent=1) + "\n").encode())
+    write_file(folder / CARD, _card(own, deployment).encode())
+
+
+def _stored(folder: Path) -> DeploymentConfig | None:
+    """Return what was written beside these weights, or None: there is nothing, or the weights are others by now."""
+    try:
+        written = json.loads((folder / DEPLOYMENT).read_bytes())
+        if written["weights_sha256"] != _sha256(folder / WEIGHTS):
+            return None
+        return DeploymentConfig.model_validate_json(json.dumps(written["deployment"]))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _of_others(found: Pretrained) -> DeploymentConfig:
+    ready, classes = found.preparation, categories_of(found)
+    return DeploymentConfig(
+        model=found.model,
+        transform=EvalTransformConfig(size=ready.size, max_size=ready.max_size, square=ready.square),
+        size_divisor=ready.divisor,
+        max_detections=100,
+        mean=ready.mean,
+        std=ready.std,
+        category_ids=classes.ids,
+        category_names=classes.names,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card(own: HuggingFaceConfig, deployment: DeploymentConfig) -> str:
+    names = deployment.categories.names_by_id
+    size = deployment.transform.size
+    shape = f"{size} x {size} pixels" if deployment.transform.square else f"shorter side {size} pixels"
+    point = deployment.operating_point
+    advice = "No evaluation has chosen a score threshold yet."
+    if point is not None:
+        advice = (
+            f"Best F1 on its validation split ({point.f1:.3f} at IoU 0.5): scores from {point.score:.2f}, "
+            f"{describe_suppression(point.nms_iou)}."
+        )
+    return f"""---
+library_name: transformers
+pipeline_tag: object-detection
+tags: [object-detection, {own.model_type}, lora-detr]
+---
+
+# {own.model_type}, fine-tuned with LoRA-DETR
+
+Finds {len(names)} classes: {listed(names.values(), 20)}.
+
+Trained with auxiliary low-rank branches, which were dropped: this is a plain `{own.model_type}`, all of whose weights
+were trained. Images are prepared with {shape}; `{PROCESSOR}` has all of it.
+
+{advice} COCO's AP is measured on all scores, without suppression.
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+processor = AutoImageProcessor.from_pretrained("THIS_FOLDER")
+model = AutoModelForObjectDetection.from_pretrained("THIS_FOLDER").eval()
+image = Image.open("photo.jpg").convert("RGB")
+found = processor.post_process_object_detection(
+    model(**processor(image, return_tensors="pt")), target_sizes=[image.size[::-1]], threshold=0.3
+)
+```
+
+`loradetr predict THIS_FOLDER photo.jpg` does the same with the thresholds above. The license is that of the weights it
+was fine-tuned from and of the data; both are for you to state here.
+"""

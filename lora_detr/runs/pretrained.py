@@ -1,0 +1,73 @@
+"""Settings of a fine-tuning from a detector of ``transformers``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_detr.config.presets import configs_root
+from lora_detr.data.transforms import TrainTransformConfig
+from lora_detr.json_value import JSON
+from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained
+from lora_detr.models.huggingface.processor import SHORTER, Preparation
+from lora_detr.models.huggingface.versions import PREFIX
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What a detector of ``transformers`` brings to a run.
+
+    Attributes:
+        recipe: file of settings for its family.
+        settings: what it says itself.
+        notes: choices that were made, a line each.
+    """
+
+    recipe: Path
+    settings: dict[str, JSON]
+    notes: tuple[str, ...]
+
+
+def fine_tuning(name: str) -> FineTuning:
+    """Return the settings for ``hf:DIR_OR_NAME``.
+
+    Raises:
+        CheckpointError: there is nothing, or it cannot be read.
+        ConfigError: the package is missing, or branches cannot be put on this kind of detector.
+    """
+    source = name.removeprefix(PREFIX)
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())
+    found = read_pretrained(source)
+    recipe = configs_root() / "huggingface" / f"{found.model.family.recipe}.yaml"
+    return FineTuning(recipe, _settings(found), found.notes)
+
+
+def _settings(found: Pretrained) -> dict[str, JSON]:
+    ready = found.preparation
+    return {
+        "model": found.model.model_dump(mode="json"),
+        "data": {
+            "size_divisor": ready.divisor,
+            "train": _augmentation(ready),
+            "evaluation": {"size": ready.size, "max_size": ready.max_size, "square": ready.square},
+        },
+        "weights": f"{PREFIX}{found.source}",
+    }
+
+
+def _augmentation(ready: Preparation) -> dict[str, JSON]:
+    """Return DETR's augmentation, its sizes in proportion to those that the detector is used with."""
+    default = TrainTransformConfig()
+
+    def scaled(side: int) -> int:
+        return max(ready.divisor, round(side * ready.size / SHORTER / ready.divisor) * ready.divisor)
+
+    scales = [ready.size] if ready.square else sorted({scaled(side) for side in default.scales})
+    return {
+        "scales": list[JSON](scales),
+        "max_size": ready.max_size,
+        "square": ready.square,
+        "crop_scales": [scaled(side) for side in default.crop_scales],
+        "crop_range": [scaled(side) for side in default.crop_range],
+    }
