@@ -20,7 +20,7 @@ from lora_detr.config.presets import list_presets, short_name
 from lora_detr.config.tree import flatten
 from lora_detr.errors import CheckpointError, ConfigError, printable
 from lora_detr.json_value import JSON
-from lora_detr.models import RelationDetrConfig
+from lora_detr.models import DetectorConfig, RelationDetrConfig
 from lora_detr.models.backbones import BackboneConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.recipe.branch_counts import branch_ks
@@ -82,10 +82,13 @@ class OfficialSystem:
             f"{branch.kind}{f' rank {branch.rank}' if isinstance(branch, LoRAConfig) else ''} k={branch.matcher.k}"
             for branch in self.config.branches
         ]
-        return (
-            f"{model.kind}, {model.backbone.name}, {model.encoder_layers} + {model.decoder_layers} layers, "
-            f"{model.num_queries} queries, branches: {', '.join(branches) or 'none'} (preset {self.preset})"
-        )
+        return f"{describe_detector(model)}, branches: {', '.join(branches) or 'none'} (preset {self.preset})"
+
+
+def describe_detector(model: DetectorConfig) -> str:
+    """Return detector and sizes on one line."""
+    layers = f"{model.encoder_layers} + {model.decoder_layers} layers"
+    return f"{model.kind}, {model.backbone.name}, {layers}, {model.num_queries} queries"
 
 
 def recognise(
