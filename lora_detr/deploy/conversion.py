@@ -37,7 +37,7 @@ from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, listed
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, RelationDetrConfig
-from lora_detr.models.huggingface.pretrained import PREFIX
+from lora_detr.models.huggingface.pretrained import PREFIX, require_transformers
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
@@ -192,6 +192,7 @@ def _huggingface(
     data: Path | None,
 ) -> Conversion:
     """Convert from or to a folder of ``transformers``; arguments as for ``convert``."""
+    require_transformers()
     name, place = str(source), Path(str(output).removeprefix(PREFIX))
     if assumed != (None, None):
         raise ConfigError(f"--preset and --baseline are about an official source, not about {PREFIX}...", "omit them")
@@ -207,9 +208,12 @@ def _huggingface(
     left = ["operating point"] if deployment.operating_point is not None else []
     if isinstance(opened, OpenedRun):
         groups = len(detector.state_dict()) > len(detector.inference_state())
-        left += [*(["query groups"] if groups else []), *(["branches"] if opened.config.branches else []), "settings"]
+        left += [*(["query groups"] if groups else []), *(["branches"] if opened.config.branches else [])]
+        is_run = opened.path.is_dir()
+        left += ["settings"] if is_run else []
         left += ["optimiser", "progress"] if opened.checkpoint.state.optimizer is not None else []
-        name = f"{source} ({opened.path.name}{', averaged weights' if opened.averaged else ''})"
+        details = [*([opened.path.name] if is_run else []), *(["averaged weights"] if opened.averaged else [])]
+        name = f"{source} ({', '.join(details)})" if details else name
     tensors = detector.inference_state()
     count = write_folder(place, tensors, deployment, source)
     padded = f"sizes are padded to multiples of {deployment.size_divisor}, which transformers does not do"

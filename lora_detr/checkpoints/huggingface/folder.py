@@ -21,7 +21,7 @@ from lora_detr.checkpoints.huggingface.system import categories_of, config_of, p
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import OutputError
 from lora_detr.models import TwoStageDetector
-from lora_detr.models.huggingface.pretrained import load_model, read_pretrained, require_transformers
+from lora_detr.models.huggingface.pretrained import load_model, read_pretrained
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.tensor_files import build_exact
@@ -91,10 +91,9 @@ def write_folder(path: Path, tensors: Mapping[str, Tensor], deployment: Deployme
 
     Raises:
         CheckpointError: K08, ``transformers`` has no such detector.
-        ConfigError: ``transformers`` is missing.
+        ImportError: ``transformers`` is missing; see ``require_transformers``.
         OutputError: the folder cannot be written.
     """
-    require_transformers()
     transformers: Any = importlib.import_module("transformers")
     config = config_of(deployment, source)
     prepare_directory(path.parent, sum(tensor.nbytes for tensor in tensors.values()))
