@@ -17,9 +17,10 @@ OFFICIAL, OURS = "From an official file", "To an official file"
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Official .pth, or a run, checkpoint or stripped file.", metavar="SOURCE")
+        Path,
+        typer.Argument(help="Official .pth, hf:FOLDER, or a run, checkpoint or stripped file.", metavar="SOURCE"),
     ],
-    output: Annotated[Path, typer.Argument(help="New run directory, or new .pth.", metavar="OUTPUT")],
+    output: Annotated[Path, typer.Argument(help="New run directory, .pth, or hf:FOLDER.", metavar="OUTPUT")],
     preset: Annotated[
         str | None,
         typer.Option(help="Preset to assume (recognised).", metavar="NAME", rich_help_panel=OFFICIAL),
@@ -36,7 +37,7 @@ def convert(
     no_ema: Annotated[bool, no_ema_option()] = False,
     as_json: Annotated[bool, json_report_option()] = False,
 ) -> None:
-    """Convert the authors' checkpoints to ours and back.
+    """Convert the authors' checkpoints, and folders of transformers (hf:FOLDER), to ours and back.
 
     Every tensor is kept bit for bit. eval, strip, predict and train --weights also take a .pth as it is.
     Example: loradetr convert official.pth runs/official

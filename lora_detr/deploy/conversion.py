@@ -1,4 +1,7 @@
-"""From an official file to a run directory and back, without loss of a tensor, a name or their order."""
+"""From an official file, or a folder of ``transformers``, to a run directory and back, without loss of a tensor.
+
+Of official files neither a name nor their order is lost.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.checkpoint import save_checkpoint
+from lora_detr.checkpoints.huggingface.folder import read_folder, write_folder
 from lora_detr.checkpoints.official.classes import COCO_MAP, encode_names
 from lora_detr.checkpoints.official.file import (
     BIAS_TABLE,
@@ -24,7 +28,7 @@ from lora_detr.checkpoints.official.file import (
 )
 from lora_detr.checkpoints.official.keys import aliases, to_official
 from lora_detr.checkpoints.official.system import SHOWN, recognise
-from lora_detr.checkpoints.opened import kind_of, kind_of_name, open_official, open_run
+from lora_detr.checkpoints.opened import OpenedRun, kind_of, kind_of_name, open_model, open_official, open_run
 from lora_detr.checkpoints.stripped_file import read_file
 from lora_detr.checkpoints.training_state import TrainingState
 from lora_detr.config.dump import as_tree, diff_configs, dump_config
@@ -33,7 +37,9 @@ from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, ConfigError, LoraDetrError, listed
 from lora_detr.json_value import JSON
 from lora_detr.models import DetectorConfig, HuggingFaceConfig, RelationDetrConfig
+from lora_detr.models.huggingface.versions import PREFIX, require_transformers
 from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.run_directory import RunDirectory
 
 # An official Relation-DETR has these whatever it was trained for; a detector without branches has not.
@@ -60,10 +66,10 @@ class Conversion:
         source: what was read.
         output: what was written.
         system: detector, sizes and branches.
-        tensors: number of tensors in the official file, heads under both names.
+        tensors: number of tensors on the other side than ours, heads under both names.
         parameters: values in all of them, heads once.
         not_converted: parts of the source that have no place in the output.
-        notes: what was chosen, or is not in an official file, a line each.
+        notes: what was chosen, or is not stored, a line each.
     """
 
     source: str
@@ -99,28 +105,32 @@ def convert(
     baseline: str | None = None,
     data: Path | None = None,
 ) -> Conversion:
-    """Convert an official ``.pth`` to a run directory, or a run, checkpoint or stripped file to a ``.pth``.
+    """Convert an official ``.pth`` or a folder of ``transformers`` to a run directory, or any model of ours to either.
 
     Args:
         source: what is read.
-        output: must not exist; its suffix and that of ``source`` decide the direction.
+        output: must not exist; its suffix and that of ``source`` decide the direction, where neither begins with
+            ``hf:``, which stands before folders of ``transformers``.
         which: checkpoint of a run directory.
         ema: take the averaged weights where there are any.
         preset: instead of what an official file is recognised as.
         baseline: plain preset of the system that is meant, likewise.
-        data: names the classes of an official file that does not.
+        data: names the classes of an official file that does not, or has the ids of classes of ``transformers``.
 
     Raises:
         ConfigError: the two paths make no direction, ``output`` exists, or an option does not fit.
         CheckpointError: ``source`` cannot be read, is of no known system, or cannot be said in official names.
         OutputError: ``output`` cannot be written.
     """
+    if PREFIX in (str(source)[: len(PREFIX)], str(output)[: len(PREFIX)]):
+        return _huggingface(source, output, which, ema, (preset, baseline), data)
     # By name: the source may be missing, which is reported as such, and the output is still to be written.
     to_ours, written = kind_of_name(source) == "official", kind_of_name(output)
     if to_ours == (written == "official") or written == "stripped":
         raise ConfigError(
-            f"{source} to {output}: one of the two must be an official .pth, the other not",
-            "give a .pth and a new run directory, or a run, checkpoint or stripped file and a new .pth",
+            f"{source} to {output}: one of the two must be an official .pth or {PREFIX}FOLDER, the other not",
+            "give a .pth and a new run directory, or a run, checkpoint or stripped file and a new .pth; "
+            f"write {PREFIX} before a folder of transformers",
         )
     if not to_ours and (preset, baseline, data) != (None, None, None):
         raise ConfigError(
@@ -128,8 +138,7 @@ def convert(
         )
     if preset is not None and baseline is not None:
         raise ConfigError("--preset and --baseline exclude each other", "--baseline gives the system only")
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; nothing was touched", "choose another OUTPUT", code="C06")
+    _refuse_existing(output)
     if to_ours:
         return _to_run(read_official(source, ema=ema), output, preset, baseline, data)
     return _to_official(source, output, which, ema)
@@ -143,24 +152,8 @@ def _to_run(
     config = opened.config
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": str(data.resolve())})})
-    tensors = opened.model.state_dict()
-    directory = RunDirectory(output)
-    directory.create(resume=False)
-    try:
-        directory.prepare_for(_bytes(tensors))
-        save_checkpoint(
-            directory.checkpoints,
-            step=0,
-            model=tensors,
-            optimizer={},
-            state=TrainingState(as_tree(config), opened.categories.to_json(), official=_origin(file)),
-            facts={"world_size": 1},
-        )
-    except BaseException:
-        directory.discard()
-        raise
-    directory.write_text(RUN_SETTINGS, dump_config(config, {"": f"convert {file.path.name}"}))
-    directory.add_command()
+    state = TrainingState(as_tree(config), opened.categories.to_json(), official=_origin(file))
+    _write_run(output, config, opened.model.state_dict(), state, file.path.name)
     return Conversion(
         source=f"{file.path}{' (averaged weights)' if file.averaged else ''}",
         output=str(output),
@@ -170,6 +163,92 @@ def _to_run(
         not_converted=file.rest,
         notes=system.notes,
     )
+
+
+def _write_run(
+    output: Path, config: RunConfig, tensors: Mapping[str, Tensor], state: TrainingState, source: str
+) -> None:
+    """Write a run directory of one checkpoint, of step 0; ``source`` stands in its settings."""
+    directory = RunDirectory(output)
+    directory.create(resume=False)
+    try:
+        directory.prepare_for(_bytes(tensors))
+        save_checkpoint(
+            directory.checkpoints, step=0, model=tensors, optimizer={}, state=state, facts={"world_size": 1}
+        )
+    except BaseException:
+        directory.discard()
+        raise
+    directory.write_text(RUN_SETTINGS, dump_config(config, {"": f"convert {source}"}))
+    directory.add_command()
+
+
+def _huggingface(
+    source: Path,
+    output: Path,
+    which: Literal["best", "last"],
+    ema: bool,
+    assumed: tuple[str | None, str | None],
+    data: Path | None,
+) -> Conversion:
+    """Convert from or to a folder of ``transformers``; arguments as for ``convert``."""
+    require_transformers()
+    name, place = str(source), Path(str(output).removeprefix(PREFIX))
+    if assumed != (None, None):
+        raise ConfigError(f"--preset and --baseline are about an official source, not about {PREFIX}...", "omit them")
+    if name.startswith(PREFIX) and (str(output).startswith(PREFIX) or kind_of_name(output) != "file"):
+        raise ConfigError(
+            f"{source} to {output}: a folder of transformers becomes a run directory", "give a new run directory"
+        )
+    _refuse_existing(place)
+    if name.startswith(PREFIX):
+        return _from_huggingface(name.removeprefix(PREFIX), output, data)
+    opened = open_model(source, which, ema=ema, data=data)
+    detector, deployment = opened.detector, opened.deployment
+    if isinstance(deployment.model, HuggingFaceConfig):
+        raise ConfigError(f"{source}: is a detector of transformers already", "strip writes it as a folder")
+    left = ["operating point"] if deployment.operating_point is not None else []
+    if isinstance(opened, OpenedRun):
+        groups = len(detector.state_dict()) > len(detector.inference_state())
+        left += [*(["query groups"] if groups else []), *(["branches"] if opened.config.branches else [])]
+        is_run = opened.path.is_dir()
+        left += ["settings"] if is_run else []
+        left += ["optimiser", "progress"] if opened.checkpoint.state.optimizer is not None else []
+        details = [*([opened.path.name] if is_run else []), *(["averaged weights"] if opened.averaged else [])]
+        name = f"{source} ({', '.join(details)})" if details else name
+    tensors = detector.inference_state()
+    count = write_folder(place, tensors, deployment, source)
+    padded = f"sizes are padded to multiples of {deployment.size_divisor}, which transformers does not do"
+    return Conversion(
+        source=name,
+        output=str(output),
+        system=deployment.model.describe(),
+        tensors=count,
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        not_converted=tuple(left),
+        notes=() if deployment.size_divisor == 1 else (padded,),
+    )
+
+
+def _from_huggingface(source: str, output: Path, data: Path | None) -> Conversion:
+    folder = read_folder(source, data)
+    tensors = folder.model.state_dict()
+    state = TrainingState(as_tree(folder.config), folder.categories.to_json())
+    _write_run(output, folder.config, tensors, state, f"{PREFIX}{source}")
+    return Conversion(
+        source=f"{PREFIX}{source}",
+        output=str(output),
+        system=folder.config.model.describe(),
+        tensors=folder.tensors,
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        not_converted=(),
+        notes=folder.notes,
+    )
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise ConfigError(f"{output}: exists already; nothing was touched", "choose another OUTPUT", code="C06")
 
 
 def _to_official(source: Path, output: Path, which: Literal["best", "last"], ema: bool) -> Conversion:

@@ -17,6 +17,8 @@ from tests import official_files
 from tests.cli.conftest import Command, assert_told
 
 SMALL = ("data.train.scales=[96]", "data.train.crop_probability=0.0", "data.evaluation.size=96")
+# Of two layers, queries, keys and values apart; and the second names of three pairs of heads.
+LESS_PACKED = 2 * 2 * 2 + 3 * (2 + 6)
 SMALL_IMAGES = (*(word for setting in SMALL for word in ("--set", setting)), "--workers", 0)
 
 
@@ -49,6 +51,18 @@ def test_a_file_is_converted_and_told_about(loradetr: Command, files: Path, lear
     assert (direct.code, converted.code) == (0, 0)
     assert json.loads(direct.out) == json.loads(converted.out)
     assert (Path("run") / "eval").is_dir()
+
+
+def test_a_file_becomes_a_folder_of_transformers_without_its_branches(loradetr: Command, files: Path) -> None:
+    pytest.importorskip("transformers")
+    ended = loradetr("convert", files / "lora.pth", "hf:folder", "--json")
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert (report["source"], report["output"]) == (str(files / "lora.pth"), "hf:folder")
+    assert report["not_converted"] == ["branches"]
+    assert report["tensors"] == len(open_run(files / "lora.pth").detector.state_dict()) + LESS_PACKED
+    config = json.loads(Path("folder/config.json").read_text())
+    assert (config["two_stage_num_proposals"], len(config["id2label"])) == (300, 40)
 
 
 def test_eval_says_what_it_took_the_file_for(loradetr: Command, files: Path) -> None:

@@ -65,7 +65,7 @@ def classes_of(file: OfficialFile, data: Path | None = None) -> OfficialClasses:
     if data is None:
         placeholders = [f"class {i}" for i in range(num_classes)]
         return OfficialClasses(_map(placeholders), False, f"{num_classes} without names")
-    found = _categories_in(data)
+    found = categories_in(data)
     beyond = [f"{i} '{name}'" for i, name in found.items() if not 0 <= i < num_classes]
     if beyond:
         raise CheckpointError(
@@ -112,7 +112,7 @@ def _map(names: Sequence[str]) -> CategoryMap:
     return CategoryMap(tuple(range(len(names))), tuple(names))
 
 
-def _categories_in(data: Path) -> dict[int, str]:
+def categories_in(data: Path) -> dict[int, str]:
     """Return name by id of a data set, from its smaller split; images and boxes are of no interest here."""
     paths = find_splits(data)
     annotations = paths.val_annotations or paths.train_annotations

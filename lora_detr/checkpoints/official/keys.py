@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+from lora_detr.checkpoints.renaming import Rules, rename, rules, swapped
 from lora_detr.models.backbones.swin_names import to_timm, to_torchvision
 
 Family = Literal["deformable", "relation"]
 
-# Pairs of equal length: (official, ours). ``#`` stands for a number, ``@`` for 1 or 2, ``*`` for the rest of the name.
+# Pairs (official, ours).
 _BOTH = (
     ("transformer.encoder.layers.#.self_attn.*", "detector.encoder.layers.#.attention.attention.*"),
     ("transformer.encoder.layers.#.norm1.*", "detector.encoder.layers.#.attention.norm.*"),
@@ -75,31 +76,10 @@ _OFFICIAL_FFN = re.compile(r"^transformer\.decoder\.layers\.(\d+)\.(linear|norm)
 _OUR_FFN = re.compile(r"^branches\.members\.(\d+)\.layers\.(\d+)\.(linear1|linear2|norm)\.(weight|bias)$")
 _FIRST_LINEAR, _FIRST_NORM = 3, 4
 
-_Rules = tuple[tuple[re.Pattern[str], str], ...]
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    escaped = re.escape(text).replace(r"\#", r"(\d+)").replace("@", "([12])").replace(r"\*", "(.*)")
-    return re.compile(f"^{escaped}$")
-
-
-def _template(text: str) -> str:
-    pieces = re.split(r"[#@*]", text)
-    return "".join(piece + (f"\\g<{i + 1}>" if i + 1 < len(pieces) else "") for i, piece in enumerate(pieces))
-
-
-def _rules(pairs: Iterable[tuple[str, str]]) -> _Rules:
-    return tuple((_pattern(old), _template(new)) for old, new in pairs)
-
-
-def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(ours, official) for official, ours in pairs]
-
-
-_TO_OURS = _rules((*_BOTH, *_DEFORMABLE, *_RELATION))
-_TO_OFFICIAL: dict[Family, _Rules] = {
-    "deformable": _rules(_swapped((*_BOTH, *_DEFORMABLE))),
-    "relation": _rules(_swapped((*_BOTH, *_RELATION))),
+_TO_OURS = rules((*_BOTH, *_DEFORMABLE, *_RELATION))
+_TO_OFFICIAL: dict[Family, Rules] = {
+    "deformable": rules(swapped((*_BOTH, *_DEFORMABLE))),
+    "relation": rules(swapped((*_BOTH, *_RELATION))),
 }
 
 
@@ -124,7 +104,7 @@ def to_ours(official: str, *, num_layers: int = 6) -> str | None:
         official = match.group(1)
     if official.startswith(_SWIN) and (timm := to_timm(official.removeprefix(_SWIN))) is not None:
         return _BODY + timm
-    return _rename(official, _TO_OURS) or _rename(official, _proposal_heads(num_layers, "ours"))
+    return rename(official, _TO_OURS) or rename(official, _proposal_heads(num_layers, "ours"))
 
 
 def to_official(ours: str, *, family: Family = "deformable", num_layers: int = 6) -> str | None:
@@ -145,10 +125,10 @@ def to_official(ours: str, *, family: Family = "deformable", num_layers: int = 6
         place = 2 * int(branch) + _FIRST_LINEAR + int(part == "linear2")
         return f"transformer.decoder.layers.{layer}.linear{place}.{leaf}"
     if family == "deformable":
-        return _rename(ours, _TO_OFFICIAL[family])
+        return rename(ours, _TO_OFFICIAL[family])
     if ours.startswith(_BODY) and (torchvision := to_torchvision(ours.removeprefix(_BODY))) is not None:
         return _SWIN + torchvision
-    return _rename(ours, _proposal_heads(num_layers, "official")) or _rename(ours, _TO_OFFICIAL[family])
+    return rename(ours, _proposal_heads(num_layers, "official")) or rename(ours, _TO_OFFICIAL[family])
 
 
 def aliases(official: Iterable[str]) -> dict[str, str]:
@@ -161,13 +141,6 @@ def aliases(official: Iterable[str]) -> dict[str, str]:
 
 
 @functools.cache
-def _proposal_heads(num_layers: int, to: Literal["ours", "official"]) -> _Rules:
+def _proposal_heads(num_layers: int, to: Literal["ours", "official"]) -> Rules:
     pairs = [(official, ours.replace("{L}", str(num_layers))) for official, ours in _RELATION_PROPOSAL_HEADS]
-    return _rules(pairs if to == "ours" else _swapped(pairs))
-
-
-def _rename(name: str, rules: _Rules) -> str | None:
-    for pattern, template in rules:
-        if match := pattern.match(name):
-            return match.expand(template)
-    return None
+    return rules(pairs if to == "ours" else swapped(pairs))

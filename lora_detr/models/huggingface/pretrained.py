@@ -54,7 +54,7 @@ def read_pretrained(source: str) -> Pretrained:
         CheckpointError: there is nothing, or it cannot be read.
         ConfigError: the package is missing, or branches cannot be put on this kind of detector.
     """
-    config = _read_config(source)
+    config = read_config(source)
     values: dict[str, JSON] = json.loads(config.to_json_string(use_diff=False))
     processor = read_processor(source)
     family = FAMILIES[config.model_type]
@@ -87,7 +87,7 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     Raises:
         CheckpointError: weights are missing, not finite, or not those of the config.
     """
-    config = _read_config(source)
+    config = read_config(source)
     from transformers import AutoModelForObjectDetection
 
     try:
@@ -115,7 +115,13 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def _read_config(source: str) -> Any:
+def read_config(source: str) -> Any:
+    """Return the config of a folder, or of a name on the hub, as ``transformers`` has it.
+
+    Raises:
+        CheckpointError: there is nothing, or it cannot be read.
+        ConfigError: the package is missing, or branches cannot be put on this kind of detector.
+    """
     require_transformers()
     from transformers import AutoConfig
 
