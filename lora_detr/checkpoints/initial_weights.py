@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
+from lora_detr.checkpoints.huggingface.classes import categories_of
+from lora_detr.checkpoints.huggingface.stripped_folder import is_transformers
 from lora_detr.checkpoints.official.classes import classes_of
 from lora_detr.checkpoints.official.file import read_official
 from lora_detr.checkpoints.opened import kind_of, stored_categories
 from lora_detr.checkpoints.stripped_file import read_file
-from lora_detr.checkpoints.transformers_folder import categories_of, is_transformers
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError, counted
 from lora_detr.models import AnyDetector
@@ -42,11 +43,13 @@ class InitialWeights:
         source: what they are called in messages.
         tensors: by the names of ``BranchedDetector.state_dict()``.
         categories: what their class heads predict; None when the file does not say.
+        unused: names of further tensors, which not even the model of the file has a place for.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     categories: CategoryMap | None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def read_initial_weights(source: str | Path) -> InitialWeights:
     """
     if is_transformers(Path(source)):
         published = read_pretrained(str(source).removeprefix(PREFIX))
-        tensors = read_weights(published.source)
-        categories = categories_of(published)
-        return InitialWeights(str(source), {f"detector.{name}": t for name, t in tensors.items()}, categories)
+        weights = read_weights(published.source)
+        tensors = {f"detector.{name}": tensor for name, tensor in weights.tensors.items()}
+        unused = tuple(f"detector.model.{name}" for name in weights.unused)
+        return InitialWeights(str(source), tensors, categories_of(published)[0], unused)
     path = Path(source)
     kind = kind_of(path)
     if kind == "official":
@@ -179,7 +183,8 @@ def _compare(model: BranchedDetector[AnyDetector], categories: CategoryMap, weig
         else:
             taken.append(name)
     known = model.state_dict()
-    return Initialised(weights.source, tuple(taken), reinitialised, tuple(n for n in weights.tensors if n not in known))
+    unused = tuple(name for name in weights.tensors if name not in known)
+    return Initialised(weights.source, tuple(taken), reinitialised, unused + weights.unused)
 
 
 def _once(model: nn.Module) -> dict[str, Tensor]:

@@ -24,12 +24,12 @@ from lora_detr.checkpoints.checkpoint import (
     resolve_checkpoint,
     run_of,
 )
+from lora_detr.checkpoints.huggingface.stripped_folder import is_transformers, read_folder
 from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.checkpoints.official.file import OfficialFile, read_official
 from lora_detr.checkpoints.official.system import OfficialSystem, announce, recognise
 from lora_detr.checkpoints.stripped_file import StrippedFile, read_file, read_stripped
 from lora_detr.checkpoints.training_state import TrainingState
-from lora_detr.checkpoints.transformers_folder import is_transformers, read_folder
 from lora_detr.config.explain import first_fault
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
@@ -126,7 +126,8 @@ def open_model(
         model: run or checkpoint directory, official file or stripped file.
         which: checkpoint of a run directory.
         ema: take the averaged weights where the checkpoint has them.
-        data: COCO folder or YAML that names the classes of an official file without names.
+        data: COCO folder or YAML that names the classes of an official file without names, and has the ids of those of
+            a folder for ``transformers`` that has none.
 
     Raises:
         CheckpointError: as ``open_run``, or a stripped file is damaged.
@@ -136,7 +137,7 @@ def open_model(
     if kind == "stripped":
         return read_stripped(model)
     if kind == "transformers":
-        return read_folder(model)
+        return read_folder(model, data)
     return open_run(model, which, ema=ema, data=data)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.checkpoint import save_checkpoint
-from lora_detr.checkpoints.huggingface.folder import read_folder, write_folder
+from lora_detr.checkpoints.huggingface.deformable import read_folder, write_folder
 from lora_detr.checkpoints.official.classes import COCO_MAP, encode_names
 from lora_detr.checkpoints.official.file import (
     BIAS_TABLE,
@@ -241,7 +241,7 @@ def _from_huggingface(source: str, output: Path, data: Path | None) -> Conversio
         system=folder.config.model.describe(),
         tensors=folder.tensors,
         parameters=sum(tensor.numel() for tensor in tensors.values()),
-        not_converted=(),
+        not_converted=folder.unused,
         notes=folder.notes,
     )
 

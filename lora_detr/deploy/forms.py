@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Protocol
 from torch import Tensor
 
 from lora_detr.atomic_files import reporting
+from lora_detr.checkpoints.huggingface.stripped_folder import CONFIG, DEPLOYMENT, WEIGHTS, write_folder
 from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
 from lora_detr.checkpoints.stripped_file import write_stripped
-from lora_detr.checkpoints.transformers_folder import CONFIG, DEPLOYMENT, WEIGHTS, write_folder
 from lora_detr.errors import ConfigError, OutputError
 from lora_detr.models import AnyDetector, HuggingFaceDetector
 from lora_detr.models.huggingface.pretrained import read_weights
@@ -161,7 +160,7 @@ class TransformersForm:
 
     def tensors(self, place: Path) -> Mapping[str, Tensor]:
         """Return its weights, as ``transformers`` reads them."""
-        return read_weights(str(place))
+        return read_weights(str(place)).tensors
 
     def weights(self, place: Path) -> Path:
         """Return the file that holds them."""
@@ -178,9 +177,3 @@ class TransformersForm:
 def form_of(detector: AnyDetector) -> Form:
     """Return the form that a detector is written in."""
     return TransformersForm() if isinstance(detector, HuggingFaceDetector) else StrippedFileForm()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

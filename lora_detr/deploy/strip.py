@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_detr.atomic_files import prepare_directory, private_directory, reporting, write_file
+from lora_detr.checkpoints.manifest import hash_file
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.deploy.candidate import run_inputs
-from lora_detr.deploy.forms import Form, form_of, sha256_of
+from lora_detr.deploy.forms import Form, form_of
 from lora_detr.errors import ConfigError, VerificationError
 from lora_detr.models import AnyDetector
 from lora_detr.structures import Branch, Images, Prediction
@@ -125,7 +126,7 @@ def strip(
         difference = _compare(expected, found, 0.0 if branch is None else MERGE_TOLERANCE)
         _same_keys(plain, form.tensors(written))
         gflops = _same_flops(plain, detector, images[0])
-        sha256, size = sha256_of(form.weights(written)), form.weights(written).stat().st_size
+        sha256, size = hash_file(form.weights(written)), form.weights(written).stat().st_size
         form.put(written, output)
     return StripReport(
         source=opened.path.name,

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint, step_name
+from lora_detr.checkpoints.huggingface.stripped_folder import is_transformers, read_folder
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_run
 from lora_detr.checkpoints.stripped_file import read_stripped
-from lora_detr.checkpoints.transformers_folder import is_transformers, read_folder
 from lora_detr.data.loader import collate
 from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
+from lora_detr.models.huggingface.pretrained import read_config
+from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.structures import Images, Prediction, Target
 
@@ -33,9 +35,12 @@ def model_checks(model: Path, device: torch.device) -> Iterator[Check]:
 
     Raises:
         CheckpointError: there is no model.
+        ConfigError: it is of ``transformers``, which is missing, or of no family that is known.
     """
     opened: list[OpenedRun] = []
     kind = kind_of(model)
+    if kind == "transformers":
+        read_config(str(model).removeprefix(PREFIX))  # where there is none, there is no model
     if kind in ("stripped", "transformers"):
         yield attempt("file", lambda: _stripped(model, device))
         return

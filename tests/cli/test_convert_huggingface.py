@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_detr.checkpoints.huggingface.folder import write_folder
+from lora_detr.checkpoints.huggingface.deformable import write_folder
 from lora_detr.config.load import load_config
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.models.huggingface import versions

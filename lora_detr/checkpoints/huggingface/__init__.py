@@ -1,5 +1,5 @@
-"""The folders of ``transformers`` that hold a two-stage Deformable-DETR: as ours, and ours as such.
+"""The folders of ``transformers``: what ``strip`` writes, and those that hold our own two-stage Deformable-DETR.
 
-Their files are read and written by ``transformers`` alone, so names here are those of a loaded model, never those of
+Weights are read and written by ``transformers`` alone, so names here are those of a loaded model, never those of
 ``model.safetensors``, where it keeps older ones.
 """

@@ -15,8 +15,14 @@ from lora_detr.models.huggingface.family import Family
 from lora_detr.models.huggingface.versions import require_transformers
 from lora_detr.models.pixels import Mean, PixelNormalisation, Std
 
+CATEGORY_IDS = "loradetr_category_ids"
+"""Key of a config: the data set's category ids, in the order of ``id2label``."""
+
 # Of a checkpoint's own, which the data or this program decides.
-DECIDED = ("id2label", "label2id", "num_labels", "dtype", "torch_dtype", "transformers_version", "architectures")
+DECIDED = (
+    *("id2label", "label2id", "num_labels", CATEGORY_IDS),
+    *("dtype", "torch_dtype", "transformers_version", "architectures"),
+)
 
 
 class HuggingFaceConfig(Strict):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -14,16 +14,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_detr.config.explain import first_fault
-from lora_detr.errors import CheckpointError, ConfigError, nearest
+from lora_detr.errors import CheckpointError, ConfigError, counted, listed, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models.huggingface.config import DECIDED, HuggingFaceConfig
 from lora_detr.models.huggingface.families import FAMILIES, REFUSED
+from lora_detr.models.huggingface.hub import is_local
 from lora_detr.models.huggingface.processor import Preparation, prepare, read_processor
 from lora_detr.models.huggingface.versions import PREFIX, require_transformers
 from lora_detr.tensor_files import first_non_finite
-
-CATEGORY_IDS = "loradetr_category_ids"
-"""Key of a config: the data set's category ids, in the order of ``id2label``."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,42 @@ class Pretrained:
 
     Attributes:
         source: the folder or the name.
+        config: as ``transformers`` has it.
         model: its settings.
         preparation: how images are prepared for it.
         names: of its classes, by label.
-        ids: of its classes, by label: those of the data set it was trained on where it says so, else the labels.
         notes: choices that were made, a line each.
     """
 
     source: str
+    config: Any
     model: HuggingFaceConfig
     preparation: Preparation
     names: tuple[str, ...]
-    ids: tuple[int, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """The weights of a detector as it was published.
+
+    Attributes:
+        source: the folder or the name.
+        tensors: by the names of a detector's ``state_dict``.
+        unused: names of tensors that the model has no place for, sorted.
+    """
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    unused: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of them, a line each."""
+        if not self.unused:
+            return ()
+        count = f"{counted(len(self.unused), 'tensor')} of the weights"
+        return (f"{PREFIX}{self.source}: not used, the model has no place for {count}: {listed(self.unused)}",)
 
 
 def read_pretrained(source: str) -> Pretrained:
@@ -54,9 +75,17 @@ def read_pretrained(source: str) -> Pretrained:
         CheckpointError: there is nothing, or it cannot be read.
         ConfigError: the package is missing, or branches cannot be put on this kind of detector.
     """
-    config = read_config(source)
+    return pretrained_of(source, read_config(source), read_processor(source))
+
+
+def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None) -> Pretrained:
+    """Return what a config of ``transformers`` and the content of an image processor's file describe.
+
+    Raises:
+        CheckpointError: values of the image processor, or labels, cannot be used.
+        ConfigError: branches cannot be put on such a detector.
+    """
     values: dict[str, JSON] = json.loads(config.to_json_string(use_diff=False))
-    processor = read_processor(source)
     family = FAMILIES[config.model_type]
     preparation = prepare(processor, family, values, f"{PREFIX}{source}")
     switched_on = family.supervises_all_layers_freely and not values.get("auxiliary_loss")
@@ -64,32 +93,36 @@ def read_pretrained(source: str) -> Pretrained:
         # Otherwise the last layer alone would be supervised, and branches be credited with supervising the others.
         values["auxiliary_loss"] = True
     kept = _without_downloads({key: value for key, value in values.items() if key not in DECIDED})
-    given = {"config": kept, "processor": processor or {}, "mean": preparation.mean, "std": preparation.std}
+    given = {"config": kept, "processor": dict(processor or {}), "mean": preparation.mean, "std": preparation.std}
     try:
         model = HuggingFaceConfig.model_validate(given)
     except ValidationError as error:
         message = f"{PREFIX}{source}: {first_fault(error, None)}"
         raise ConfigError(message, "change it in config.json, or take another model") from error
+    if set(config.id2label) != set(range(config.num_labels)):
+        raise CheckpointError(
+            f"{PREFIX}{source}: id2label has the labels {listed(config.id2label)}, not 0 to {config.num_labels - 1}",
+            "correct config.json",
+        )
     names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
-    ids = getattr(config, CATEGORY_IDS, None)
-    fits = isinstance(ids, list) and len(set(ids)) == len(names) and all(type(one) is int for one in ids)
     notes = [preparation.note] if preparation.note else []
     if switched_on:
         notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
-    return Pretrained(
-        source, model, preparation, names, tuple(ids if fits and ids else range(len(names))), tuple(notes)
-    )
+    return Pretrained(source, config, model, preparation, names, tuple(notes))
 
 
-def read_weights(source: str) -> Mapping[str, Tensor]:
-    """Return the weights of a folder, or of a name on the hub, by the names of a detector's ``state_dict``.
+def read_weights(source: str) -> PretrainedWeights:
+    """Return the weights of a folder, or of a name on the hub.
 
     Raises:
         CheckpointError: weights are missing, not finite, or not those of the config.
     """
     config = read_config(source)
     from transformers import AutoModelForObjectDetection
+    from transformers.utils import logging
 
+    before, quiet = logging.get_verbosity(), cast(Any, logging.set_verbosity_error)
+    quiet()  # what does not fit is reported here
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(
             source,
@@ -98,21 +131,25 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
             use_safetensors=True,
             output_loading_info=True,
             dtype=torch.float32,
+            local_files_only=is_local(source),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{PREFIX}{source}: weights cannot be read: {_first_line(error)}",
             "expected model.safetensors as save_pretrained writes it",
         ) from error
+    finally:
+        logging.set_verbosity(before)
     lost = sorted({_name(key) for key in (*report["mismatched_keys"], *report["missing_keys"])})
     if lost:
         raise CheckpointError(
-            f"{PREFIX}{source}: {len(lost)} tensors are missing or of another shape: {', '.join(lost[:5])}",
+            f"{PREFIX}{source}: {len(lost)} tensors are missing or of another shape: {listed(lost)}",
             "the folder's config.json and model.safetensors must be of one model",
         )
     if fault := first_non_finite(dict(model.named_parameters())):
         raise CheckpointError(f"{PREFIX}{source}: {fault}", "take another copy of it")
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return PretrainedWeights(source, tensors, tuple(sorted(map(_name, report["unexpected_keys"]))))
 
 
 def read_config(source: str) -> Any:
@@ -126,12 +163,14 @@ def read_config(source: str) -> Any:
     from transformers import AutoConfig
 
     folder = Path(source)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise CheckpointError(f"{PREFIX}{source}: no such folder", "check the path")
     if folder.exists() and not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{PREFIX}{source}: expected a folder with config.json and model.safetensors", "see save_pretrained"
         )
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_local(source))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{PREFIX}{source}: cannot be read: {_first_line(error)}",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from lora_detr.errors import CheckpointError, ConfigError
+from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
 from lora_detr.models.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from lora_detr.models.huggingface.family import Family
+from lora_detr.models.huggingface.hub import is_local
 from lora_detr.models.pixels import Mean, Std
 
 FILE = "preprocessor_config.json"
@@ -22,6 +23,8 @@ NOTHING: tuple[Mean, Std] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 # Of the detectors whose processor resizes by the shorter side.
 SHORTER, LONGER = 800, 1333
 SQUARE = 640
+# Limit of the longer side that limits nothing: a processor must have one.
+UNLIMITED = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,16 @@ def read_processor(source: str) -> dict[str, JSON] | None:
     Raises:
         CheckpointError: it cannot be read.
     """
-    from transformers.utils.hub import cached_file
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     try:
-        path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else cast(dict[str, JSON], json.loads(Path(path).read_bytes()))
-    except (OSError, ValueError) as error:
+        found = get_image_processor_config(source, local_files_only=is_local(source))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, found {json.dumps(found)}")
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         line = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{source}: {FILE} cannot be read: {line}", "take another copy of it") from error
+    return cast(dict[str, JSON], found) or None
 
 
 def prepare(
@@ -69,13 +74,13 @@ def prepare(
     """Return how images are prepared.
 
     Args:
-        processor: content of its file; without it, what the family's own weights were trained with.
+        processor: content of its file; what it lacks is as the family's own weights were trained.
         family: of the model.
         config: of the model.
         source: for messages.
 
     Raises:
-        ConfigError: images would not be resized, or to something that cannot be expressed.
+        CheckpointError: a value is malformed, or asks for what the model cannot be given or ours does not do.
     """
     divisor = family.size_multiple(config)
     plain = family.ignores_mask
@@ -86,38 +91,87 @@ def prepare(
         mean, std = NOTHING if plain else (IMAGENET_MEAN, IMAGENET_STD)
         note = f"{source} has no {FILE}: images are prepared as for the family's own weights: {shape}, {pixels}"
         return Preparation(size, None if plain else LONGER, plain, divisor, mean, std, note)
-    statistics: Any = NOTHING
-    if processor.get("do_normalize", not plain):
-        mean_given, std_given = processor.get("image_mean"), processor.get("image_std")
-        statistics = (tuple(mean_given or IMAGENET_MEAN), tuple(std_given or IMAGENET_STD))  # type: ignore[arg-type]
-    size, longest, square = _size(processor, source)
-    if family.ignores_mask and not square:
-        raise ConfigError(
-            f"{source}: {FILE} keeps the aspect ratio, but this family does not see what is padding",
+    file = _File({key: value for key, value in processor.items() if value is not None}, f"{source}: {FILE}")
+    mean, std = file.statistics() if file.flag("do_normalize", not plain) else NOTHING
+    file.check_pixels()
+    longest: int | None
+    size, longest, square = (SQUARE, None, True) if plain else (SHORTER, LONGER, False)
+    if "size" in file.values:
+        size, longest, square = file.size()
+    if plain and not square:
+        raise CheckpointError(
+            f"{file.name} keeps the aspect ratio, but this family does not see what is padding",
             'give it a size of {"height": N, "width": N}',
         )
     if square and size % divisor:
-        raise ConfigError(f"{source}: {FILE}: size {size} is no multiple of {divisor}, which this model needs")
-    return Preparation(size, longest, square, divisor, *statistics)
+        raise CheckpointError(
+            f"{file.name}: size {size} is no multiple of {divisor}, which this model needs", "change it to one"
+        )
+    return Preparation(size, longest, square, divisor, mean, std)
 
 
-def _size(processor: Mapping[str, JSON], source: str) -> tuple[int, int | None, bool]:
-    """Return the shorter side, the limit of the longer one, and whether the image becomes square."""
-    size = processor.get("size")
-    if isinstance(size, int):
-        limit = processor.get("max_size")
-        return size, limit if isinstance(limit, int) else None, False
-    given = size if isinstance(size, dict) else {}
-    shorter, longer = given.get("shortest_edge"), given.get("longest_edge")
-    height, width = given.get("height"), given.get("width")
-    if isinstance(shorter, int):
-        return shorter, longer if isinstance(longer, int) else None, False
-    if isinstance(height, int) and height == width:
-        return height, None, True
-    raise ConfigError(
-        f"{source}: {FILE}: size is {json.dumps(size)}: expected shortest_edge, or height and width that are equal",
-        "change it to a size that the model can be given",
-    )
+@dataclass(frozen=True)
+class _File:
+    """What a processor's file has, without nulls, which stand for defaults there."""
+
+    values: Mapping[str, JSON]
+    name: str
+
+    def size(self) -> tuple[int, int | None, bool]:
+        """Return the shorter side, the limit of the longer one, and whether the image becomes square."""
+        size, limit = self.values["size"], self.values.get("max_size", LONGER)
+        given = size if isinstance(size, dict) else {"shortest_edge": size, "longest_edge": limit}  # of old versions
+        shorter, longer = given.get("shortest_edge"), given.get("longest_edge") or UNLIMITED
+        height, width = given.get("height"), given.get("width")
+        if _is_side(shorter) and _is_side(longer):
+            return shorter, None if longer == UNLIMITED else longer, False  # type: ignore[return-value]
+        if _is_side(height) and height == width:
+            return height, None, True  # type: ignore[return-value]
+        raise self.fault(
+            f"size is {json.dumps(size)}: expected shortest_edge and longest_edge, or height and width that are equal"
+        )
+
+    def statistics(self) -> tuple[Mean, Std]:
+        """Return mean and standard deviation for pixels in [0, 1]."""
+        found = []
+        for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+            value = self.values.get(key, list[JSON](default))
+            lowest = 1e-6 if key == "image_std" else -100_000
+            if not isinstance(value, list) or len(value) != 3 or not all(_is_number(one, lowest) for one in value):
+                raise self.fault(f"{key} is {json.dumps(value)}: expected three numbers from {lowest:g} to 100000")
+            found.append(tuple(map(float, value)))  # type: ignore[arg-type]
+        return cast(tuple[Mean, Std], tuple(found))
+
+    def check_pixels(self) -> None:
+        """Refuse what ours does not do."""
+        if not self.flag("do_resize", True):
+            raise self.fault("do_resize is false, but images are always resized")
+        factor = self.values.get("rescale_factor", 1 / 255)
+        if not _is_number(factor, 0):
+            raise self.fault(f"rescale_factor is {json.dumps(factor)}: expected a number")
+        scale = float(factor) if self.flag("do_rescale", True) else 1.0  # type: ignore[arg-type]
+        if abs(scale * 255 - 1) > 1e-6:
+            raise self.fault(f"pixels are multiplied by {scale:g}, not 1/255")
+        self.flag("do_pad", True)  # ours pads whatever it is
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return a value that must be true or false."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.fault(f"{key} is {json.dumps(value)}: expected true or false")
+        return value
+
+    def fault(self, message: str) -> CheckpointError:
+        """Return an error that names the file."""
+        return CheckpointError(f"{self.name}: {message}", "change it to what the model was trained with")
+
+
+def _is_side(value: JSON) -> bool:
+    return type(value) is int and 1 <= value <= UNLIMITED
+
+
+def _is_number(value: JSON, lowest: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and lowest <= value <= 100_000  # type: ignore[arg-type, operator]
 
 
 def processor_file(kept: Mapping[str, JSON], model_type: str, preparation: Preparation) -> dict[str, JSON]:
@@ -130,22 +184,20 @@ def processor_file(kept: Mapping[str, JSON], model_type: str, preparation: Prepa
     """
     size: dict[str, JSON] = {"height": preparation.size, "width": preparation.size}
     if not preparation.square:
-        size = {"shortest_edge": preparation.size}
-        if preparation.max_size is not None:
-            size["longest_edge"] = preparation.max_size
+        size = {"shortest_edge": preparation.size, "longest_edge": preparation.max_size or UNLIMITED}
     is_real_time = model_type in ("rt_detr", "rt_detr_v2", "d_fine")
     name = "RTDetrImageProcessor" if is_real_time else "DeformableDetrImageProcessor"
-    normalises = (preparation.mean, preparation.std) != NOTHING
     written: dict[str, JSON] = {
         "image_processor_type": name,
+        **kept,
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_pad": not preparation.square,
-        **kept,
         "size": size,
-        "do_normalize": normalises,
+        "do_normalize": (preparation.mean, preparation.std) != NOTHING,
         "image_mean": list(preparation.mean),
         "image_std": list(preparation.std),
     }
-    return {key: value for key, value in written.items() if key != "max_size"}
+    # What would contradict the size.
+    return {key: value for key, value in written.items() if key not in ("max_size", "pad_size")}

@@ -11,11 +11,12 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from lora_detr.checkpoints.huggingface.system import Published, categories_of, config_of, settings_of
+from lora_detr.checkpoints.huggingface.system import config_of, settings_of
 from lora_detr.config.load import load_config
-from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import CheckpointError
 from lora_detr.models.backbones import TimmConfig
+from lora_detr.models.huggingface.pretrained import Pretrained, pretrained_of
 from lora_detr.recipe.run_config import RunConfig
 from tests import huggingface_models
 
@@ -28,20 +29,21 @@ def resnet(**changes: Any) -> Any:
     return transformers.ResNetConfig(**{"out_features": STAGES, **changes})
 
 
-def folder(names: tuple[str, ...] = NAMES, **changes: Any) -> Published:
+def settings(processor: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    return settings_of(folder(processor, **changes), CLASSES, None)
+
+
+def folder(processor: dict[str, Any] | None = None, **changes: Any) -> Pretrained:
     given = {"two_stage": True, "with_box_refine": True, "backbone_config": resnet(), **changes}
-    return Published("folder", transformers.DeformableDetrConfig(**given), names)
-
-
-def settings(pretrained: Published, **processor: Any) -> RunConfig:
-    return settings_of(pretrained, processor, CLASSES, None)
+    config = transformers.DeformableDetrConfig(**given, id2label=dict(enumerate(NAMES)))
+    return pretrained_of("folder", config, processor)
 
 
 def test_sizes_of_a_folder_become_settings() -> None:
     sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "num_feature_levels": 5, "dropout": 0.2}
     both = {"ffn_dim": 48, "attention_heads": 4, "n_points": 3}
     each = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in both.items()}
-    model = settings(folder(two_stage_num_proposals=77, num_queries=5, **sizes, **each)).model
+    model = settings(two_stage_num_proposals=77, num_queries=5, **sizes, **each).model
     assert (model.kind, model.backbone.name, model.num_queries, model.hidden_dim) == ("deformable", "resnet50", 77, 64)
     assert (model.encoder_layers, model.decoder_layers, model.levels, model.dropout) == (2, 3, 5, 0.2)
     assert (model.ffn_dim, model.heads, model.points) == (48, 4, 3)
@@ -82,7 +84,7 @@ def test_sizes_of_a_folder_become_settings() -> None:
 )
 def test_what_ours_has_not_is_refused_by_its_key(changes: dict[str, Any], found: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        settings(folder(**changes))
+        settings(**changes)
     assert (caught.value.code, caught.value.exit_code) == ("K08", 4)
     assert caught.value.message.startswith("hf:folder: cannot be expressed: ")
     assert found in caught.value.message
@@ -90,36 +92,20 @@ def test_what_ours_has_not_is_refused_by_its_key(changes: dict[str, Any], found:
 
 
 def test_other_families_are_refused_with_what_they_can_do() -> None:
-    other = Published("folder", huggingface_models.CONFIGS["rt_detr"](), NAMES)
+    other = pretrained_of("folder", huggingface_models.CONFIGS["rt_detr"](), None)
     with pytest.raises(CheckpointError, match="is a rt_detr; only deformable_detr") as caught:
-        settings(other)
+        settings_of(other, CLASSES, None)
     assert "loradetr train --baseline hf:folder" in caught.value.remedy
 
 
 def test_sizes_that_no_model_has_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"sizes that make no model: .*`model\.hidden_dim`"):
-        settings(folder(d_model=48))
+        settings(d_model=48)
 
 
 def test_all_faults_are_listed_together() -> None:
-    with pytest.raises(CheckpointError, match=r"two_stage is .*; activation_function is .*; .*size is"):
-        settings(folder(two_stage=False, activation_function="gelu"), size={"height": 3, "width": 4})
-
-
-@pytest.mark.parametrize(
-    ("processor", "found"),
-    [
-        ({"rescale_factor": 1 / 127.5}, "pixels are multiplied by 0.00784314, not 1/255"),
-        ({"do_rescale": False}, "pixels are multiplied by 1, not 1/255"),
-        ({"size": {"height": 3, "width": 4}}, 'size is {"height": 3, "width": 4}'),
-        ({"size": "large"}, "preprocessor_config.json: "),
-        ({"image_mean": ["red"]}, "preprocessor_config.json: "),
-    ],
-)
-def test_preparation_that_ours_has_not_is_refused(processor: dict[str, Any], found: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        settings(folder(), **processor)
-    assert found in caught.value.message
+    with pytest.raises(CheckpointError, match=r"two_stage is .*; activation_function is .*; dilation is"):
+        settings(two_stage=False, activation_function="gelu", dilation=True)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +118,7 @@ def test_preparation_that_ours_has_not_is_refused(processor: dict[str, Any], fou
     ],
 )
 def test_sizes_of_images_become_settings(processor: dict[str, Any], expected: tuple[int, int, bool]) -> None:
-    how = settings(folder(), **processor).data.evaluation
+    how = settings(processor).data.evaluation
     assert (how.size, how.max_size, how.square) == expected
 
 
@@ -144,11 +130,12 @@ def test_sizes_of_images_become_settings(processor: dict[str, Any], expected: tu
     ],
 )
 def test_another_normalisation_is_kept_there_and_back(processor: dict[str, Any], expected: tuple[Any, Any]) -> None:
-    config = settings(folder(), **processor)
+    config = settings(processor)
     assert isinstance(config.model.backbone, TimmConfig)
     deployment = config.deployment(CLASSES)
     assert (deployment.mean, deployment.std) == expected
-    assert settings(Published("again", config_of(deployment, Path("run")), NAMES), **processor) == config
+    again = pretrained_of("again", config_of(deployment, Path("run")), processor)
+    assert settings_of(again, CLASSES, None) == config
 
 
 @pytest.mark.parametrize(
@@ -167,30 +154,3 @@ def test_what_transformers_has_not_is_refused(preset: str, overrides: tuple[str,
         config_of(config.deployment(CLASSES), Path("run"))
     assert caught.value.code == "K08"
     assert found in caught.value.message
-
-
-def test_ids_of_classes_are_those_stored_else_cocos_else_the_data_sets(shapes_tiny: Path) -> None:
-    stored = folder()
-    stored.config.loradetr_category_ids = [7, 3, 12]
-    assert categories_of(stored, None)[0] == CLASSES
-    assert categories_of(folder(), None)[0] == CategoryMap((0, 1, 2), NAMES)
-    coco = CategoryMap.coco91(COCO_NAMES)
-    assert categories_of(folder(coco.names), None)[0] == coco
-    assert settings_of(folder(coco.names), {}, coco, None).data.num_classes == "coco91"
-    circle = folder(("circle",))
-    assert categories_of(circle, shapes_tiny)[0] == CategoryMap((3,), ("circle",))
-
-
-@pytest.mark.parametrize("ids", [[1, 2], [1, 1, 2], ["1", "2", "3"], 5])
-def test_stored_ids_that_cannot_be_used_are_an_error(ids: Any) -> None:
-    stored = folder()
-    stored.config.loradetr_category_ids = ids
-    with pytest.raises(CheckpointError, match="hf:folder: loradetr_category_ids: "):
-        categories_of(stored, None)
-
-
-def test_data_of_other_classes_is_an_error(shapes_tiny: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no category cell, plate, rest"):
-        categories_of(folder(), shapes_tiny)
-    with pytest.raises(CheckpointError, match="some classes share a name"):
-        categories_of(folder(("circle", "circle")), shapes_tiny)

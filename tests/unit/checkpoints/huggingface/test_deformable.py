@@ -10,21 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision import tv_tensors
 
 pytest.importorskip("transformers")
 
 import transformers
 
-from lora_detr.checkpoints.huggingface.folder import read_folder, write_folder
+from lora_detr.checkpoints.huggingface.deformable import read_folder, write_folder
 from lora_detr.checkpoints.huggingface.keys import to_ours, to_theirs
-from lora_detr.checkpoints.huggingface.system import processor_of
 from lora_detr.config.load import load_config
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import OutputError
 from lora_detr.models import TwoStageDetector
 from lora_detr.models.backbones import ResNetConfig
-from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images, Prediction
@@ -178,26 +175,6 @@ def test_a_folder_has_classes_and_can_be_read_by_others(written: Written) -> Non
     files = sorted(written.folder.iterdir())
     assert [file.name for file in files] == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert len({file.stat().st_mode for file in files}) == 1
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("data.evaluation.size=64", "data.evaluation.max_size=null"),
-        ("data.evaluation.size=48", "data.evaluation.square=true"),
-    ],
-)
-def test_their_processor_prepares_images_as_ours(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    how = config_of_ours(*overrides).deployment(CLASSES)
-    how = how.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.4, 0.3)})
-    processor_of(how).save_pretrained(tmp_path)
-    image = torch.randint(256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    pixels = how.transform.build()(tv_tensors.Image(image), *nothing, torch.Generator())[0][None]
-    images = Images(pixels, torch.zeros(1, *pixels.shape[2:], dtype=torch.bool), torch.tensor([pixels.shape[2:]]))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    found = processor(images=image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, PixelNormalisation(how.mean, how.std)(images), rtol=0, atol=1e-5)
 
 
 def backbone_of_theirs(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Read and write a folder of ``transformers``, by its own means."""
+"""Our own two-stage Deformable-DETR from a folder of ``transformers``, and as one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from lora_detr.atomic_files import TEMPORARY, prepare_directory, private_directory, reporting
 from lora_detr.branches import BranchedDetector
+from lora_detr.checkpoints.huggingface.classes import categories_of
 from lora_detr.checkpoints.huggingface.keys import to_ours, to_theirs
-from lora_detr.checkpoints.huggingface.system import Published, categories_of, config_of, processor_of, settings_of
+from lora_detr.checkpoints.huggingface.processor import write_processor
+from lora_detr.checkpoints.huggingface.system import KIND, config_of, settings_of
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import OutputError
 from lora_detr.models import AnyDetector
-from lora_detr.models.huggingface.pretrained import read_config, read_weights
+from lora_detr.models.huggingface.pretrained import read_pretrained, read_weights
 from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.tensor_files import build_exact
@@ -36,6 +38,7 @@ class HuggingFaceFolder:
         categories: its labels.
         model: with the weights, in evaluation mode.
         tensors: number of tensors of the model in ``transformers``, heads under both names.
+        unused: names of further tensors, which that model has no place for.
         notes: what was chosen, a line each.
     """
 
@@ -44,6 +47,7 @@ class HuggingFaceFolder:
     categories: CategoryMap
     model: BranchedDetector[AnyDetector]
     tensors: int
+    unused: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -59,22 +63,17 @@ def read_folder(source: str, data: Path | None = None) -> HuggingFaceFolder:
         ConfigError: ``transformers`` is missing, or knows no such detector.
         LoraDetrError: the data cannot be read.
     """
-    config = read_config(source)
-    names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
-    published = Published(source, config, names)
-    from transformers.models.auto.image_processing_auto import get_image_processor_config
-
-    processor = get_image_processor_config(source)
+    published = read_pretrained(source)
     categories, described = categories_of(published, data)
-    settings = settings_of(published, processor, categories, data)
-    theirs = {name.removeprefix("model."): tensor for name, tensor in read_weights(source).items()}
+    settings = settings_of(published, categories, data)
+    weights = read_weights(source)
+    theirs = {name.removeprefix("model."): tensor for name, tensor in weights.tensors.items()}
     tensors = {f"detector.{name}": tensor for name, tensor in to_ours(theirs).items()}
     build = partial(settings.build_model, categories.num_classes, load_weights=False)
-    notes = [f"classes: {categories.num_classes}, {described}"]
-    if not processor:
-        notes.append("no preprocessor_config.json: sizes and normalisation of images are the defaults of the family")
+    chosen = published.preparation.note
+    notes = (f"classes: {categories.num_classes}, {described}", *([chosen] if chosen else []))
     model = build_exact(build, tensors, Path(source)).eval()
-    return HuggingFaceFolder(source, settings, categories, model, len(theirs), tuple(notes))
+    return HuggingFaceFolder(source, settings, categories, model, len(theirs), weights.unused, notes)
 
 
 def write_folder(path: Path, tensors: Mapping[str, Tensor], deployment: DeploymentConfig, source: Path) -> int:
@@ -106,7 +105,7 @@ def write_folder(path: Path, tensors: Mapping[str, Tensor], deployment: Deployme
             model.save_pretrained(folder)
         except SafetensorError as error:  # what it makes of a full disk
             raise OutputError(f"{path}: cannot be written: {error}", "free some space, or use another disk") from error
-        processor_of(deployment).save_pretrained(folder)
+        write_processor(folder, deployment, KIND)
         # The file of weights is its owner's alone otherwise.
         os.chmod(folder / "model.safetensors", (folder / "config.json").stat().st_mode)
         os.rename(folder, path)

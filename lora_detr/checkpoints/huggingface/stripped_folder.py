@@ -6,25 +6,29 @@ long as the weights are those it was written with.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from lora_detr.atomic_files import reporting, write_file
+from lora_detr.checkpoints.huggingface.classes import categories_of, write_classes
+from lora_detr.checkpoints.huggingface.processor import write_processor
+from lora_detr.checkpoints.manifest import hash_file
 from lora_detr.checkpoints.stripped_file import StrippedFile
-from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.errors import listed
 from lora_detr.json_value import JSON, json_text
 from lora_detr.models.huggingface import HuggingFaceConfig, HuggingFaceDetector
-from lora_detr.models.huggingface.pretrained import CATEGORY_IDS, Pretrained, read_pretrained, read_weights
+from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained, read_weights
 from lora_detr.models.huggingface.processor import FILE as PROCESSOR
-from lora_detr.models.huggingface.processor import Preparation, processor_file
 from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.recipe.deployment import DeploymentConfig, describe_suppression
 from lora_detr.tensor_files import build_exact
+
+logger = logging.getLogger("lora_detr")
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -37,26 +41,29 @@ def is_transformers(path: Path) -> bool:
     return str(path).startswith(PREFIX) or (path / CONFIG).is_file()
 
 
-def read_folder(path: Path) -> StrippedFile:
+def read_folder(path: Path, data: Path | None = None) -> StrippedFile:
     """Read a folder, or a name of the hub behind ``hf:``, that this program or anyone else has written.
 
+    Args:
+        path: of the folder.
+        data: data set that has the ids of its classes, where the folder has none.
+
     Raises:
-        CheckpointError: there is nothing, or it cannot be read.
+        CheckpointError: there is nothing, it cannot be read, or it has classes that the data set has not.
         ConfigError: the package is missing, or it is no detector of a known family.
+        LoraDetrError: the data cannot be read.
     """
     source = str(path).removeprefix(PREFIX)
-    tensors = read_weights(source)
-    config = _stored(Path(source)) or _of_others(read_pretrained(source))
-    return StrippedFile(build_exact(config.build, tensors, path).eval(), config)
-
-
-def categories_of(published: Pretrained) -> CategoryMap:
-    """Return the classes of a detector; the ids are COCO's where the names are and nothing says otherwise."""
-    known = {name: i for i, name in COCO_NAMES.items()}
-    is_coco = published.ids == tuple(range(len(published.names))) and set(published.names) <= known.keys()
-    if is_coco and len(set(published.names)) == len(published.names):
-        return CategoryMap(tuple(known[name] for name in published.names), published.names)
-    return CategoryMap(published.ids, published.names)
+    config = _stored(Path(source))
+    if config is None:
+        found = read_pretrained(source)
+        config = _of_others(found, categories_of(found, data)[0])
+        if found.preparation.note:
+            logger.info("%s", found.preparation.note)
+    weights = read_weights(source)
+    for note in weights.notes:
+        logger.warning("%s", note)
+    return StrippedFile(build_exact(config.build, weights.tensors, path).eval(), config)
 
 
 def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: DeploymentConfig) -> None:
@@ -72,26 +79,14 @@ def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: Deploy
     """
     own = deployment.model
     assert isinstance(own, HuggingFaceConfig)
-    config = detector.model.config
-    config.id2label = dict(enumerate(deployment.category_names))
-    config.label2id = {name: label for label, name in enumerate(deployment.category_names)}
-    setattr(config, CATEGORY_IDS, list(deployment.category_ids))
+    write_classes(detector.model.config, deployment.categories)
     with reporting(folder):
         detector.model.save_pretrained(folder)
-    preparation = Preparation(
-        deployment.transform.size,
-        deployment.transform.max_size,
-        deployment.transform.square,
-        deployment.size_divisor,
-        deployment.mean,
-        deployment.std,
-    )
-    processor = processor_file(own.processor, own.model_type, preparation)
     written: dict[str, JSON] = {
-        "weights_sha256": _sha256(folder / WEIGHTS),
+        "weights_sha256": hash_file(folder / WEIGHTS),
         "deployment": deployment.model_dump(mode="json"),
     }
-    write_file(folder / PROCESSOR, (json_text(processor, indent=1) + "\n").encode())
+    write_processor(folder, deployment, own.model_type, own.processor)
     write_file(folder / DEPLOYMENT, (json_text(written, indent=1) + "\n").encode())
     write_file(folder / CARD, _card(own, deployment).encode())
 
@@ -100,15 +95,15 @@ def _stored(folder: Path) -> DeploymentConfig | None:
     """Return what was written beside these weights, or None: there is nothing, or the weights are others by now."""
     try:
         written = json.loads((folder / DEPLOYMENT).read_bytes())
-        if written["weights_sha256"] != _sha256(folder / WEIGHTS):
+        if written["weights_sha256"] != hash_file(folder / WEIGHTS):
             return None
         return DeploymentConfig.model_validate_json(json.dumps(written["deployment"]))
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
 
 
-def _of_others(found: Pretrained) -> DeploymentConfig:
-    ready, classes = found.preparation, categories_of(found)
+def _of_others(found: Pretrained, classes: CategoryMap) -> DeploymentConfig:
+    ready = found.preparation
     return DeploymentConfig(
         model=found.model,
         transform=EvalTransformConfig(size=ready.size, max_size=ready.max_size, square=ready.square),
@@ -119,11 +114,6 @@ def _of_others(found: Pretrained) -> DeploymentConfig:
         category_ids=classes.ids,
         category_names=classes.names,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card(own: HuggingFaceConfig, deployment: DeploymentConfig) -> str:
