@@ -30,7 +30,8 @@ def load(
         found.draw().save("cells-drawn.png")
 
     Args:
-        model: run directory, checkpoint directory, or a file that ``loradetr strip`` wrote.
+        model: run directory, checkpoint directory, a file or folder that ``loradetr strip`` wrote, or a folder of
+            ``transformers``, also as ``hf:DIR_OR_NAME``.
         checkpoint: which one of a run directory; ``best`` has the highest AP, ``last`` is the newest.
         ema: take the averaged weights where a checkpoint has them.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.

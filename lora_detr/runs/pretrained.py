@@ -35,12 +35,19 @@ def fine_tuning(name: str) -> FineTuning:
         CheckpointError: there is nothing, or it cannot be read.
         ConfigError: the package is missing, or branches cannot be put on this kind of detector.
     """
-    source = name.removeprefix(PREFIX)
-    if Path(source).is_dir():
-        source = str(Path(source).resolve())
+    source = absolute(Path(name)).removeprefix(PREFIX)
     found = read_pretrained(source)
     recipe = configs_root() / "huggingface" / f"{found.model.family.recipe}.yaml"
     return FineTuning(recipe, _settings(found), found.notes)
+
+
+def absolute(weights: Path) -> str:
+    """Return where weights are, from whatever folder a run is resumed; a name on the hub stays as it is."""
+    name = str(weights)
+    if not name.startswith(PREFIX):
+        return str(weights.resolve())
+    folder = Path(name.removeprefix(PREFIX))
+    return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else name
 
 
 def _settings(found: Pretrained) -> dict[str, JSON]:

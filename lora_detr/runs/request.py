@@ -28,7 +28,7 @@ from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.runs.pretrained import FineTuning, fine_tuning
+from lora_detr.runs.pretrained import FineTuning, absolute, fine_tuning
 
 # Short names of a matcher's fields, as the paper writes them.
 SHORT = {"tau": "threshold", "alpha": "class_weight"}
@@ -149,7 +149,7 @@ def resolve(request: Request) -> Resolved:
     if data is not None:
         named["data.path"] = str(data)
     if request.weights is not None:
-        named["weights"] = str(request.weights.resolve())
+        named["weights"] = absolute(request.weights)
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     if request.hybrid == 0:
         overrides.append("model.hybrid=null")

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lora_detr.checkpoints.huggingface.deformable import write_folder
 from lora_detr.config.load import load_config
@@ -50,6 +52,15 @@ def test_a_folder_becomes_a_run_and_a_folder_again(loradetr: Command, folder: Pa
         assert (Path("new/again") / file.name).read_bytes() == file.read_bytes(), file.name
     assert [path.name for path in Path("new").iterdir()] == ["again"]
     shutil.rmtree("run")
+
+
+def test_weights_without_a_place_are_not_converted_and_listed(loradetr: Command, folder: Path) -> None:
+    shutil.copytree(folder, "more")
+    weights = load_file("more/model.safetensors")
+    save_file({**weights, "model.decoder.more": torch.zeros(1)}, "more/model.safetensors", {"format": "pt"})
+    ended = loradetr("convert", "hf:more", "run", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["not_converted"] == ["model.decoder.more"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
+import transformers
+
+import lora_detr
 from lora_detr.checkpoints.checkpoint import load_latest
+from lora_detr.checkpoints.official.classes import categories_in
+from lora_detr.errors import CheckpointError
 from tests import huggingface_models
 from tests.cli.conftest import Command, assert_told, commands_in, run_process
 
@@ -145,10 +152,99 @@ def test_what_such_a_detector_cannot_do_is_refused_before_it_starts(
     assert_told(ended, 2, (said,))
 
 
-def test_a_missing_folder_is_one_line(loradetr: Command, shapes_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def others(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that ``transformers`` wrote alone, of the data set's classes in another order. Shared."""
+    names = sorted(categories_in(shapes_tiny).values())
+    labels = {"id2label": dict(enumerate(names)), "num_labels": len(names)}
+    return huggingface_models.save("rt_detr", tmp_path_factory.mktemp("others") / "rt_detr", **labels)
+
+
+def test_a_folder_of_others_is_evaluated_by_the_names_of_its_classes(
+    loradetr: Command, others: Path, shapes_tiny: Path
+) -> None:
+    of_name, of_path = (
+        loradetr("eval", model, "--data", shapes_tiny, "--json", "--predictions", "found.json")
+        for model in (f"hf:{others}", others)
+    )
+    assert of_name.code == of_path.code == 0, of_name.err + of_path.err
+    assert json.loads(of_name.out) == json.loads(of_path.out)
+    found = {row["category_id"] for row in json.loads(Path("found.json").read_text())}
+    assert found  # of the data set; labels are 0, 1, ...
+    assert found <= categories_in(shapes_tiny).keys()
+
+
+def test_weights_of_a_folder_are_found_from_the_folder_of_the_user(
+    loradetr: Command, others: Path, shapes_tiny: Path
+) -> None:
+    Path("linked").symlink_to(others)
+    ended = loradetr("train", "--preset", "deformable-tiny", "--weights", "hf:linked", "--data", shapes_tiny)
+    # It was read: RT-DETR's weights are no Deformable-DETR's.
+    assert_told(ended, 4, (f"error[K08]: --weights hf:{others}: none of its", "tensors fits the model"))
+
+
+def test_a_folder_of_others_predicts_as_it_does_in_transformers(
+    loradetr: Command, others: Path, shapes_tiny: Path
+) -> None:
+    photo = next((shapes_tiny / "val").rglob("*.png"))
+    answers = [loradetr("predict", model, photo, "--json") for model in (f"hf:{others}", others)]
+    assert [(ended.code, ended.err) for ended in answers] == [(0, "")] * 2
+    assert json.loads(answers[0].out) == json.loads(answers[1].out)
+    processor = transformers.AutoImageProcessor.from_pretrained(others)
+    network = transformers.AutoModelForObjectDetection.from_pretrained(others).eval()
+    image = Image.open(photo).convert("RGB")
+    with torch.no_grad():
+        output = network(**processor(image, return_tensors="pt"))
+    (expected,) = processor.post_process_object_detection(output, target_sizes=[image.size[::-1]], threshold=0.0)
+    first = slice(0, huggingface_models.QUERIES)
+    for model in (f"hf:{others}", others):
+        found = lora_detr.load(model, device="cpu").predict(photo)
+        torch.testing.assert_close(found.scores[first], expected["scores"][first], rtol=0, atol=1e-4)
+        assert found.names[0] == network.config.id2label[int(expected["labels"][0])]
+
+
+def test_a_folder_of_others_is_checked_and_what_it_has_too_much_is_listed(
+    loradetr: Command, others: Path, tmp_path: Path
+) -> None:
+    for model in (f"hf:{others}", others):
+        ended = loradetr("doctor", "--model", model)
+        assert (ended.code, ended.err) == (0, "")
+        assert "predictions on noise are finite" in ended.out
+    folder = Path(shutil.copytree(others, tmp_path / "more"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "model.decoder.more": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+    ended = loradetr("doctor", "--model", f"hf:{folder}", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["model"][0]["state"] == "ok"
+    note = f"hf:{folder}: not used, the model has no place for 1 tensor of the weights: model.decoder.more"
+    assert ended.err.splitlines() == [f"warning: {note}"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --baseline {} --data {data}",
+        "train --preset deformable-tiny --weights {} --data {data}",
+        "eval {} --data {data}",
+        "eval {} --data {data} --json",
+        "predict {} {photo}",
+        "predict {} {photo} --json",
+        "doctor --model {}",
+        "doctor --model {} --json",
+        "convert {} run",
+    ],
+)
+def test_a_missing_folder_is_one_line(
+    line: str, loradetr: Command, shapes_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    ended = loradetr("train", "--baseline", "hf:no/such", "--data", shapes_tiny)
-    assert_told(ended, 4, ("hf:no/such: cannot be read",))
+    photo = next((shapes_tiny / "val").rglob("*.png"))
+    for name, said in (("hf:no/such", ": cannot be read: "), ("hf:/no/such", ": no such folder")):
+        ended = loradetr(*line.format(name, data=shapes_tiny, photo=photo).split())
+        assert_told(ended, 4, (f"error: {name}{said}",))
+        assert ended.out == ""
+    with pytest.raises(CheckpointError, match="hf:no/such: cannot be read"):
+        lora_detr.load("hf:no/such")
 
 
 @pytest.mark.slow
