@@ -12,10 +12,13 @@ from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.one_to_many import OneToManyConfig
 from lora_detr.matchers.topk import TopK, TopKConfig
 
+MATCHER_GROUP = "lora_detr.matchers"
+"""Entry points by which installed packages offer matchers."""
+
 # What a branch may be matched by.
 MatcherConfig = Annotated[
     SerializeAsAny[Annotated[TopKConfig | MaxIoUConfig, Field(discriminator="kind")]],
-    or_installed("lora_detr.matchers", OneToManyConfig, default="topk"),
+    or_installed(MATCHER_GROUP, OneToManyConfig, default="topk"),
 ]
 
-__all__ = ["Hungarian", "HungarianConfig", "MatcherConfig", "OneToManyConfig", "TopK", "TopKConfig"]
+__all__ = ["MATCHER_GROUP", "Hungarian", "HungarianConfig", "MatcherConfig", "OneToManyConfig", "TopK", "TopKConfig"]

@@ -27,6 +27,24 @@ def best_pair_of_query(assignment: Assignment, num_queries: int) -> Tensor:
     return (winner & (first.gather(-1, query) == order)).view(shape)
 
 
+@torch.no_grad()
+def wins_query(query: Tensor, value: Tensor, keep: Tensor, num_queries: int) -> Tensor:
+    """Return which pairs [G, B, T, k] stay where each query stays with one target: as ``best_pair_of_query``, in half
+    the operations, for targets whose pairs have different queries.
+
+    Args:
+        query: int64 [G, B, T, k], no query twice for one target.
+        value: [G, B, T, k], what a query prefers targets by; of equal ones the lower target index stays.
+        keep: bool [G, B, T, k].
+        num_queries: Q.
+    """
+    groups, batch, width, _ = query.shape
+    offers = value.new_full((groups, batch, width, num_queries), -torch.inf)
+    offers = offers.scatter(-1, query, value.masked_fill(~keep, -torch.inf))
+    chosen = offers.argmax(2, keepdim=True).expand_as(offers).gather(-1, query)
+    return keep & (chosen == torch.arange(width, device=query.device)[:, None])
+
+
 def without_duplicates(assignment: Assignment, num_queries: int) -> Assignment:
     """Return the assignment with at most one pair a query."""
     return replace(assignment, mask=best_pair_of_query(assignment, num_queries))

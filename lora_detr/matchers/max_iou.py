@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import best_pair_of_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
-from lora_detr.ops.boxes import corners, iou
+from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
+from lora_detr.matchers.scores import overlap_score
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
@@ -33,9 +33,7 @@ class MaxIoU:
     # sees the boxes that a layer predicts, and taking the best k is enough.
 
     def __init__(self, k: Sequence[int], pos: float = 0.6) -> None:
-        if min(k) < 1:
-            raise ValueError(f"k must be at least 1, found {min(k)}")
-        self.k, self.pos = tuple(k), pos
+        self.k, self.pos = checked_k(k), pos
 
     @property
     def options(self) -> tuple[object, ...]:
@@ -47,10 +45,9 @@ class MaxIoU:
         """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
         return cls([k for member in members for k in spread(member.k, groups_each)], members[0].pos)
 
-    @torch.no_grad()
     def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the IoU of every pair, float32 [G, B, T, Q]."""
-        return iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+        return overlap_score(prediction, targets)
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Match a stack: boxes [G, B, Q, 4] against padded targets; logits are not read."""
