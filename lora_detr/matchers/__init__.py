@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny
 
 from lora_detr.config.installed import or_installed
+from lora_detr.matchers.atss import ATSSConfig
 from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
 from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.one_to_many import OneToManyConfig
@@ -17,7 +18,12 @@ MATCHER_GROUP = "lora_detr.matchers"
 
 # What a branch may be matched by.
 MatcherConfig = Annotated[
-    SerializeAsAny[Annotated[TopKConfig | MaxIoUConfig, Field(discriminator="kind")]],
+    SerializeAsAny[
+        Annotated[
+            TopKConfig | MaxIoUConfig | ATSSConfig,
+            Field(discriminator="kind"),
+        ]
+    ],
     or_installed(MATCHER_GROUP, OneToManyConfig, default="topk"),
 ]
 
