@@ -11,6 +11,7 @@ from lora_detr.matchers.atss import ATSSConfig
 from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
 from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.one_to_many import OneToManyConfig
+from lora_detr.matchers.simota import SimOTAConfig
 from lora_detr.matchers.topk import TopK, TopKConfig
 
 MATCHER_GROUP = "lora_detr.matchers"
@@ -20,7 +21,7 @@ MATCHER_GROUP = "lora_detr.matchers"
 MatcherConfig = Annotated[
     SerializeAsAny[
         Annotated[
-            TopKConfig | MaxIoUConfig | ATSSConfig,
+            TopKConfig | MaxIoUConfig | ATSSConfig | SimOTAConfig,
             Field(discriminator="kind"),
         ]
     ],
