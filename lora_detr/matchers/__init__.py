@@ -12,6 +12,7 @@ from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
 from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.one_to_many import OneToManyConfig
 from lora_detr.matchers.simota import SimOTAConfig
+from lora_detr.matchers.task_aligned import TaskAlignedConfig
 from lora_detr.matchers.topk import TopK, TopKConfig
 
 MATCHER_GROUP = "lora_detr.matchers"
@@ -21,7 +22,7 @@ MATCHER_GROUP = "lora_detr.matchers"
 MatcherConfig = Annotated[
     SerializeAsAny[
         Annotated[
-            TopKConfig | MaxIoUConfig | ATSSConfig | SimOTAConfig,
+            TopKConfig | MaxIoUConfig | ATSSConfig | SimOTAConfig | TaskAlignedConfig,
             Field(discriminator="kind"),
         ]
     ],
