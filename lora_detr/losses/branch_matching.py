@@ -64,7 +64,8 @@ class BranchMatching:
     @property
     def uses_queries_once(self) -> bool:
         """Whether no query of a branch is ever paired with two targets."""
-        return self.config.merge_one_to_one or self.config.duplicates == "clean"
+        settled = self.config.merge_one_to_one or self.config.duplicates == "clean"
+        return settled or all(getattr(matcher, "unique_queries", False) for matcher, _ in self.stacks)
 
     @property
     def reads_references(self) -> bool:
@@ -161,7 +162,8 @@ class BranchMatching:
         self.unchecked.remove(id(matcher))
         groups, batch, queries = part.logits.shape[:3]
         wanted = (groups, batch, targets.mask.shape[1], queries)
-        rule = broken_rule(pairs, targets, queries, groups=groups)
+        promised = getattr(matcher, "unique_queries", False)
+        rule = broken_rule(pairs, targets, queries, groups=groups, unique_queries=promised)
         if score is not None and score.shape != wanted:
             rule = f"scores have the shape {tuple(score.shape)}, expected {wanted}"
         if rule is not None:

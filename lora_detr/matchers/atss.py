@@ -47,6 +47,7 @@ class ATSS:
     # sides, since no matcher sees pixels.
 
     reads_references = True
+    unique_queries = True
 
     def __init__(self, k: Sequence[int]) -> None:
         self.k = checked_k(k)
@@ -81,8 +82,8 @@ class ATSS:
         limit = min(max(self.k), queries)
         number = per_group([min(k, limit) for k in self.k], reference).view(-1, 1, 1, 1)
         offset = targets.boxes[:, :, None, :2] - reference[..., None, :, :2]  # [G, B, T, Q, 2]
-        # Squared, which orders alike. What is no number is farthest.
-        _, query = best_first(-offset.square().sum(-1).nan_to_num(nan=torch.inf), limit)
+        # Squared, which orders alike.
+        _, query = best_first(offset.square().sum(-1), limit, largest=False)
         overlap = iou(targets.corners, corners(reference).unsqueeze(-2)).gather(-1, query)  # [G, B, T, k]
         valid = torch.arange(limit, device=query.device) < number
         # Less that of the first, so that equal IoUs have exactly the mean that they must reach.

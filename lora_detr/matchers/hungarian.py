@@ -94,15 +94,15 @@ class Hungarian:
 
 @runtime_checkable
 class LeastCostMatcher(ScoredMatcher, Protocol):
-    """A one-to-many matcher that repeats targets and matches them at least cost, together with all others of a step.
+    """A one-to-many matcher that repeats targets and matches them at least cost, together with all others of a step."""
 
-    Attributes:
-        repeats: copies of each target.
-        share: as in ``Problem``.
-    """
+    @property
+    def repeats(self) -> int:
+        """Copies of each target."""
 
-    repeats: int
-    share: float | None
+    @property
+    def share(self) -> float | None:
+        """Part of the queries that they may take (``Problem``)."""
 
     def cost(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the cost of every pair, [G, B, T, Q]."""

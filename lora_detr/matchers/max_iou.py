@@ -32,6 +32,8 @@ class MaxIoU:
     # DETA matches its proposals, once for all layers, and samples positives before it takes the best k. A matcher here
     # sees the boxes that a layer predicts, and taking the best k is enough.
 
+    unique_queries = True
+
     def __init__(self, k: Sequence[int], pos: float = 0.6) -> None:
         self.k, self.pos = checked_k(k), pos
 

@@ -29,7 +29,7 @@ def overlap_score(prediction: Prediction, targets: PaddedTargets) -> Tensor:
 
 def reference_boxes(prediction: Prediction) -> Tensor:
     """Return the boxes that predictions refine, float32 [G, B, Q, 4]; where they are not known, the predicted boxes."""
-    return (prediction.boxes if prediction.reference is None else prediction.reference).detach().float()
+    return (prediction.boxes if prediction.reference is None else prediction.reference).float()
 
 
 def holds_centre(target: Corners, boxes: Tensor) -> Tensor:

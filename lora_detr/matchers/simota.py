@@ -51,6 +51,7 @@ class SimOTA:
     # early in training few are near; so geometry is a penalty and never a filter.
 
     reads_references = True
+    unique_queries = True
 
     def __init__(self, k: Sequence[int]) -> None:
         self.k = checked_k(k)
@@ -92,7 +93,7 @@ class SimOTA:
         Returns:
             Assignment [G, B, T, min(max k, Q)], within a target by rising cost; all masked for T = 0.
         """
-        overlap = self.score(prediction, targets).nan_to_num(nan=0.0)
+        overlap = self.score(prediction, targets)
         return self.assign(self.cost(prediction, targets, overlap), overlap, targets.mask)
 
     @torch.no_grad()
@@ -104,9 +105,9 @@ class SimOTA:
         largest = overlap.topk(limit, dim=-1).values
         largest = largest.masked_fill(slot >= per_group(self.k, cost).view(-1, 1, 1, 1), 0.0)
         number = largest.sum(-1, keepdim=True).floor().clamp(min=1)
-        value, query = best_first(-cost.nan_to_num(nan=torch.inf), limit)  # what is no number costs most
+        lowest, query = best_first(cost, limit, largest=False)
         keep = (slot < number) & mask[:, :, None]
-        keep = wins_query(query, value, keep, queries)
+        keep = wins_query(query, -lowest, keep, queries)
         return Assignment(query, torch.where(keep, overlap.gather(-1, query), 0.0), keep)
 
 

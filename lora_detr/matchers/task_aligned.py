@@ -46,6 +46,8 @@ class TaskAligned:
     # Published with the test of the centre, for points of a grid. A query is none, and its reference moves from layer
     # to layer.
 
+    unique_queries = True
+
     def __init__(self, k: Sequence[int], alpha: float = 1.0, beta: float = 6.0, inside: bool = False) -> None:
         self.k, self.alpha, self.beta, self.inside = checked_k(k), alpha, beta, inside
 

@@ -1,4 +1,4 @@
-"""The highest values of a tensor, equal ones by rising index on every device."""
+"""The highest or lowest values of a tensor, equal ones by rising index on every device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def best_first(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_first(values: Tensor, count: int, largest: bool = True) -> tuple[Tensor, Tensor]:
     """Return what ``topk`` does along the last axis, with a fixed choice and order among equal values.
 
     ``topk`` picks and orders equal values differently from device to device. So it is given whole numbers that are all
@@ -15,17 +15,18 @@ def best_first(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Args:
         values: [..., n], compared in float32; NaN counts as infinite.
         count: k, at most n; may be 0.
+        largest: the highest values, falling; else the lowest, rising.
 
     Returns:
-        The values [..., k], falling, and their places, int64 [..., k].
+        The values [..., k] and their places, int64 [..., k].
     """
     if count == 0:
         return values.topk(0, dim=-1)
     # A sum with 0, as -0 has bits of its own. Of negative numbers the larger magnitude has the larger bits.
     finite = values.detach().float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = finite.view(torch.int32)
-    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
     place = torch.arange(values.shape[-1], device=values.device)
-    keys = (order.long() << 32) - place
-    places = -keys.topk(count, dim=-1).values & 0xFFFFFFFF
+    keys = (order - place if largest else order + place).topk(count, dim=-1, largest=largest).values
+    places = (-keys if largest else keys) & 0xFFFFFFFF
     return values.gather(-1, places), places
