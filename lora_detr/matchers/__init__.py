@@ -10,6 +10,7 @@ from lora_detr.config.installed import or_installed
 from lora_detr.matchers.atss import ATSSConfig
 from lora_detr.matchers.hungarian import Hungarian, HungarianConfig
 from lora_detr.matchers.hungarian_repeat import HungarianRepeatConfig
+from lora_detr.matchers.many_to_one import ManyToOneConfig
 from lora_detr.matchers.max_iou import MaxIoUConfig
 from lora_detr.matchers.one_to_many import OneToManyConfig
 from lora_detr.matchers.simota import SimOTAConfig
@@ -23,7 +24,13 @@ MATCHER_GROUP = "lora_detr.matchers"
 MatcherConfig = Annotated[
     SerializeAsAny[
         Annotated[
-            TopKConfig | MaxIoUConfig | ATSSConfig | SimOTAConfig | TaskAlignedConfig | HungarianRepeatConfig,
+            TopKConfig
+            | MaxIoUConfig
+            | ATSSConfig
+            | SimOTAConfig
+            | TaskAlignedConfig
+            | HungarianRepeatConfig
+            | ManyToOneConfig,
             Field(discriminator="kind"),
         ]
     ],
