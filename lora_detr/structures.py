@@ -137,8 +137,7 @@ class Prediction:
     Attributes:
         logits: float [..., Q, K], sigmoid not applied.
         boxes: float [..., Q, 4].
-        reference: [..., Q, 4], the boxes that those refine, detached; None where they are points, or where no matcher
-            has an attribute ``reads_references`` that is true.
+        reference: [..., Q, 4], the boxes that those refine, where a matcher has ``reads_references``; None for points.
         overlap: float32 [..., T, Q], IoU of each target and box, where several matchers share it; else None.
     """
 
@@ -246,8 +245,7 @@ class DetectorOutput:
         return self.layers[-1].prediction
 
 
-ClassLayer = Literal["shared", "detached", "own", "each"]
-"""Class layers of branches (``BranchLossConfig.class_layer``)."""
+ClassLayer = Literal["shared", "detached", "own", "each"]  # of branches, see ``BranchLossConfig.class_layer``
 
 
 @dataclass(frozen=True)
@@ -271,11 +269,13 @@ class Assignment:
         query: int64 [G, B, T, k]; any valid index where masked.
         score: float [G, B, T, k], decides conflicts: the score M (Eq. 7), minus the cost, or 0 for pairs known before.
         mask: bool [G, B, T, k], true where the pair counts.
+        ignored: bool [G, B, Q], queries that are neither paired nor background, and have no loss; None without any.
     """
 
     query: Tensor
     score: Tensor
     mask: Tensor
+    ignored: Tensor | None = None
 
     def pairs(self, group: int, image: int) -> list[tuple[int, int]]:
         """Return the (query, target) pairs of one group and image, sorted. Copies to the host; for tests and tools."""

@@ -136,7 +136,7 @@ class BranchMatching:
                 assert score is not None
                 pairs = merge_one_to_one(pairs, one_to_one, score)
             parts.append(pairs)
-        pairs = _join(parts)
+        pairs = _join(parts, stack.logits.shape[-2])
         # After merging, which leaves no duplicates, and once for all branches.
         if self.config.duplicates == "clean":
             pairs = without_duplicates(pairs, stack.logits.shape[-2])
@@ -196,7 +196,7 @@ def _alike(matcher: Matcher) -> object:
     return (type(matcher), matcher.options) if isinstance(matcher, StackableMatcher) else object()
 
 
-def _join(parts: Sequence[Assignment]) -> Assignment:
+def _join(parts: Sequence[Assignment], queries: int) -> Assignment:
     """Concatenate assignments along their groups, padding each to the largest k."""
     if len(parts) == 1:
         return parts[0]
@@ -211,4 +211,13 @@ def _join(parts: Sequence[Assignment]) -> Assignment:
         query=torch.cat([padded(part.query) for part in parts]),
         score=torch.cat([padded(part.score) for part in parts]),
         mask=torch.cat([padded(part.mask) for part in parts]),
+        ignored=_ignored(parts, queries),
     )
+
+
+def _ignored(parts: Sequence[Assignment], queries: int) -> Tensor | None:
+    """Return which queries of all parts are ignored, [G, B, Q], or None where no part ignores any."""
+    if all(part.ignored is None for part in parts):
+        return None
+    none = [part.mask.new_zeros((*part.mask.shape[:2], queries)) for part in parts]
+    return torch.cat([none[i] if part.ignored is None else part.ignored for i, part in enumerate(parts)])

@@ -72,8 +72,14 @@ def merge_one_to_one(one_to_many: Assignment, one_to_one: Assignment, score: Ten
     taken = taken.scatter_add(-1, one_to_many.query.flatten(2), kept.flatten(2).to(score.dtype))
     free = taken.gather(-1, query.flatten(2)).view(query.shape) == 0
     added = one_to_one.mask.repeat(repeats, 1, 1, 1) & free
+    ignored = one_to_many.ignored
+    if ignored is not None:
+        ignored = ignored & (
+            torch.zeros_like(taken).scatter_add(-1, query.flatten(2), added.flatten(2).to(score.dtype)) == 0
+        )
     return Assignment(
         torch.cat((one_to_many.query, query), -1),
         torch.cat((one_to_many.score, score.gather(-1, query)), -1),
         torch.cat((kept, added), -1),
+        ignored,
     )
