@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -73,14 +72,12 @@ class SimOTA:
     @torch.no_grad()
     def cost(self, prediction: Prediction, targets: PaddedTargets, overlap: Tensor) -> Tensor:
         """Return the cost of every pair, float32 [G, B, T, Q], from the IoU of every pair and the prediction."""
-        logits = prediction.logits.float()
-        # 1 - sqrt(s) = sigmoid(-x) / (1 + sqrt(s)): no difference of numbers that are nearly equal.
-        absent = (F.logsigmoid(-logits) - torch.log1p(logits.sigmoid().sqrt())).clamp(min=SMALLEST_LOG)
-        present = (0.5 * F.logsigmoid(logits)).clamp(min=SMALLEST_LOG)
-        at_class = target_logits(absent - present, targets.labels)  # [G, B, T, Q]
+        root = prediction.logits.float().sigmoid().sqrt()
+        background = _log(1 - root).sum(-1)[:, :, None]  # [G, B, 1, Q]
+        own = target_logits(root, targets.labels)  # [G, B, T, Q]
+        classes = _log(1 - own) - _log(own) - background
         outside = ~holds_centre(targets.corners, reference_boxes(prediction))
-        background = absent.sum(-1)[:, :, None]
-        return at_class - background - IOU_WEIGHT * torch.log(overlap + EPS) + OUTSIDE * outside
+        return classes - IOU_WEIGHT * torch.log(overlap + EPS) + OUTSIDE * outside
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Match a stack.
@@ -109,6 +106,10 @@ class SimOTA:
         keep = (slot < number) & mask[:, :, None]
         keep = wins_query(query, -lowest, keep, queries)
         return Assignment(query, torch.where(keep, overlap.gather(-1, query), 0.0), keep)
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.log().clamp(min=SMALLEST_LOG)
 
 
 class SimOTAConfig(OneToManyConfig):

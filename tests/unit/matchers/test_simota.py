@@ -79,7 +79,7 @@ def test_equals_the_plain_rules_on_1000_problems() -> None:
                 outside = abs(near[0] - x) >= w / 2 or abs(near[1] - y) >= h / 2
                 expected = simota.class_cost(logits, int(image.labels[t])) + 1e5 * outside
                 expected -= 3 * log(overlap[0, b, t, i].item() + 1e-8)
-                assert costs[0, b, t, i].item() == pytest.approx(expected, abs=0.02 if outside else 1e-4)
+                assert costs[0, b, t, i].item() == pytest.approx(expected, abs=0.02 if outside else 1e-3)
 
 
 def test_the_overlap_is_published() -> None:
