@@ -367,7 +367,7 @@ def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> list[list[Assign
         where = stack.row.title
         if isinstance(stack.row.matcher, BranchMatching):
             key = stack.keys[(problem.start + error.group) * len(KINDS)]
-            where = f"{key.source} at layer {key.layer}"
+            where = f"predictions of {key.source} at layer {key.layer}"
         elif stack.row.proposals is None:
             where = f"{where} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error

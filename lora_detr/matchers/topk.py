@@ -24,6 +24,10 @@ class TopK:
     (``official``; a query may then serve two targets, or one it does not prefer) or only from queries that prefer it
     and reach the threshold (``strict``; forcing plays no part there).
 
+    Class and IoU are those of the *predictions*; M is published. An image without a target has no pair. With more
+    targets than queries, those that no query prefers stay without. A target that nothing overlaps, such as one without
+    area, is matched by its class alone, as far as that goes. Ties: the lower query index, the lower target index.
+
     Args:
         k: for each group of the stack, or one for all.
         threshold: likewise; tau in [0, 1].

@@ -193,7 +193,7 @@ def test_a_value_that_is_no_number_is_named_by_its_branch(kind: Any, part: str) 
         terms = criterion(step.output, step.branches, step.targets, Normaliser(5)).terms()
         lost = {f"{term.key.source} at layer {term.key.layer}" for term in terms if not isfinite(term.value)}
     except NonFiniteMatchError as error:
-        lost = {error.where}
+        lost = {error.where.removeprefix("predictions of ")}
         found = error.image
     else:
         found = 0
