@@ -6,7 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
-COMPARED := $(VENV)/.compared
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -38,7 +37,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log]"
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf]"
 	@touch $@
 
 demo: $(INSTALLED)
@@ -75,11 +74,7 @@ evidence: $(TOOLS)
 	$(ABLATE) arms $(STUDY) --data $(DATA) --max-steps 1752 --rows control,lora3 --output-dir evidence/bccd-long
 
 # A script that fails does not keep the others from running.
-$(COMPARED): $(TOOLS)
-	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[hf]"
-	@touch $@
-
-bench: $(COMPARED)
+bench: $(TOOLS)
 	@mkdir -p bench
 	@failed=; for name in $(BENCHMARKS); do \
 		echo "benchmarks/$$name.py"; \

@@ -37,11 +37,7 @@ class Images:
 
     def to(self, device: torch.device) -> Images:
         """Return the same images on ``device``."""
-        return Images(
-            self.pixels.to(device, non_blocking=True),
-            self.padding.to(device, non_blocking=True),
-            self.sizes.to(device, non_blocking=True),
-        )
+        return Images(*(part.to(device, non_blocking=True) for part in (self.pixels, self.padding, self.sizes)))
 
     def count_padded(self) -> int:
         """Return how many pixels of the batch are padding; from ``sizes`` alone, so on the host no device is asked."""
@@ -70,9 +66,8 @@ class Target:
 
     def to(self, device: torch.device) -> Target:
         """Return the same target on ``device``."""
-        return replace(
-            self, boxes=self.boxes.to(device, non_blocking=True), labels=self.labels.to(device, non_blocking=True)
-        )
+        boxes, labels = (part.to(device, non_blocking=True) for part in (self.boxes, self.labels))
+        return replace(self, boxes=boxes, labels=labels)
 
     def pin_memory(self) -> Target:
         """Return the same target in page-locked memory (called by ``DataLoader``)."""
@@ -113,13 +108,9 @@ class PaddedTargets:
 
     @classmethod
     def from_targets(cls, targets: Sequence[Target]) -> PaddedTargets:
-        """Pad ``targets`` to the largest number of objects, at least 1.
-
-        A batch without any object keeps one masked slot, so that every shape downstream stays non-empty.
-        """
+        """Pad ``targets`` to the largest number of objects; without any, to one masked slot, so no shape is empty."""
         counts = tuple(len(target.labels) for target in targets)
-        width = max(*counts, 1) if counts else 1
-        first = targets[0].boxes
+        width, first = max((*counts, 1)), targets[0].boxes
         boxes = first.new_zeros((len(targets), width, 4))
         labels = torch.zeros((len(targets), width), dtype=torch.int64, device=first.device)
         for i, target in enumerate(targets):
@@ -146,10 +137,14 @@ class Prediction:
     Attributes:
         logits: float [..., Q, K], sigmoid not applied.
         boxes: float [..., Q, 4].
+        reference: [..., Q, 4], the boxes that those refine, where a matcher has ``reads_references``; None for points.
+        overlap: float32 [..., T, Q], IoU of each target and box, where several matchers share it; else None.
     """
 
     logits: Tensor
     boxes: Tensor
+    reference: Tensor | None = None
+    overlap: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -250,9 +245,7 @@ class DetectorOutput:
         return self.layers[-1].prediction
 
 
-ClassLayer = Literal["shared", "detached", "own", "each"]
-"""Class layers of branches. ``shared``: the primary's; ``detached``: the primary's, which branches do not train;
-``own``: one for all branches; ``each``: one for each branch."""
+ClassLayer = Literal["shared", "detached", "own", "each"]  # of branches, see ``BranchLossConfig.class_layer``
 
 
 @dataclass(frozen=True)
@@ -276,11 +269,13 @@ class Assignment:
         query: int64 [G, B, T, k]; any valid index where masked.
         score: float [G, B, T, k], decides conflicts: the score M (Eq. 7), minus the cost, or 0 for pairs known before.
         mask: bool [G, B, T, k], true where the pair counts.
+        ignored: bool [G, B, Q], queries that are neither paired nor background, and have no loss; None without any.
     """
 
     query: Tensor
     score: Tensor
     mask: Tensor
+    ignored: Tensor | None = None
 
     def pairs(self, group: int, image: int) -> list[tuple[int, int]]:
         """Return the (query, target) pairs of one group and image, sorted. Copies to the host; for tests and tools."""
@@ -359,10 +354,15 @@ class Matcher(Protocol):
 
 @runtime_checkable
 class ScoredMatcher(Matcher, Protocol):
-    """A matcher that pairs by scores, so that pairs found elsewhere can be merged with its own."""
+    """A matcher that scores every pair, so that pairs found elsewhere can be merged with its own."""
 
     def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the score of every pair, [G, B, T, Q]; any value at padded targets."""
+
+
+@runtime_checkable
+class RankingMatcher(ScoredMatcher, Protocol):
+    """A matcher that needs no more than its scores to pair, so that they are computed once."""
 
     def match(self, score: Tensor, mask: Tensor, priority: Tensor | None = None) -> Assignment:
         """Match by scores; ``mask`` [B, T] is true at real targets, ``priority`` [G, B, Q] replaces random draws."""

@@ -89,7 +89,7 @@ def first_fault(error: ValidationError, raw: JSON) -> str:
 
 def kinds_of(annotation: Any) -> tuple[str, ...]:
     """Return the names that ``kind`` has for the members of a union of config classes, in its order."""
-    return tuple(str(tag) for model in _models(annotation) for tag in _kind_of(model))
+    return tuple(str(tag) for model in models_of(annotation) for tag in _kind_of(model))
 
 
 def _line(path: str, texts: Sequence[str]) -> str:
@@ -175,15 +175,15 @@ def _suggestion(path: str, known: Sequence[str], known_paths: Sequence[str]) -> 
     return here or nearest(path, known_paths)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield every config class inside an annotation: members of unions, items of lists, values of mappings."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is Annotated:
-        yield from _models(get_args(annotation)[0])
+        yield from models_of(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType, list, tuple, dict, Sequence, Mapping):
         for part in get_args(annotation):
-            yield from _models(part)
+            yield from models_of(part)
 
 
 def _classes_at(root: type[BaseModel], loc: Sequence[str | int]) -> list[type[BaseModel]]:
@@ -193,7 +193,7 @@ def _classes_at(root: type[BaseModel], loc: Sequence[str | int]) -> list[type[Ba
             continue
         of_kind = [cls for cls in classes if key in _kind_of(cls)]
         inner = [
-            model for cls in classes if key in cls.model_fields for model in _models(cls.model_fields[key].annotation)
+            model for cls in classes if key in cls.model_fields for model in models_of(cls.model_fields[key].annotation)
         ]
         classes = of_kind or inner or classes
     return classes

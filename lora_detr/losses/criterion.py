@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from lora_detr.errors import NumericalError
 from lora_detr.losses.branch_matching import BranchMatching
 from lora_detr.losses.config import Classification, CriterionConfig, EncoderLossConfig, TermWeights
 from lora_detr.losses.normaliser import Normaliser
-from lora_detr.losses.report import LossKey, LossReport, report_of
+from lora_detr.losses.report import KINDS, LossKey, LossReport, report_of
 from lora_detr.losses.source import Source, all_terms, source_keys
+from lora_detr.losses.stacking import boxes_refined, flatten_branches, repeated_on_layers, stacked
 from lora_detr.matchers import Hungarian
-from lora_detr.matchers.hungarian import NonFiniteCostError, solve_together
+from lora_detr.matchers.hungarian import NonFiniteCostError, Problem, solve_problems
 from lora_detr.structures import (
     Assignment,
     BranchOutput,
@@ -212,7 +212,7 @@ class Criterion(nn.Module):
             NonFiniteMatchError: a matching cost is not finite; names source, layer and image.
         """
         branch = self.config.branch
-        stacks = []
+        stacks: list[_Stack] = []
         if output.own_loss is None:
             primary = self._queries("primary", [layer.prediction for layer in output.layers], targets, progress)
             stacks.append(replace(primary, scale=branch.primary_share(progress)))
@@ -221,7 +221,7 @@ class Criterion(nn.Module):
                 _Stack(
                     self.rows["branches"],
                     self.branch_keys,
-                    _flatten_branches(branches),
+                    flatten_branches(branches, self._references(branches, output)),
                     targets.labels,
                     priority=priority,
                     scale=self.branch_scale * branch.share(progress),
@@ -234,15 +234,17 @@ class Criterion(nn.Module):
             stacks.append(self._queries(group.name, group.layers, targets, progress, group.pairs, group.copies))
             stacks += self._proposals(f"{group.name}_encoder", group.encoder, targets, progress)
 
-        matched = _solve(stacks, targets)
+        primary_pairs = None
         sources = []
-        for stack in stacks:
+        for stack, solved in zip(stacks, _solve(stacks, targets), strict=True):
             row, matcher = stack.row, stack.row.matcher
             if isinstance(matcher, BranchMatching):
-                pairs = matcher(stack.prediction, targets, matched.get("primary path"), stack.priority)
+                pairs = matcher(stack.prediction, targets, primary_pairs, stack.priority, solved)
                 one_to_one = matcher.uses_queries_once
             else:
-                pairs, one_to_one = matched[row.title], True
+                (pairs,), one_to_one = solved if stack.known is None else [stack.known], True
+            if row is self.rows["primary"]:
+                primary_pairs = pairs
             sources.append(
                 Source(
                     stack.keys,
@@ -293,14 +295,25 @@ class Criterion(nn.Module):
         row, prediction = self.rows[name], stacked(layers)
         keys = source_keys([(name, layer) for layer in range(self.num_layers)])
         if known is not None:
-            known = _repeated(known, self.num_layers)
+            known = repeated_on_layers(known, self.num_layers)
         cost, repeated = None, 1
         if isinstance(row.matcher, Hungarian):
             matched_by = prediction
             if row.match_last:
                 matched_by, repeated = stacked(layers[-1:]), self.num_layers
             cost = row.matcher.cost(matched_by, targets, progress)
+        elif isinstance(row.matcher, BranchMatching) and row.matcher.reads_references:
+            prediction = replace(prediction, reference=boxes_refined([layer.reference for layer in layers]))
         return _Stack(row, keys, prediction, targets.labels, cost, known, copies, layers=repeated)
+
+    def _references(self, branches: BranchOutput, output: DetectorOutput) -> Tensor | None:
+        """Return the boxes that branches refine, [N * L, B, Q, 4], where a matcher of theirs reads them."""
+        matching = self.rows["branches"].matcher
+        assert isinstance(matching, BranchMatching)
+        if not matching.reads_references:
+            return None
+        count = len(branches.layers[0].boxes)
+        return boxes_refined([layer.reference for layer in output.layers], count)
 
     def _proposals(
         self, name: str, encoder: EncoderOutput | None, targets: PaddedTargets, progress: float
@@ -343,38 +356,29 @@ def _encoder_row(title: str, config: EncoderLossConfig, repeats: int = 1) -> _Ro
     return _Row(title, config.classification, config.weights, matcher, repeats=repeats, proposals=config)
 
 
-def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> dict[str, Assignment]:
-    """Return the pairs that are known or matched at least cost, by title; one copy to the host for all costs."""
-    waiting = [(stack, stack.cost) for stack in stacks if stack.cost is not None]
+def _solve(stacks: Sequence[_Stack], targets: PaddedTargets) -> list[list[Assignment]]:
+    """Return what is matched at least cost, for each stack; one copy to the host for all costs."""
+    problems = [_problems(stack, targets) for stack in stacks]
+    waiting = [(stack, problem) for stack, own in zip(stacks, problems, strict=True) for problem in own]
     try:
-        solved = solve_together([cost for _, cost in waiting], targets, [stack.row.repeats for stack, _ in waiting])
+        solved = iter(solve_problems([problem for _, problem in waiting], targets))
     except NonFiniteCostError as error:
-        row = waiting[error.problem][0].row
-        where = row.title if row.proposals is not None else f"{row.title} at layer {error.group}"
+        stack, problem = waiting[error.problem]
+        where = stack.row.title
+        if isinstance(stack.row.matcher, BranchMatching):
+            key = stack.keys[(problem.start + error.group) * len(KINDS)]
+            where = f"predictions of {key.source} at layer {key.layer}"
+        elif stack.row.proposals is None:
+            where = f"{where} at layer {error.group}"
         raise NonFiniteMatchError(where, error.image) from error
-    known = {stack.row.title: stack.known for stack in stacks if stack.known is not None}
-    return known | {
-        stack.row.title: _repeated(pairs, stack.layers) if stack.layers > 1 else pairs
-        for (stack, _), pairs in zip(waiting, solved, strict=True)
-    }
+    return [
+        [repeated_on_layers(next(solved), stack.layers) for _ in own]
+        for stack, own in zip(stacks, problems, strict=True)
+    ]
 
 
-def _repeated(pairs: Assignment, layers: int) -> Assignment:
-    """Return pairs [1, B, T, k] for several layers, [layers, B, T, k]."""
-    shape = (layers, -1, -1, -1)
-    return Assignment(pairs.query.expand(shape), pairs.score.expand(shape), pairs.mask.expand(shape))
-
-
-def stacked(predictions: Sequence[Prediction]) -> Prediction:
-    """Stack predictions [B, Q, ...] to [G, B, Q, ...]."""
-    return Prediction(
-        torch.stack([item.logits for item in predictions]), torch.stack([item.boxes for item in predictions])
-    )
-
-
-def _flatten_branches(branches: BranchOutput) -> Prediction:
-    """Stack the layers' predictions [N, B, Q, ...] to [N * L, B, Q, ...], branch by branch."""
-    return Prediction(
-        torch.stack([layer.logits for layer in branches.layers], dim=1).flatten(0, 1),
-        torch.stack([layer.boxes for layer in branches.layers], dim=1).flatten(0, 1),
-    )
+def _problems(stack: _Stack, targets: PaddedTargets) -> list[Problem]:
+    """Return what of a stack is matched at least cost, which may be one branch of several."""
+    if isinstance(stack.row.matcher, BranchMatching):
+        return stack.row.matcher.problems(stack.prediction, targets)
+    return [] if stack.cost is None else [Problem(stack.cost, stack.row.repeats)]

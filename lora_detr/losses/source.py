@@ -102,6 +102,9 @@ def _class_sums(source: Source, iou: Tensor, targets: PaddedTargets, constants: 
     if source.duplicate_weight:
         overlap = class_overlap(source.prediction, targets).masked_fill(spread.hard > 0, 0.0)
         emphasis = 1 + source.duplicate_weight * overlap
+    if source.assignment.ignored is not None:
+        counts = (~source.assignment.ignored[..., None]).to(logits.dtype)
+        emphasis = counts if emphasis is None else emphasis * counts
     if source.classification == "focal":
         return focal_loss(logits, spread.hard, constants.focal_alpha, constants.focal_gamma, emphasis)
     if source.classification == "quality":

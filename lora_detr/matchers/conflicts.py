@@ -27,6 +27,24 @@ def best_pair_of_query(assignment: Assignment, num_queries: int) -> Tensor:
     return (winner & (first.gather(-1, query) == order)).view(shape)
 
 
+@torch.no_grad()
+def wins_query(query: Tensor, value: Tensor, keep: Tensor, num_queries: int) -> Tensor:
+    """Return which pairs [G, B, T, k] stay where each query stays with one target: as ``best_pair_of_query``, in half
+    the operations, for targets whose pairs have different queries.
+
+    Args:
+        query: int64 [G, B, T, k], no query twice for one target.
+        value: [G, B, T, k], what a query prefers targets by; of equal ones the lower target index stays.
+        keep: bool [G, B, T, k].
+        num_queries: Q.
+    """
+    groups, batch, width, _ = query.shape
+    offers = value.new_full((groups, batch, width, num_queries), -torch.inf)
+    offers = offers.scatter(-1, query, value.masked_fill(~keep, -torch.inf))
+    chosen = offers.argmax(2, keepdim=True).expand_as(offers).gather(-1, query)
+    return keep & (chosen == torch.arange(width, device=query.device)[:, None])
+
+
 def without_duplicates(assignment: Assignment, num_queries: int) -> Assignment:
     """Return the assignment with at most one pair a query."""
     return replace(assignment, mask=best_pair_of_query(assignment, num_queries))
@@ -54,8 +72,14 @@ def merge_one_to_one(one_to_many: Assignment, one_to_one: Assignment, score: Ten
     taken = taken.scatter_add(-1, one_to_many.query.flatten(2), kept.flatten(2).to(score.dtype))
     free = taken.gather(-1, query.flatten(2)).view(query.shape) == 0
     added = one_to_one.mask.repeat(repeats, 1, 1, 1) & free
+    ignored = one_to_many.ignored
+    if ignored is not None:
+        ignored = ignored & (
+            torch.zeros_like(taken).scatter_add(-1, query.flatten(2), added.flatten(2).to(score.dtype)) == 0
+        )
     return Assignment(
         torch.cat((one_to_many.query, query), -1),
         torch.cat((one_to_many.score, score.gather(-1, query)), -1),
         torch.cat((kept, added), -1),
+        ignored,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from lora_detr.config.base import Strict
 from lora_detr.errors import NumericalError
 from lora_detr.matchers.scores import aligned_score, matching_cost, matching_score
 from lora_detr.ops.host import to_host
-from lora_detr.structures import Assignment, PaddedTargets, Prediction
+from lora_detr.structures import Assignment, PaddedTargets, Prediction, ScoredMatcher
 
 Metric = Literal["cost", "aligned", "score"]
 
@@ -91,7 +92,49 @@ class Hungarian:
         return solve_together([self.cost(prediction, targets)], targets)[0]
 
 
-@torch.no_grad()
+@runtime_checkable
+class LeastCostMatcher(ScoredMatcher, Protocol):
+    """A one-to-many matcher that repeats targets and matches them at least cost, together with all others of a step."""
+
+    @property
+    def repeats(self) -> int:
+        """Copies of each target."""
+
+    @property
+    def share(self) -> float | None:
+        """Part of the queries that they may take (``Problem``)."""
+
+    def cost(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
+        """Return the cost of every pair, [G, B, T, Q]."""
+
+    def finish(self, solved: Assignment, prediction: Prediction, targets: PaddedTargets) -> Assignment:
+        """Return the pairs of least cost with the scores that the matcher publishes."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Costs to be solved with those of others.
+
+    Attributes:
+        cost: [G, B, T, Q].
+        repeats: how often each target is matched (the whole list again and again, H-DETR).
+        share: part of the queries that all copies of an image may take at most; an image with more has fewer copies,
+            but at least one. None: no such limit, and what finds no query stays unmatched.
+        start: index of the first group in the stack that the costs are of; for messages.
+    """
+
+    cost: Tensor
+    repeats: int = 1
+    share: float | None = None
+    start: int = 0
+
+    def copies(self, count: int) -> int:
+        """Return how often each of ``count`` >= 1 targets of an image is matched."""
+        if self.share is None:
+            return self.repeats
+        return max(1, min(self.repeats, int(self.share * self.cost.shape[-1] / count)))
+
+
 def solve_together(
     costs: Sequence[Tensor], targets: PaddedTargets, repeats: Sequence[int] | None = None
 ) -> list[Assignment]:
@@ -111,30 +154,38 @@ def solve_together(
     Raises:
         NonFiniteCostError: a cost of a real target is NaN or infinite.
     """
-    if not costs:
+    given = zip(costs, repeats or [1] * len(costs), strict=True)
+    return solve_problems([Problem(cost, copies) for cost, copies in given], targets)
+
+
+@torch.no_grad()
+def solve_problems(problems: Sequence[Problem], targets: PaddedTargets) -> list[Assignment]:
+    """Solve all matching problems of a step as ``solve_together`` does, where they differ in more than their costs."""
+    if not problems:
         return []
     # One copy, then plain arrays: an operation on tensors for each problem would cost more than the problem.
-    host = to_host(torch.cat([cost.flatten() for cost in costs])).numpy()
+    host = to_host(torch.cat([problem.cost.flatten() for problem in problems])).numpy()
     assignments = []
     start = 0
-    for index, (cost, copies) in enumerate(zip(costs, repeats or [1] * len(costs), strict=True)):
+    for index, problem in enumerate(problems):
+        cost = problem.cost
         table = host[start : start + cost.numel()].reshape(cost.shape)
         start += cost.numel()
         groups, batch, width, _ = cost.shape
-        query = np.zeros((groups, batch, width, copies), dtype=np.int64)
-        matched = np.zeros((groups, batch, width, copies), dtype=np.bool_)
+        query = np.zeros((groups, batch, width, problem.repeats), dtype=np.int64)
+        matched = np.zeros((groups, batch, width, problem.repeats), dtype=np.bool_)
         for group in range(groups):
             for image, count in enumerate(targets.counts):
                 if count == 0:
                     continue
-                problem = np.tile(table[group, image, :count], (copies, 1))
+                rows_of_copies = np.tile(table[group, image, :count], (problem.copies(count), 1))
                 try:
-                    rows, columns = linear_sum_assignment(problem)
+                    rows, columns = linear_sum_assignment(rows_of_copies)
                 except ValueError as error:  # scipy refuses NaN and -inf; +inf only when nothing else is left
                     raise NonFiniteCostError(index, group, image) from error
                 query[group, image, rows % count, rows // count] = columns
                 matched[group, image, rows % count, rows // count] = True
-                if not np.isfinite(problem[rows, columns]).all():
+                if not np.isfinite(rows_of_copies[rows, columns]).all():
                     raise NonFiniteCostError(index, group, image)
         chosen = torch.from_numpy(query).to(cost.device, non_blocking=True)
         mask = torch.from_numpy(matched).to(cost.device, non_blocking=True)

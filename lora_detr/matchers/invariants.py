@@ -41,6 +41,9 @@ def broken_rule(
         )
     if bool(((query < 0) | (query >= num_queries)).any()):
         return f"query index out of range 0 to {num_queries - 1}"
+    ignored = assignment.ignored
+    if ignored is not None and (ignored.shape != (*shape[:2], num_queries) or ignored.dtype != torch.bool):
+        return f"ignored is {ignored.dtype} of shape {tuple(ignored.shape)}, expected bool [G, B, {num_queries}]"
     if bool((mask & ~targets.mask[None, :, :, None]).any()):
         return "a padded target is matched"
     for group in range(shape[0]):

@@ -6,51 +6,66 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import best_pair_of_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
-from lora_detr.ops.boxes import corners, iou
+from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
+from lora_detr.matchers.scores import overlap_score
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
 class MaxIoU:
     """Match up to k queries to each target, over a whole stack at once; a query serves one target at most.
 
-    A query is positive for the target that its predicted box overlaps most, if their IoU reaches a threshold; a target
-    keeps the k positives of highest IoU. Every other query is background: there is no band of ignored ones. A target
-    left without a positive then receives the query of highest IoU, if that is above 0 and serves no target yet; of
-    several such targets the query serves the one it overlaps most. Ties: the lower query index, the lower target index.
-    No number is drawn at random.
+    A query is positive for the target that its *predicted* box overlaps most, if their IoU reaches ``pos``; a target
+    keeps the k positives of highest IoU. A target left without a positive then receives the query of highest IoU, if
+    that is above 0, reaches ``min_pos``, and serves no target yet; of several such targets the query serves the one it
+    overlaps most. Of the other queries, those whose highest IoU is at least ``neg`` and below ``pos`` are ignored; the
+    rest is background. Published is the IoU.
+
+    An image without a target has no pair and nothing to ignore. With more targets than queries, and where nothing
+    overlaps a target, such as one without area, it stays without a pair. Ties: the lower query index, the lower target
+    index. No number is drawn at random.
+
+    Ren et al. (2015), "Faster R-CNN", section 3.1.2; Ouyang-Zhang et al. (2022), "NMS Strikes Back" (DETA), for the k
+    best; defaults as in DETA's second stage, where ``neg`` is ``pos``. Its first has pos 0.7, neg 0.3, min_pos 0.
 
     Args:
         k: for each group of the stack, or one for all.
         pos: IoU in (0, 1] that a query must reach (>=).
+        neg: IoU from which on a query that is not paired is ignored; None for ``pos``, so that none is.
+        min_pos: IoU that the query of a target without a positive must reach; None leaves such a target without.
+
+    Raises:
+        ValueError: a k is smaller than 1.
     """
 
     # DETA matches its proposals, once for all layers, and samples positives before it takes the best k. A matcher here
     # sees the boxes that a layer predicts, and taking the best k is enough.
 
-    def __init__(self, k: Sequence[int], pos: float = 0.6) -> None:
-        if min(k) < 1:
-            raise ValueError(f"k must be at least 1, found {min(k)}")
-        self.k, self.pos = tuple(k), pos
+    unique_queries = True
+
+    def __init__(
+        self, k: Sequence[int], pos: float = 0.6, neg: float | None = None, min_pos: float | None = 0.0
+    ) -> None:
+        self.k, self.pos, self.neg, self.min_pos = checked_k(k), pos, neg, min_pos
 
     @property
     def options(self) -> tuple[object, ...]:
         """What matchers must share to run as one stack."""
-        return (self.pos,)
+        return self.pos, self.neg, self.min_pos
 
     @classmethod
     def stacked(cls, members: Sequence[MaxIoU], groups_each: int) -> MaxIoU:
         """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
-        return cls([k for member in members for k in spread(member.k, groups_each)], members[0].pos)
+        first = members[0]
+        ks = [k for member in members for k in spread(member.k, groups_each)]
+        return cls(ks, first.pos, first.neg, first.min_pos)
 
-    @torch.no_grad()
     def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the IoU of every pair, float32 [G, B, T, Q]."""
-        return iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+        return overlap_score(prediction, targets)
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Match a stack: boxes [G, B, Q, 4] against padded targets; logits are not read."""
@@ -80,13 +95,22 @@ class MaxIoU:
         slot = torch.arange(limit, device=score.device)
         keep = (value > 0) & (slot < per_group(self.k, score).view(-1, 1, 1, 1))  # [G, B, T, k]
 
-        highest, best = (part.unsqueeze(-1) for part in score.max(dim=-1))  # [G, B, T, 1]
-        serves = torch.zeros_like(overlap).scatter_add(-1, query.flatten(2), keep.flatten(2).to(score.dtype))
-        free = serves.gather(-1, best.flatten(2)).view(best.shape) == 0
-        forced = Assignment(best, highest, ~keep.any(-1, keepdim=True) & (highest > 0) & free)
-        first = best_pair_of_query(forced, queries) & (slot == 0)
-        query, value, keep = torch.where(first, best, query), torch.where(first, highest, value), keep | first
-        return Assignment(query, torch.where(keep, value, 0.0), keep)
+        if self.min_pos is not None:
+            highest, best = (part.unsqueeze(-1) for part in score.max(dim=-1))  # [G, B, T, 1]
+            free = ~_served(query, keep, overlap).gather(-1, best.flatten(2)).view(best.shape)
+            wanted = (highest > 0) & (highest >= self.min_pos) if self.min_pos else highest > 0
+            forced = Assignment(best, highest, ~keep.any(-1, keepdim=True) & wanted & free)
+            first = best_pair_of_query(forced, queries) & (slot == 0)
+            query, value, keep = torch.where(first, best, query), torch.where(first, highest, value), keep | first
+        ignored = None
+        if self.neg is not None:
+            ignored = (overlap >= self.neg) & (overlap < self.pos) & ~_served(query, keep, overlap)
+        return Assignment(query, torch.where(keep, value, 0.0), keep, ignored)
+
+
+def _served(query: Tensor, keep: Tensor, overlap: Tensor) -> Tensor:
+    """Return which queries [G, B, Q], of the shape of ``overlap``, serve a target."""
+    return torch.zeros_like(overlap).scatter_add(-1, query.flatten(2), keep.flatten(2).to(overlap.dtype)) > 0
 
 
 class MaxIoUConfig(OneToManyConfig):
@@ -97,12 +121,25 @@ class MaxIoUConfig(OneToManyConfig):
     k: int = Field(4, ge=1)
     """Most queries a target receives."""
     pos: float = Field(0.6, gt=0, le=1)
-    """IoU that a query must reach; the best query of a target without any needs no more than an overlap."""
+    """IoU that a query must reach."""
+    neg: float | None = Field(None, gt=0, le=1)
+    """IoU from which on a query without a target has no class loss; null: that of ``pos``, so that every one has."""
+    min_pos: float | None = Field(0.0, ge=0, le=1)
+    """IoU, beside an overlap, that the best query of a target without any must reach; null leaves the target without
+    (Faster R-CNN's second stage)."""
+
+    @model_validator(mode="after")
+    def _leaves_a_band(self) -> MaxIoUConfig:
+        if self.neg is not None and self.neg > self.pos:
+            raise ValueError(f"neg ({self.neg:g}) must be at most pos ({self.pos:g}); between them queries are ignored")
+        return self
 
     def describe(self) -> str:
-        """Return kind, k and the threshold."""
-        return f"{super().describe()} pos={self.pos:g}"
+        """Return kind, k and the thresholds that are set."""
+        neg = "" if self.neg is None else f" neg={self.neg:g}"
+        min_pos = "" if self.min_pos == 0 else f" min_pos={'none' if self.min_pos is None else f'{self.min_pos:g}'}"
+        return f"{super().describe()} pos={self.pos:g}{neg}{min_pos}"
 
     def build(self) -> MaxIoU:
         """Build the matcher of one branch."""
-        return MaxIoU([self.k], self.pos)
+        return MaxIoU([self.k], self.pos, self.neg, self.min_pos)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,8 @@ class OneToManyConfig(Strict):
     """Settings of a matcher that gives a target several queries."""
 
     kind: str
+    short: ClassVar[Mapping[str, str]] = {}
+    """Short names of keys, as papers write them, for ``--branch``."""
     k: int = Field(ge=1)
     """Most queries a target receives."""
 
@@ -30,6 +32,17 @@ class OneToManyConfig(Strict):
     @abstractmethod
     def build(self) -> Matcher:
         """Build the matcher of one branch."""
+
+
+def checked_k(k: Sequence[int]) -> tuple[int, ...]:
+    """Return k of each group.
+
+    Raises:
+        ValueError: one is smaller than 1.
+    """
+    if min(k) < 1:
+        raise ValueError(f"k must be at least 1, found {min(k)}")
+    return tuple(k)
 
 
 def per_group(values: Sequence[float], like: Tensor) -> Tensor:

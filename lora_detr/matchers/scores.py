@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lora_detr.ops.boxes import corners, iou, iou_and_giou
+from lora_detr.ops.boxes import Corners, corners, iou, iou_and_giou
 from lora_detr.structures import PaddedTargets, Prediction
 
 # Of the focal class cost (with gamma 2), as all members of the family match by it (Deformable-DETR's code).
@@ -17,6 +17,33 @@ def target_logits(logits: Tensor, labels: Tensor) -> Tensor:
     groups, batch, queries, _ = logits.shape
     index = labels.view(1, batch, 1, -1).expand(groups, batch, queries, -1)
     return logits.gather(-1, index).transpose(-1, -2)
+
+
+@torch.no_grad()
+def overlap_score(prediction: Prediction, targets: PaddedTargets) -> Tensor:
+    """Return the IoU of every predicted box with every target, float32 [G, B, T, Q]; boxes are [G, B, Q, 4]."""
+    if prediction.overlap is not None:
+        return prediction.overlap
+    return iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+
+
+def reference_boxes(prediction: Prediction) -> Tensor:
+    """Return the boxes that predictions refine, float32 [G, B, Q, 4]; where they are not known, the predicted boxes."""
+    return (prediction.boxes if prediction.reference is None else prediction.reference).float()
+
+
+def holds_centre(target: Corners, boxes: Tensor) -> Tensor:
+    """Return whether the centre of a box is inside a target, and not on its border.
+
+    Args:
+        target: corners [B, T, 1] of the targets.
+        boxes: [G, B, Q, 4].
+
+    Returns:
+        bool [G, B, T, Q].
+    """
+    centre = boxes[..., None, :, :2]  # [G, B, 1, Q, 2]
+    return ((centre > target.low) & (centre < target.high)).all(-1)
 
 
 @torch.no_grad()
@@ -32,7 +59,7 @@ def matching_score(prediction: Prediction, targets: PaddedTargets, class_weight:
         float32 [G, B, T, Q].
     """
     probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
-    overlap = iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2))
+    overlap = overlap_score(prediction, targets)
     weight = class_weight.view(-1, 1, 1, 1)
     return weight * probability + (1 - weight) * overlap
 
@@ -49,7 +76,7 @@ def aligned_score(prediction: Prediction, targets: PaddedTargets) -> Tensor:
         float32 [G, B, T, Q].
     """
     probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
-    return probability * iou(targets.corners, corners(prediction.boxes.float()).unsqueeze(-2)) ** 4
+    return probability * overlap_score(prediction, targets) ** 4
 
 
 @torch.no_grad()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lora_detr.matchers.one_to_many import OneToManyConfig, per_group, spread
+from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
 from lora_detr.matchers.scores import matching_score
 from lora_detr.ops.ranking import best_first
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
@@ -23,6 +23,10 @@ class TopK:
     queries. A target that n candidates prefer receives min(n, k) queries, drawn from its whole score row
     (``official``; a query may then serve two targets, or one it does not prefer) or only from queries that prefer it
     and reach the threshold (``strict``; forcing plays no part there).
+
+    Class and IoU are those of the *predictions*; M is published. An image without a target has no pair. With more
+    targets than queries, those that no query prefers stay without. A target that nothing overlaps, such as one without
+    area, is matched by its class alone, as far as that goes. Ties: the lower query index, the lower target index.
 
     Args:
         k: for each group of the stack, or one for all.
@@ -48,9 +52,7 @@ class TopK:
         positive_fraction: float | None = 0.25,
         candidates: Literal["official", "strict"] = "official",
     ) -> None:
-        if min(k) < 1:
-            raise ValueError(f"k must be at least 1, found {min(k)}")
-        self.k, self.threshold, self.class_weight = tuple(k), tuple(threshold), tuple(class_weight)
+        self.k, self.threshold, self.class_weight = checked_k(k), tuple(threshold), tuple(class_weight)
         self.strict_threshold, self.force_best = strict_threshold, force_best
         self.positive_fraction, self.candidates = positive_fraction, candidates
 
@@ -143,6 +145,7 @@ class TopKConfig(OneToManyConfig):
     """Up to k queries a target whose score reaches a threshold."""
 
     kind: Literal["topk"] = "topk"
+    short: ClassVar[Mapping[str, str]] = {"tau": "threshold", "alpha": "class_weight"}
     # Threshold and class weight of the authors' code for every branch.
     threshold: float = Field(0.4, ge=0, le=1)
     """tau: score that a query must reach."""

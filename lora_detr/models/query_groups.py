@@ -7,7 +7,7 @@ their parameters stand under ``query_groups``, and a detector built for deployme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -140,7 +140,8 @@ class QueryGroups(nn.Module):
             groups.append(QueryGroupOutput("hybrid", found, encoder))
         # Self-attention is what lets queries suppress duplicates; one-to-many targets reward them (DAC-DETR).
         if self.dac:
-            found = tuple(layer.prediction for layer in decode(queries, DecoderPass(self_attention=False)))
+            parted = decode(queries, DecoderPass(self_attention=False))
+            found = tuple(replace(layer.prediction, reference=layer.reference.detach()) for layer in parted)
             groups.append(QueryGroupOutput("dac", found))
         return Decoded(layers, tuple(groups))
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from lora_detr.config.presets import configs_root
 from lora_detr.data.transforms import TrainTransformConfig
 from lora_detr.json_value import JSON
-from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained
+from lora_detr.models.huggingface import HuggingFaceConfig
+from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained, read_weights
 from lora_detr.models.huggingface.processor import SHORTER, Preparation
 from lora_detr.models.huggingface.versions import PREFIX
+
+# What batch norms have that train, beside their statistics; those that are frozen by design have not.
+COUNT = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,12 @@ def fine_tuning(name: str) -> FineTuning:
     source = absolute(Path(name)).removeprefix(PREFIX)
     found = read_pretrained(source)
     recipe = configs_root() / "huggingface" / f"{found.model.family.recipe}.yaml"
-    return FineTuning(recipe, _settings(found), found.notes)
+    if _has_untrained_norms(read_weights(source).tensors):
+        # Frozen, they would leave activations of any size.
+        note = "batch norms have seen no image yet: they are trained"
+        model = found.model.model_copy(update={"batch_norm": "train"})
+        return FineTuning(recipe, _settings(found, model), (*found.notes, note))
+    return FineTuning(recipe, _settings(found, found.model), found.notes)
 
 
 def absolute(weights: Path) -> str:
@@ -50,10 +62,17 @@ def absolute(weights: Path) -> str:
     return f"{PREFIX}{folder.resolve()}" if folder.is_dir() else name
 
 
-def _settings(found: Pretrained) -> dict[str, JSON]:
+def _has_untrained_norms(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether there are batch norms, and all have the statistics that they are made with."""
+    counted = [name.removesuffix(COUNT) for name in weights if name.endswith(COUNT)]
+    means, spreads = ([weights[f"{name}.{part}"] for name in counted] for part in ("running_mean", "running_var"))
+    return bool(counted) and not any(bool(mean.any()) for mean in means) and all(bool((s == 1).all()) for s in spreads)
+
+
+def _settings(found: Pretrained, model: HuggingFaceConfig) -> dict[str, JSON]:
     ready = found.preparation
     return {
-        "model": found.model.model_dump(mode="json"),
+        "model": model.model_dump(mode="json"),
         "data": {
             "size_divisor": ready.divisor,
             "train": _augmentation(ready),

@@ -13,6 +13,7 @@ from lora_detr.checkpoints.official.file import read_official
 from lora_detr.checkpoints.official.system import announce, recognise
 from lora_detr.checkpoints.opened import kind_of
 from lora_detr.config.base import Strict
+from lora_detr.config.explain import models_of
 from lora_detr.config.installed import find_installed
 from lora_detr.config.load import Loaded, load_config, parse_override
 from lora_detr.config.presets import list_presets
@@ -23,15 +24,13 @@ from lora_detr.data.coco.layout import COCO_FOLDER
 from lora_detr.data.synthetic.sets import cached, resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
+from lora_detr.matchers import MATCHER_GROUP, MatcherConfig, OneToManyConfig
 from lora_detr.models import DeformableDetrConfig
 from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs.pretrained import FineTuning, absolute, fine_tuning
-
-# Short names of a matcher's fields, as the paper writes them.
-SHORT = {"tau": "threshold", "alpha": "class_weight"}
 
 
 @dataclass(frozen=True)
@@ -311,6 +310,13 @@ def _check_kind(option: str, kind: str) -> None:
         raise ConfigError(message, f"known: {', '.join(BRANCH_KINDS)}")
 
 
+def _short_names(matcher: str) -> Mapping[str, str]:
+    """Return the short names that keys of a kind of matcher have, as papers write them; none of an unknown kind."""
+    ours = {config.model_fields["kind"].default: config for config in models_of(MatcherConfig)}
+    found = ours.get(matcher) or find_installed(MATCHER_GROUP, matcher, OneToManyConfig)
+    return found.short if found is not None and issubclass(found, OneToManyConfig) else {}
+
+
 def _parse_branch(text: str) -> dict[str, Any]:
     """Read ``[kind/]matcher:key=value,...``, such as ``topk:k=6,tau=0.4``."""
     head, _, settings = text.partition(":")
@@ -318,12 +324,13 @@ def _parse_branch(text: str) -> dict[str, Any]:
     kind = kind if slash else BRANCH_KINDS[0]
     _check_kind(f"--branch {text}", kind)
     values: dict[str, Any] = {"kind": matcher}
+    short = _short_names(matcher)
     for item in filter(None, settings.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--branch {text}: expected key=value, found '{item}'", "for example topk:k=6,tau=0.4")
         try:
-            values[SHORT.get(key.strip(), key.strip())] = json.loads(value)
+            values[short.get(key.strip(), key.strip())] = json.loads(value)
         except json.JSONDecodeError:
-            values[SHORT.get(key.strip(), key.strip())] = value.strip()
+            values[short.get(key.strip(), key.strip())] = value.strip()
     return {"kind": kind, "matcher": values}

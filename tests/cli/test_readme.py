@@ -14,6 +14,7 @@ import subprocess
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lora_detr.cli import app
 from lora_detr.config.presets import list_presets
 from lora_detr.losses.criterion import Criterion
 from lora_detr.runs.request import Request, resolve
+from tests import huggingface_models
 from tests.cli.conftest import Ended, commands_in
 from tests.conftest import REPOSITORY
 from tests.small_runs import REDUCED, SMALL
@@ -41,7 +43,15 @@ INLINE = re.compile(r"`([^`]+)`")
 SMALLER = ("--config", SMALL, "--num-classes", "auto", "--max-steps", 1)
 # Another system stays what it is, and is cut down instead.
 CUT_DOWN = (*(word for change in REDUCED for word in ("--set", change)), "--num-classes", "auto", "--max-steps", 1)
-SMALLER_BESIDE = {"--resume": ("--max-steps", 2), "--weights": ("--max-steps", 1), "relation": CUT_DOWN}
+SMALLER_BESIDE = {
+    "--resume": ("--max-steps", 2),
+    "--weights": ("--max-steps", 1),
+    "relation": CUT_DOWN,
+    "hf:DIR": ("--max-steps", 1, "--workers", 0),
+}
+# What needs `transformers`, and what follows from it.
+OF_TRANSFORMERS = ("hf:DIR", "runs/DIR-1")
+HAS_TRANSFORMERS = find_spec("transformers") is not None
 
 # What a text writes for a value of the user's.
 PLACEHOLDERS = {"N": "1"}
@@ -123,6 +133,8 @@ def visited(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Visi
     (folder / "data" / "coco").symlink_to(shapes_tiny, target_is_directory=True)
     write_cells(folder, shapes_tiny)
     (folder / "cells-settings.yaml").write_text("extends: deformable\ntrain: {epochs: 4}\n")
+    if HAS_TRANSFORMERS:
+        huggingface_models.save("rt_detr", folder / "DIR")
     ended = {}
     with commands_in(folder, XDG_CACHE_HOME=str(folder / "cache")) as loradetr:
         for step in STEPS:
@@ -170,6 +182,8 @@ def executed(code: str) -> Ended:
 
 @pytest.mark.parametrize("text", [*COMMANDS, *PYTHON], ids=lambda text: str(text).splitlines()[0])
 def test_everything_that_can_be_run_works(text: str, visited: Visited) -> None:
+    if not HAS_TRANSFORMERS and any(word in text for word in OF_TRANSFORMERS):
+        pytest.skip("transformers is not installed")
     ended = visited.ended[text]
     assert ended.err == ""
     assert ended.code == 0

@@ -81,6 +81,12 @@ class Wrong:
         return replace(pairs, **{name: change(getattr(pairs, name)) for name, change in self.changes.items()})
 
 
+class Promising(Wrong):
+    """Promises what it does not keep."""
+
+    unique_queries = True
+
+
 class WrongScores(Wrong):
     """Scores whose last two axes are exchanged."""
 
@@ -108,6 +114,7 @@ EVERY = dict.fromkeys(("query", "score", "mask"))
         (Wrong(**dict.fromkeys(EVERY, lambda x: x[0])), "shape is"),
         (Wrong(mask=lambda x: x.float()), "expected int64 and bool"),
         (Wrong(query=lambda x: x.to("meta")), "are on meta, cpu and cpu, not cpu"),
+        (Promising(query=lambda x: torch.arange(2).expand_as(x)), "a query serves two targets"),
         (WrongScores(), r"scores have the shape \(2, 2, 6, 3\), expected \(2, 2, 3, 6\)"),
     ],
 )

@@ -91,3 +91,19 @@ def solve(cost: Sequence[Sequence[float]]) -> list[Pair]:
         return []
     queries, targets = linear_sum_assignment(numpy.asarray(cost, dtype=numpy.float64))
     return sorted(zip(queries.tolist(), targets.tolist(), strict=True))
+
+
+def solve_repeated(cost: Sequence[Sequence[float]], copies: int, share: float) -> list[Pair]:
+    """Return the cheapest (query, target) pairs where a target has ``copies``, or as many as a share of queries allows.
+
+    Args:
+        cost: of [query][target].
+        copies: of each target, at most; at least one stands.
+        share: of the queries that all copies may take.
+    """
+    if not cost or not cost[0]:
+        return []
+    queries, targets = len(cost), len(cost[0])
+    while copies > 1 and copies * targets > share * queries:
+        copies -= 1
+    return sorted((q, g % targets) for q, g in solve([list(row) * copies for row in cost]))

@@ -127,14 +127,14 @@ def test_steps_of_a_page_give_a_kind_that_trains(page: str, kinds: list[str], st
 
 @pytest.mark.parametrize("page", [page[0] for page in PAGES])
 def test_steps_of_a_page_change_at_most_two_existing_lines(page: str) -> None:
-    """Beside them there is one new line: the import."""
+    """Beside them there is one new line, the import; a new line in place of a changed one is as good."""
     existing, new = 0, 0
     for path, diff in blocks(page, "diff").items():
         before = (REPOSITORY / path).read_text(encoding="utf-8")
         counts = existing_and_new_lines(before, edited(before, diff))
         existing, new = existing + counts[0], new + counts[1]
-    assert 0 < existing <= 2
-    assert new == 1
+    assert existing <= 2
+    assert new >= 1 and 2 <= existing + new <= 3
 
 
 @pytest.mark.parametrize(("page", "branches", "options", "kinds"), PAGES[:2], ids=[page[0] for page in PAGES[:2]])

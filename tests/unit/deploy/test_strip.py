@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from lora_detr.atomic_files import private_directory
 from lora_detr.checkpoints.opened import OpenedRun, open_run
@@ -23,11 +22,12 @@ from lora_detr.checkpoints.stripped_file import StrippedFile, read_stripped, wri
 from lora_detr.deploy.proof_images import proof_images
 from lora_detr.deploy.strip import MERGE_TOLERANCE, WORKING, StripReport, strip
 from lora_detr.errors import CheckpointError, ConfigError, VerificationError
+from lora_detr.models import AnyDetector
 from lora_detr.structures import Images
 from lora_detr.tensor_files import read_tensors
 from tests import small_runs
 
-Writer = Callable[[Path, Mapping[str, Tensor], OpenedRun], None]
+Writer = Callable[[Path, AnyDetector, OpenedRun], None]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,8 @@ def test_a_reloaded_file_predicts_the_same_bits(
     assert torch.equal(found.boxes, output.prediction.boxes)
 
 
-def damage_a_bit(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
+def damage_a_bit(path: Path, detector: AnyDetector, opened: OpenedRun) -> None:
+    tensors = detector.inference_state()
     write_stripped(path, tensors, opened.deployment)
     data = bytearray(path.read_bytes())
     # The sign of the largest weight there is: a bit that no rounding can hide.
@@ -143,13 +144,13 @@ def damage_a_bit(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -
     path.write_bytes(data)
 
 
-def cut(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    write_stripped(path, tensors, opened.deployment)
+def cut(path: Path, detector: AnyDetector, opened: OpenedRun) -> None:
+    write_stripped(path, detector.inference_state(), opened.deployment)
     path.write_bytes(path.read_bytes()[:-5])
 
 
-def nudge(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    name = "heads.classes.1.bias"
+def nudge(path: Path, detector: AnyDetector, opened: OpenedRun) -> None:
+    name, tensors = "heads.classes.1.bias", detector.inference_state()
     write_stripped(path, {**tensors, name: tensors[name] + 1e-5}, opened.deployment)
 
 

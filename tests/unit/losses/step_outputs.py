@@ -61,7 +61,8 @@ def make_step(
             unread,
             unread,
             unread,
-            unread,
+            # Those of the layer before, as in a decoder; the first has those of the last, to draw nothing more.
+            leaves["primary/boxes"][layer - 1].detach(),
             Prediction(leaves["primary/logits"][layer], leaves["primary/boxes"][layer]),
         )
         for layer in range(layers)

@@ -21,9 +21,10 @@ from lora_detr.losses.config import (
     PrimaryLossConfig,
     TermWeights,
 )
-from lora_detr.losses.criterion import Criterion, stacked
+from lora_detr.losses.criterion import Criterion
 from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossReport
+from lora_detr.losses.stacking import stacked
 from lora_detr.matchers import TopKConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import EncoderOutput, Images, PaddedTargets, Prediction, QueryGroupOutput, Target

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +64,25 @@ def make_problem(seed: int, groups: int, counts: list[int], queries: int, classe
     boxes = near_targets(draw_boxes(groups, len(counts), queries), images)
     logits = 2 * torch.randn(groups, len(counts), queries, classes)
     return Problem(Prediction(logits, boxes), PaddedTargets.from_targets(images), images)
+
+
+def coarse(boxes: Tensor) -> Tensor:
+    """Move boxes [..., 4] to a grid on which many distances and overlaps are equal, exactly; some have no area."""
+    return torch.cat(((boxes[..., :2] * 16).round() / 16, (boxes[..., 2:] * 8).round() / 8), -1)
+
+
+def thousand_problems() -> Iterator[Problem]:
+    """Give 1,000 problems of one layer and one image, 100 at a time: of every size, every other on a grid."""
+    for seed in range(10):
+        counts = [[4, 0, 2, 3, 1], [7, 1, 2, 0, 5]][seed % 3 == 0]
+        problem = make_problem(seed, groups=20, counts=counts, queries=[12, 1, 5, 20, 3][seed % 5], classes=3)
+        boxes, images = problem.prediction.boxes, problem.images
+        reference = near_targets(draw_boxes(*boxes.shape[:-1]), images)
+        if seed % 2:
+            boxes, reference = coarse(boxes), coarse(reference)
+            images = tuple(replace(image, boxes=coarse(image.boxes)) for image in images)
+        prediction = Prediction(problem.prediction.logits, boxes, reference)
+        yield Problem(prediction, PaddedTargets.from_targets(images), images)
 
 
 @st.composite

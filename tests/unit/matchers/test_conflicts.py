@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_detr.matchers import HungarianConfig, TopK
-from lora_detr.matchers.conflicts import best_pair_of_query, merge_one_to_one, without_duplicates
+from lora_detr.matchers.conflicts import best_pair_of_query, merge_one_to_one, wins_query, without_duplicates
 from lora_detr.matchers.invariants import check_assignment
 from lora_detr.structures import Assignment
 from tests.reference import one_to_many
@@ -64,3 +64,14 @@ def test_equal_scores_keep_the_lower_target() -> None:
     score = torch.tensor([[[[0.5, 0.2], [0.5, 0.3]]]])
     kept = best_pair_of_query(Assignment(query, score, torch.ones_like(query).bool()), 4)
     assert kept.flatten().tolist() == [True, False, False, True]
+
+
+def test_of_pairs_with_different_queries_both_ways_keep_the_same() -> None:
+    """With many equal values, and more targets than queries."""
+    torch.manual_seed(0)
+    for targets, queries, k in ((1, 1, 1), (5, 8, 3), (9, 4, 4), (3, 20, 20)):
+        query = torch.rand(10, 3, targets, queries).argsort(-1)[..., :k]
+        value = (torch.rand(query.shape) * 4).round()
+        keep = torch.rand(query.shape) < 0.7
+        expected = best_pair_of_query(Assignment(query, value, keep), queries)
+        assert torch.equal(wins_query(query, value, keep, queries), expected)

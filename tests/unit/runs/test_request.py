@@ -123,6 +123,23 @@ def test_rank_changes_all_branches() -> None:
     assert {branch.rank for branch in config_of(baseline="deformable-pp", aux=2).branches} == {48}
 
 
+def test_short_names_belong_to_a_kind_of_matcher() -> None:
+    """alpha is class_weight of one and a key of another; q is what SimOTA calls k."""
+    specs = ("topk:k=6,alpha=0.2", "task-aligned:alpha=0.5", "simota:q=12", "many-to-one:tau=2", "atss:k=9", "simota")
+    matchers = [branch.matcher for branch in config_of(baseline="deformable", branches=specs).branches]
+    shown = [matcher.describe() for matcher in matchers]
+    assert shown == [
+        "topk k=6 tau=0.4 alpha=0.2",
+        "task-aligned k=13 alpha=0.5 beta=6",
+        "simota k=12",
+        "many-to-one k=2 alpha=0.25 tau=2",
+        "atss k=9",
+        "simota k=10",
+    ]
+    with pytest.raises(ConfigError, match=r"`branches\.0\.matcher\.tau`: unknown key"):
+        config_of(baseline="deformable", branches=("atss:tau=0.4",))
+
+
 def test_branch_specifications_in_the_words_of_the_paper() -> None:
     config = config_of(baseline="deformable", branches=("topk:k=6,tau=0.5,alpha=0.2", "lora/topk:k=3"))
     first, second = (branch.matcher for branch in config.branches)

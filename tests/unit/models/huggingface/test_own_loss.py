@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("transformers")
 
@@ -97,3 +98,27 @@ def test_without_targets_and_in_evaluation_there_is_none() -> None:
     detector = HuggingFaceDetector(huggingface_models.build("deformable_detr"))
     assert detector.eval()(images_of("deformable_detr"), targets()).own_loss is None
     assert detector.train()(images_of("deformable_detr")).own_loss is None
+
+
+@pytest.mark.parametrize("given", [targets(), [EMPTY, EMPTY]], ids=["objects", "no object"])
+@pytest.mark.parametrize("kind", huggingface_models.CONFIGS)
+def test_of_several_processes_every_parameter_has_a_gradient(
+    kind: str, given: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise those with one would wait for the others.
+    monkeypatch.setattr("lora_detr.models.huggingface.detector.is_initialized", lambda: True)
+    built = HuggingFaceDetector(huggingface_models.build(kind)).train()
+    loss_of(built(images_of(kind), given)).total.backward()
+    without = [name for name, p in built.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_frozen_batch_norms_keep_weights_and_statistics() -> None:
+    built = HuggingFaceDetector(huggingface_models.build("rt_detr"), has_frozen_norms=True).train()
+    norms = {name: part for name, part in built.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    loss_of(built(images_of("rt_detr"), targets())).total.backward()
+    assert norms
+    for name, norm in norms.items():
+        assert norm.weight.grad is None
+        assert torch.equal(norm.running_mean, before[f"{name}.running_mean"])
