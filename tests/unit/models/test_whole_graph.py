@@ -12,7 +12,7 @@ from lora_detr.config.load import load_config
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images, Target
 
-PRESETS = ["deformable-tiny-lora3", "deformable-tiny-ffn3", "ms-detr-tiny", "relation-tiny-lora3"]
+PRESETS = ["ms-detr-tiny", "relation-tiny-lora3"]  # between them: both kinds of branches, every part of a decoder
 SIZE = (64, 96)
 
 
