@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_detr.losses.report import LossKey, LossReport
+from lora_detr.losses.source import source_keys
 from lora_detr.structures import Assignment, PaddedTargets
 from lora_detr.training.diagnostics import diagnose
 from tests import small_runs
@@ -39,7 +40,8 @@ def sources() -> list[Any]:
     made = []
     for paths in (["primary"], ["branch0", "branch1"]):
         prediction = SimpleNamespace(logits=torch.zeros(len(paths), 2, 5, 3))
-        made.append(SimpleNamespace(assignment=assignment(paths), prediction=prediction))
+        keys = source_keys([(path, 0) for path in paths])
+        made.append(SimpleNamespace(keys=keys, assignment=assignment(paths), prediction=prediction))
     return made
 
 
@@ -87,6 +89,7 @@ def test_without_branches_only_the_primary_is_described() -> None:
 
 def test_a_batch_without_objects_has_nothing_to_measure() -> None:
     empty = SimpleNamespace(
+        keys=source_keys([("primary", 0)]),
         assignment=Assignment(
             *(torch.zeros(1, 2, 1, 1, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool))
         ),
