@@ -146,7 +146,9 @@ KINDS = members(MatcherConfig)
 MIXES = [*combinations(KINDS, 3), *((kind,) * 3 for kind in KINDS)]
 
 
-@pytest.mark.parametrize("kinds", MIXES, ids=lambda kinds: "+".join(kind.model_fields["kind"].default for kind in kinds))
+@pytest.mark.parametrize(
+    "kinds", MIXES, ids=lambda kinds: "+".join(kind.model_fields["kind"].default for kind in kinds)
+)
 def test_every_mix_of_rules_is_described(kinds: Sequence[Any], passed: SimpleNamespace) -> None:
     """Positives are counted again in plain sets."""
     settings, targets, names = passed.settings, passed.targets, passed.settings.branch_names
