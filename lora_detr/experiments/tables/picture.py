@@ -50,26 +50,29 @@ def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
 
 
 def draw_overlaps(study: Study, overlaps: Sequence[RowOverlap]) -> bytes:
-    """Return a PNG: overlap of branches against gain, a dot with its 95 % interval for each row, a panel a figure."""
+    """Return a PNG: overlap of branches against gain, a mark with its 95 % interval for each row, a panel a figure."""
     reference = study.info.table.reference or study.info.table.rows[0].name
+    numbers = {row.result.row.name: index for index, row in enumerate(overlaps, 1)}
     with in_style():
-        figure = Figure(figsize=(10.5, 4.9), layout="constrained")
+        figure = Figure(figsize=(12.5, 4.9), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(FIGURES)), FIGURES, strict=True):
             axes.set_title(f"{name}: {correlation_in_words(overlaps, name)}", fontsize=8)
             axes.set_xlabel("overlap of the positives of two branches (Jaccard)")
             axes.set_ylabel(f"{name} against {reference} (percentage points)")
             axes.axhline(0, color=GREY, lw=0.8)
             for row in points(overlaps, name):
-                gain, (mark, colour) = row.gains[name], MARKS[row.diversity]
-                if np.isfinite(gain.margin):
-                    axes.errorbar(row.overlap, gain.mean, gain.margin, color=PALE, lw=1, zorder=1)
-                axes.plot(row.overlap, gain.mean, mark, color=colour, ms=5)
-                axes.annotate(
-                    row.result.row.name, (row.overlap, gain.mean), (4, 3), textcoords="offset points", fontsize=7
-                )
-            axes.margins(x=0.15)
-        marks = [Line2D([], [], ls="", marker=mark, color=colour) for mark, colour in MARKS.values()]
-        figure.legend(marks, list(WORDS.values()), loc="outside lower center", ncols=3, fontsize=8)
+                place, margin = (row.overlap, row.gains[name].mean), row.gains[name].margin
+                if np.isfinite(margin):
+                    axes.errorbar(*place, margin, color=PALE, lw=1, zorder=1)
+                axes.plot(*place, MARKS[row.diversity][0], color=MARKS[row.diversity][1], ms=5)
+                number = str(numbers[row.result.row.name])
+                axes.annotate(number, place, (4, 3), textcoords="offset points", fontsize=7.5)
+        kinds = [(WORDS[kind], kind) for kind in MARKS]
+        rows = [(f"{numbers[row.result.row.name]}  {row.result.row.name}", row.diversity) for row in overlaps]
+        entries = [
+            (Line2D([], [], ls="", marker=MARKS[kind][0], color=MARKS[kind][1]), text) for text, kind in kinds + rows
+        ]
+        figure.legend(*zip(*entries, strict=True), loc="outside right upper", fontsize=7.5)
         figure.suptitle(study.info.table.title, x=0.01, ha="left", fontsize=11, weight="bold")
         return encoded(figure)
 

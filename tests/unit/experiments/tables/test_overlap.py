@@ -156,7 +156,7 @@ def test_the_report_shows_the_picture(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     with Image.open(study.folder / "overlap.png") as picture:
-        assert picture.size == (1050, 490)
+        assert picture.size == (1250, 490)
 
 
 def test_positives_that_never_existed_leave_the_overlap_unknown(tmp_path: Path) -> None:
