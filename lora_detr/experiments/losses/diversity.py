@@ -28,6 +28,7 @@ MEASURES = {
 """Name in the file -> in words. The mean over decoder layers is taken where there is a value for each."""
 
 BRANCHES = "branches"
+TWO_BRANCHES = f"two {BRANCHES}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def condensed(log: DiversityLog) -> DiversityLog:
         groups: dict[str, list[Values]] = {}
         for name, values in own.items():
             if name != PRIMARY:
-                pair = f"{BRANCHES} and {PRIMARY}" if PRIMARY in name.split("|") else f"two {BRANCHES}"
+                pair = f"{BRANCHES} and {PRIMARY}" if PRIMARY in name.split("|") else TWO_BRANCHES
                 groups.setdefault(pair if "|" in name else BRANCHES, []).append(values)
         curves[measure] = {name: _known_mean(np.array(members)) for name, members in groups.items()}
     return DiversityLog(log.label, log.steps, curves)
@@ -106,15 +107,16 @@ def diversity_as_markdown(logs: Sequence[DiversityLog]) -> str:
         for name in names:
             cells = []
             for measure in MEASURES:
-                values = [
-                    float(np.nanmean(late))
-                    for log in own
-                    if name in log.curves[measure]
-                    and np.isfinite(late := log.curves[measure][name][log.steps >= log.steps[-1] / 2]).any()
-                ]
+                values = [value for log in own if math.isfinite(value := late_mean(log, measure, name))]
                 cells.append(f"{np.mean(values):.3f}" if values else "-")
             rows.append([label, name.replace("|", " and "), *cells])
     return "\n".join(markdown_table(["runs", "of", *MEASURES.values()], rows, words=2)) + "\n"
+
+
+def late_mean(log: DiversityLog, measure: str, name: str) -> float:
+    """Return the mean of a curve over the last half of a run, in which matching has settled; NaN if none is known."""
+    curve = log.curves[measure].get(name)
+    return math.nan if curve is None else float(_known_mean(curve[log.steps >= log.steps[-1] / 2]))
 
 
 def _known_mean(values: Values) -> Values:

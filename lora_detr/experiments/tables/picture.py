@@ -8,11 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.experiments.tables.overlap import FIGURES, WORDS, Diversity, RowOverlap, correlation_in_words, points
 from lora_detr.experiments.tables.results import RowResult, not_comparable
 from lora_detr.experiments.tables.study import Study
-from lora_detr.records.diagrams import BLUE, GREY, ORANGE, curve_style, encoded, in_style
+from lora_detr.records.diagrams import BLUE, GREEN, GREY, ORANGE, PALE, curve_style, encoded, in_style
+
+MARKS: dict[Diversity, tuple[str, str]] = {"none": ("o", BLUE), "settings": ("s", GREEN), "rules": ("D", ORANGE)}
 
 CHARACTERS_AN_INCH = 16
 """Of the note, so that its lines end inside the picture."""
@@ -42,6 +46,34 @@ def draw_study(study: Study, results: Sequence[RowResult]) -> bytes:
         figure.suptitle(table.title, x=0.01, ha="left", fontsize=11, weight="bold")
         lines = textwrap.wrap(note, int(CHARACTERS_AN_INCH * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=GREY)
+        return encoded(figure)
+
+
+def draw_overlaps(study: Study, overlaps: Sequence[RowOverlap]) -> bytes:
+    """Return a PNG: overlap of branches against gain, a mark with its 95 % interval for each row, a panel a figure."""
+    reference = study.info.table.reference or study.info.table.rows[0].name
+    numbers = {row.result.row.name: index for index, row in enumerate(overlaps, 1)}
+    with in_style():
+        figure = Figure(figsize=(12.5, 4.9), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(FIGURES)), FIGURES, strict=True):
+            axes.set_title(f"{name}: {correlation_in_words(overlaps, name)}", fontsize=8)
+            axes.set_xlabel("overlap of the positives of two branches (Jaccard)")
+            axes.set_ylabel(f"{name} against {reference} (percentage points)")
+            axes.axhline(0, color=GREY, lw=0.8)
+            for row in points(overlaps, name):
+                place, margin = (row.overlap, row.gains[name].mean), row.gains[name].margin
+                if np.isfinite(margin):
+                    axes.errorbar(*place, margin, color=PALE, lw=1, zorder=1)
+                axes.plot(*place, MARKS[row.diversity][0], color=MARKS[row.diversity][1], ms=5)
+                number = str(numbers[row.result.row.name])
+                axes.annotate(number, place, (4, 3), textcoords="offset points", fontsize=7.5)
+        kinds = [(WORDS[kind], kind) for kind in MARKS]
+        rows = [(f"{numbers[row.result.row.name]}  {row.result.row.name}", row.diversity) for row in overlaps]
+        entries = [
+            (Line2D([], [], ls="", marker=MARKS[kind][0], color=MARKS[kind][1]), text) for text, kind in kinds + rows
+        ]
+        figure.legend(*zip(*entries, strict=True), loc="outside right upper", fontsize=7.5)
+        figure.suptitle(study.info.table.title, x=0.01, ha="left", fontsize=11, weight="bold")
         return encoded(figure)
 
 

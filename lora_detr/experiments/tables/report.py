@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_detr.atomic_files import write_file
 from lora_detr.evaluation.coco_eval import METRICS, USAGE
 from lora_detr.experiments.markdown import markdown_table
+from lora_detr.experiments.tables.overlap import FIGURES, in_points, overlap_section, points, read_overlaps
 from lora_detr.experiments.tables.results import RowResult, difference, not_comparable, reference_of, spread
 from lora_detr.experiments.tables.study import Study
 
@@ -22,6 +23,8 @@ UNKNOWN = "-"
 def write_report(study: Study, results: Sequence[RowResult]) -> list[Path]:
     """Write ``report.md``, ``report.csv`` and, if a run is done, ``report.png`` into the folder of a study.
 
+    With diagnostics of rows that have at least two branches also ``overlap.png``.
+
     Returns:
         What was written.
 
@@ -30,29 +33,38 @@ def write_report(study: Study, results: Sequence[RowResult]) -> list[Path]:
     """
     written = [study.folder / "report.md", study.folder / "report.csv"]
     pictured = any(result.runs for result in results)
-    write_file(written[0], markdown(study, results, "report.png" if pictured else None).encode())
+    overlaps = read_overlaps(study, results)
+    overlapping = any(points(overlaps, figure) for figure in FIGURES)
+    diversity = overlap_section(study, overlaps, "overlap.png" if overlapping else None)
+    write_file(written[0], markdown(study, results, "report.png" if pictured else None, diversity).encode())
     write_file(written[1], table_of_runs(study, results).encode())
     if pictured:
-        from lora_detr.experiments.tables.picture import draw_study  # matplotlib takes a while to import
+        from lora_detr.experiments.tables.picture import draw_overlaps, draw_study  # matplotlib takes a while to import
 
         written.append(study.folder / "report.png")
         write_file(written[2], draw_study(study, results))
+        if overlapping:
+            written.append(study.folder / "overlap.png")
+            write_file(written[3], draw_overlaps(study, overlaps))
     return written
 
 
-def markdown(study: Study, results: Sequence[RowResult], picture: str | None = None) -> str:
+def markdown(
+    study: Study, results: Sequence[RowResult], picture: str | None = None, diversity: Sequence[str] = ()
+) -> str:
     """Return the report as Markdown.
 
     Args:
         study: what was run.
         results: of its rows, in order.
         picture: file beside it that is shown.
+        diversity: lines about the diversity of branches.
     """
     lines = [f"# {study.info.table.title}", "", *_preface(study), ""]
     lines += markdown_table(*accuracy_table(study, results))
     lines += ["", *_missing(results)]
     lines += [] if picture is None else [f"![{study.info.table.title}]({picture})", ""]
-    return "\n".join([*lines, *_runs(study, results), *_commands(study)]) + "\n"
+    return "\n".join([*lines, *_runs(study, results), *diversity, *_commands(study)]) + "\n"
 
 
 def accuracy_table(
@@ -103,10 +115,7 @@ def _against(result: RowResult, reference: RowResult, figure: str) -> str:
     """Return by how much a row is ahead, with the 95 % interval of it."""
     if result.row.name == reference.row.name:
         return UNKNOWN
-    found = difference(result, reference, figure)
-    if not found.each:
-        return UNKNOWN
-    return f"{found.mean:+.1f}" + ("" if math.isnan(found.margin) else f" ± {found.margin:.1f}")
+    return in_points(difference(result, reference, figure))
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from lora_detr.data.synthetic.sets import display_name
 from lora_detr.errors import ConfigError, OutputError, nearest
 from lora_detr.experiments.tables.table import SCALES, Answer, Scale, TableInfo, TableRow, find_table
 from lora_detr.json_value import JSON, read_json
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.runs.request import resolve
 
 RECORD = "study.json"
@@ -135,13 +136,21 @@ class Study:
         own = ["--seed", str(run.seed), "--output-dir", str(run.folder), "--auto-resume"]
         return ["train", *chosen, *self.settings.arguments(), *own]
 
+    def config(self, row: TableRow) -> RunConfig:
+        """Return the configuration of a row's runs; their steps, evaluations and seed aside.
+
+        Raises:
+            ConfigError: its options are wrong.
+        """
+        request = row.at(self.settings.scale).request(self.settings.data, self.settings.overrides)
+        return resolve(request).loaded.config
+
     def questions(self, run: Run) -> list[Question]:
         """Return what is evaluated besides the primary path; nothing of branches that the row does not have."""
         answers = self.info.table.answers
         if len(answers) == 1:
             return []
-        request = run.row.at(self.settings.scale).request(self.settings.data, self.settings.overrides)
-        branches = len(resolve(request).loaded.config.branches)
+        branches = len(self.config(run.row).branches)
         return [
             Question(
                 answer,

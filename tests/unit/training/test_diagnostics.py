@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_detr.losses.criterion import Criterion
+from lora_detr.losses.normaliser import Normaliser
 from lora_detr.losses.report import LossKey, LossReport
+from lora_detr.losses.source import source_keys
+from lora_detr.matchers import MatcherConfig
+from lora_detr.matchers.atss import ATSSConfig
 from lora_detr.structures import Assignment, PaddedTargets
 from lora_detr.training.diagnostics import diagnose
+from lora_detr.training.step import forward
 from tests import small_runs
+from tests.contracts.unions import members
 
 # Pairs (query, target) of two images with two targets and one, by path; one decoder layer, five queries.
 PAIRS = {
@@ -39,7 +48,8 @@ def sources() -> list[Any]:
     made = []
     for paths in (["primary"], ["branch0", "branch1"]):
         prediction = SimpleNamespace(logits=torch.zeros(len(paths), 2, 5, 3))
-        made.append(SimpleNamespace(assignment=assignment(paths), prediction=prediction))
+        keys = source_keys([(path, 0) for path in paths])
+        made.append(SimpleNamespace(keys=keys, assignment=assignment(paths), prediction=prediction))
     return made
 
 
@@ -87,6 +97,7 @@ def test_without_branches_only_the_primary_is_described() -> None:
 
 def test_a_batch_without_objects_has_nothing_to_measure() -> None:
     empty = SimpleNamespace(
+        keys=source_keys([("primary", 0)]),
         assignment=Assignment(
             *(torch.zeros(1, 2, 1, 1, dtype=kind) for kind in (torch.int64, torch.float32, torch.bool))
         ),
@@ -116,3 +127,57 @@ def test_looking_at_branches_changes_no_bit_of_a_run(tmp_path: Path, shapes_tiny
     assert set(lines[0]["cosine_all"]) == {"branch0", "branch1", "branch2"}
     assert all(-1 <= value <= 1 for value in lines[1]["cosine_all"].values())
     assert len(lines[0]["positives"]["branch0"]) == 2
+
+
+@pytest.fixture(scope="module")
+def passed(shapes_tiny: Path) -> SimpleNamespace:
+    """A forward pass of the small detector with three branches; its graph serves every test."""
+    settings = small_runs.config(*small_runs.WITHOUT_CHANCE)
+    splits = small_runs.splits_of(shapes_tiny, settings)
+    model = small_runs.stepper(settings, splits.categories.num_classes).model
+    batch = small_runs.batch_of(splits, settings, small_runs.with_objects(splits)[:2])
+    output, branches = forward(model, batch, "fp32")
+    targets = PaddedTargets.from_targets(batch.targets)
+    ffns = [model.detector.ffn(layer) for layer in range(settings.model.decoder_layers)]  # type: ignore[operator,union-attr]
+    return SimpleNamespace(settings=settings, output=output, branches=branches, targets=targets, ffns=ffns)
+
+
+KINDS = members(MatcherConfig)
+MIXES = [*combinations(KINDS, 3), *((kind,) * 3 for kind in KINDS)]
+
+
+@pytest.mark.parametrize(
+    "kinds", MIXES, ids=lambda kinds: "+".join(kind.model_fields["kind"].default for kind in kinds)
+)
+def test_every_mix_of_rules_is_described(kinds: Sequence[Any], passed: SimpleNamespace) -> None:
+    """Positives are counted again in plain sets."""
+    settings, targets, names = passed.settings, passed.targets, passed.settings.branch_names
+    matchers = [kind(k=3).build() for kind in kinds]
+    criterion = Criterion(len(passed.ffns), settings.loss, names, matchers)
+    matched = criterion.match(passed.output, passed.branches, targets, Normaliser(sum(targets.counts)))
+    found: Any = diagnose(matched, criterion.losses(matched, targets, passed.output), targets, passed.ffns, names)
+
+    paths, layers, count = ("primary", *names), range(len(passed.ffns)), sum(targets.counts)
+    served: dict[tuple[str, int], list[list[tuple[int, int]]]] = {}  # pairs (target, query) of each image
+    for source in matched[:2]:
+        for group, key in enumerate(source.keys[::3]):
+            images = zip(source.assignment.mask[group], source.assignment.query[group], strict=True)
+            pairs = [[(int(t), int(query[t, k])) for t, k in mask.nonzero()] for mask, query in images]
+            assert key.layer is not None
+            served[key.source, key.layer] = pairs
+    for path in paths:
+        own = [served[path, layer] for layer in layers]
+        assert found["positives"][path] == pytest.approx([sum(map(len, images)) / count for images in own])
+        covered = [sum(len({t for t, _ in pairs}) for pairs in images) for images in own]
+        assert found["uncovered"][path] == pytest.approx([1 - number / count for number in covered])
+    assert list(found["jaccard"]) == [f"{a}|{b}" for a, b in combinations(paths, 2)]
+    for a, b in combinations(paths, 2):
+        for layer in layers:
+            queries = [[{query for _, query in pairs} for pairs in served[path, layer]] for path in (a, b)]
+            each = [len(x & y) / len(x | y) for x, y in zip(*queries, strict=True) if x | y]
+            assert found["jaccard"][f"{a}|{b}"][layer] == pytest.approx(sum(each) / len(each))
+    assert list(found["cosine_all"]) == list(names)
+    assert all(-1 <= value <= 1 for value in found["cosine_all"].values())
+    assert all(value > 0 for value in found["norm_ratio"].values())
+    if set(kinds) == {ATSSConfig}:  # it looks at references alone, which all branches of a layer share
+        assert found["jaccard"]["branch0|branch1"] == found["jaccard"]["branch1|branch2"] == [1.0] * len(layers)
