@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from torch import Tensor
 
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.data.synthetic import sets
-from lora_detr.deploy import strip as strip_module
+from lora_detr.deploy.forms import StrippedFileForm
 from lora_detr.errors import OutputError
 from lora_detr.evaluation.coco_eval import METRICS, USAGE
+from lora_detr.models import AnyDetector
 from tests.cli.conftest import Command, Ended, assert_told, commands_in, run_process
 from tests.cli.test_help import COMMANDS, command_of
 from tests.small_runs import SMALL, read_lines
@@ -152,15 +151,15 @@ def test_the_default_run_directory_is_numbered(loradetr: Command, shapes_tiny: P
         assert Path("runs", f"small-{n}", "exit.json").is_file()
 
 
-def damaged(path: Path, tensors: Mapping[str, Tensor], opened: OpenedRun) -> None:
-    name = "heads.classes.1.weight"
+def damaged(form: StrippedFileForm, path: Path, detector: AnyDetector, opened: OpenedRun) -> None:
+    tensors, name = detector.inference_state(), "heads.classes.1.weight"
     write_stripped(path, {**tensors, name: -tensors[name]}, opened.deployment)
 
 
 def test_a_strip_that_fails_its_proof_exits_with_8(
     loradetr: Command, small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strip_module, "_write", damaged)
+    monkeypatch.setattr(StrippedFileForm, "write", damaged)
     ended = loradetr("strip", small_run, "--output", "out.safetensors", "--inputs", 1)
     assert_is_a_fault(ended, 8, "differs from the checkpoint's by up to")
     assert "nothing was written" in ended.err
