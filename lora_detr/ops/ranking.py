@@ -22,7 +22,8 @@ def best_first(values: Tensor, count: int, largest: bool = True) -> tuple[Tensor
     """
     if count == 0:
         return values.topk(0, dim=-1)
-    # `torch.float`, whatever else `torch.float32` is made to mean. A sum with 0, as -0 has bits of its own. Of negative numbers the larger magnitude has the larger bits.
+    # Tests make `torch.float32` mean float64; `torch.float` stays. A sum with 0, as -0 has bits of its own. Of negative
+    # numbers the larger magnitude has the larger bits.
     finite = values.detach().to(torch.float).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = finite.view(torch.int32)
     order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
