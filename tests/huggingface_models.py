@@ -152,6 +152,7 @@ def build(kind: str, **changes: Any) -> Any:
             setattr(config, name, 0.0)
     torch.manual_seed(0)
     model: nn.Module = AutoModelForObjectDetection.from_config(config)
+    model.requires_grad_(True)  # as `from_pretrained` gives it
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -104,6 +104,11 @@ class TransformerConfig(Strict):
         )
 
     @property
+    def queries_key(self) -> str:
+        """Key path of the number of queries."""
+        return "model.num_queries"
+
+    @property
     def input_statistics(self) -> tuple[Mean, Std]:
         """Mean and standard deviation of the pixels that the backbone takes."""
         return self.backbone.input_statistics

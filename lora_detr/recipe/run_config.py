@@ -168,7 +168,7 @@ class RunConfig(Strict):
         for i, branch in enumerate(self.branches):
             if branch.matcher.k > self.model.num_queries:
                 raise ValueError(
-                    f"`branches.{i}.matcher.k` is {branch.matcher.k} but `model.num_queries` is "
+                    f"`branches.{i}.matcher.k` is {branch.matcher.k} but `{self.model.queries_key}` is "
                     f"{self.model.num_queries}; lower k or raise the number of queries"
                 )
         if self.loss.encoder.classes == "own" and not isinstance(self.model, RelationDetrConfig):
@@ -201,6 +201,12 @@ class RunConfig(Strict):
                 raise ValueError(
                     f"`branches.{i}.kind` is cross-ffn, which reads what no detector of transformers shows"
                 )
+        default = CriterionConfig()
+        for part in ("primary", "encoder", "hybrid", "denoising", "dac"):
+            if getattr(self.loss, part) != getattr(default, part):
+                raise ValueError(
+                    f"`loss.{part}` has no effect: the losses beside the branches are those of transformers"
+                )
         if self.loss.branch.merge_one_to_one:
             raise ValueError(
                 "`loss.branch.merge_one_to_one` needs the primary path's pairs, which the losses of transformers keep "
@@ -218,8 +224,21 @@ class RunConfig(Strict):
                     "set it to true"
                 )
             sides = (prepared.size,) if isinstance(prepared, EvalTransformConfig) else prepared.scales
+            if model.family.ignores_mask and len(sides) > 1:
+                raise ValueError(
+                    f"`data.{name}.scales` has {len(sides)} sizes, so that batches would be padded, which "
+                    f"{model.model_type} does not see; give one"
+                )
             if prepared.square and any(side % multiple for side in sides):
                 raise ValueError(f"`data.{name}`: {model.model_type} takes sides that are multiples of {multiple}")
+            strides = model.config.get("feat_strides")
+            if prepared.square and isinstance(strides, list):
+                tokens = sum((min(sides) // stride) ** 2 for stride in strides if isinstance(stride, int))
+                if tokens < model.num_queries:
+                    raise ValueError(
+                        f"`{model.queries_key}` is {model.num_queries}, but images of {min(sides)} pixels give "
+                        f"{tokens} places to choose from; lower it or take larger images"
+                    )
         if self.data.size_divisor % multiple and not self.data.evaluation.square:
             raise ValueError(
                 f"`data.size_divisor` is {self.data.size_divisor}, but {model.model_type} takes multiples of {multiple}"

@@ -194,6 +194,11 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
         announce(file, system)
         found = [item for item in system.overrides if not any(is_within(key, item.split("=")[0]) for key in given)]
         return replace(request, preset=system.preset, overrides=(*found, *request.overrides))
+    if kind == "transformers":
+        raise ConfigError(
+            f"--weights {weights}: is a detector of transformers",
+            f"--baseline {PREFIX}{str(weights).removeprefix(PREFIX)} trains it",
+        )
     settings = weights / RUN_SETTINGS
     if not settings.is_file():
         if kind == "missing":
@@ -224,7 +229,8 @@ def _baseline(request: Request) -> str:
     name = request.baseline or DEFAULT_BASELINE
     if name not in baselines():
         message = f"--baseline {name}: unknown{nearest(name, baselines())}"
-        raise ConfigError(message, f"known: {', '.join(baselines())}")
+        remedy = f"known: {', '.join(baselines())}; {PREFIX} stands before a folder of transformers"
+        raise ConfigError(message, remedy)
     return name
 
 

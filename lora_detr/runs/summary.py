@@ -54,7 +54,7 @@ def summary_lines(
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits),
-        *_crowded_lines(trainer.splits, config.model.num_queries),
+        *_crowded_lines(trainer.splits, config.model.num_queries, config.model.queries_key),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
@@ -159,7 +159,7 @@ def _data_lines(splits: Splits) -> list[str]:
     return lines
 
 
-def _crowded_lines(splits: Splits, queries: int) -> list[str]:
+def _crowded_lines(splits: Splits, queries: int, key: str) -> list[str]:
     """Warn of objects that can never be found, since every query finds one at most."""
     counts = splits.train.records.object_counts
     crowded = counts[counts > queries]
@@ -168,5 +168,5 @@ def _crowded_lines(splits: Splits, queries: int) -> list[str]:
     return [
         f"warning     {counted(len(crowded), 'image has', 'images have')} more objects than the {queries} queries "
         f"(at most {crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
-        "--set model.num_queries=N raises them"
+        f"--set {key}=N raises them"
     ]

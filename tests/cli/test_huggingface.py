@@ -127,6 +127,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     [
         (("--set", "data.evaluation.square=false"), "does not see what is padding"),
         (("--set", "data.train.scales=[100]"), "multiples of 32"),
+        (("--set", "data.train.scales=[128,160]"), "has 2 sizes, so that batches would be padded"),
+        (("--set", "model.config.weight_loss_bbox=50"), "`model.config`: no rt_detr can be built of it"),
+        (("--set", "model.config.num_queries=2000"), "`model.config.num_queries` is 2000, but images of 128 pixels"),
+        (("--set", "loss.primary.weights.l1=50"), "`loss.primary` has no effect"),
         (("--recompute", "decoder"), "`train.recompute` is not for detectors of transformers"),
         (("--branch", "cross-ffn/topk:k=6"), "`branches.0.kind` is cross-ffn"),
         (("--set", "loss.branch.merge_one_to_one=true"), "keep to themselves"),

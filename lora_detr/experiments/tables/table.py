@@ -19,6 +19,7 @@ from lora_detr.config.presets import configs_root
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.evaluation.coco_eval import METRICS
+from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.runs.request import Request, preset_of
 
 Scale = Literal["paper", "tiny"]
@@ -124,6 +125,9 @@ class TableRow(Strict):
         """
         if scale == "paper":
             return self.options
+        if self.options.baseline is not None and self.options.baseline.startswith(PREFIX):
+            # Such a detector has one size, its own.
+            return self.options.model_copy(update={"set": {**self.options.set, **self.tiny.set}})
         preset = self.tiny.preset
         if preset is None:
             if self.options.baseline is None:

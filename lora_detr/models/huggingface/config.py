@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import JsonValue, model_validator
 
 from lora_detr.config.base import Strict
+from lora_detr.errors import ConfigError
 from lora_detr.models.denoising import MAX_QUERIES
 from lora_detr.models.huggingface.classes import restart_classes
 from lora_detr.models.huggingface.detector import HuggingFaceDetector
@@ -131,9 +132,24 @@ class HuggingFaceConfig(Strict):
         from transformers import AutoConfig
 
         values: dict[str, Any] = {key: value for key, value in self.config.items() if key not in DECIDED}
-        config = AutoConfig.for_model(**values)
+        try:
+            config = AutoConfig.for_model(**values)
+        except Exception as error:  # transformers checks values by errors of several packages
+            raise self._unusable(error) from error
         config.num_labels = num_classes
         return config
+
+    def _unusable(self, error: Exception) -> ConfigError:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = (
+            f"`model.config`: no {self.model_type} can be built of it: {' '.join(lines[:2]) or type(error).__name__}"
+        )
+        return ConfigError(message, "change it in config.json, or by --set model.config.KEY=VALUE")
+
+    @property
+    def queries_key(self) -> str:
+        """Key path of the number of queries."""
+        return f"model.config.{self.family.queries_key(self.config)}"
 
     def build(self, num_classes: int, load_weights: bool) -> HuggingFaceDetector:
         """Build the detector with random weights; every class starts at the prior probability of 0.01.
@@ -149,7 +165,12 @@ class HuggingFaceConfig(Strict):
         from transformers import AutoModelForObjectDetection
 
         auto: Any = AutoModelForObjectDetection
-        model = auto.from_config(config)
+        try:
+            model = auto.from_config(config)
+        except Exception as error:  # sizes that do not fit each other, found by whatever is built of them
+            raise self._unusable(error) from error
+        # As it comes from `from_pretrained`: built of a config, transformers freezes parts of some backbones.
+        model.requires_grad_(True)
         restart_classes(model)
         normalisation = PixelNormalisation(self.mean, self.std)
         return HuggingFaceDetector(model, normalisation, has_frozen_norms=self.batch_norm == "frozen")

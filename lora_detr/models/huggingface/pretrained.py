@@ -146,7 +146,7 @@ def read_weights(source: str) -> PretrainedWeights:
             f"{PREFIX}{source}: {len(lost)} tensors are missing or of another shape: {listed(lost)}",
             "the folder's config.json and model.safetensors must be of one model",
         )
-    if fault := first_non_finite(dict(model.named_parameters())):
+    if fault := first_non_finite({k: t for k, t in model.state_dict().items() if t.is_floating_point()}):
         raise CheckpointError(f"{PREFIX}{source}: {fault}", "take another copy of it")
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     return PretrainedWeights(source, tensors, tuple(sorted(map(_name, report["unexpected_keys"]))))
@@ -171,7 +171,7 @@ def read_config(source: str) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_local(source))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers checks values by errors of several packages
         raise CheckpointError(
             f"{PREFIX}{source}: cannot be read: {_first_line(error)}",
             "check the path; a name of the hub needs a network: where there is none, download it and give the folder",

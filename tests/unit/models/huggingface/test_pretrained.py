@@ -255,3 +255,24 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="is not installed") as caught:
         read_pretrained("anything")
     assert caught.value.remedy == "pip install 'lora-detr[hf]'"
+
+
+@pytest.mark.parametrize("kind", ["deformable_detr", "conditional_detr", "d_fine"])
+def test_all_is_trained_that_from_pretrained_would_train(kind: str, tmp_path: Path) -> None:
+    """Built of a config alone, transformers 5.24 freezes backbones of some families; of a folder, it does not."""
+    from transformers import AutoModelForObjectDetection
+
+    path = huggingface_models.save(kind, tmp_path)
+    theirs = AutoModelForObjectDetection.from_pretrained(path)
+    built = read_pretrained(str(path)).model.build(3, load_weights=False)
+    idle = {id(parameter) for parameter in built.family.idle(built.model)}
+    found = {name for name, p in built.model.named_parameters() if p.requires_grad or id(p) in idle}
+    assert found == {name for name, p in theirs.named_parameters() if p.requires_grad}
+
+
+def test_a_buffer_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    model = huggingface_models.build("deformable_detr")
+    next(buffer for name, buffer in model.named_buffers() if name.endswith("running_var")).fill_(math.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="not finite"):
+        read_weights(str(tmp_path))
