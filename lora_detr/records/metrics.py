@@ -120,10 +120,12 @@ def epoch_record(
     """
     record: dict[str, object] = {"epoch": epoch, "step": step, "train_lr": rate, "n_parameters": parameters}
     record["train_loss"] = means.get("loss", float("nan"))
+    # A layer that a detector's own loss leaves out adds nothing.
+    absent = 0.0 if any(name.startswith("primary/") for name in means) else float("nan")
     for layer in range(last_layer + 1):
         for kind, name in DETR_NAMES.items():
             key = f"train_{name}" if layer == last_layer else f"train_{name}_{layer}"
-            term = means.get(f"primary/layer{layer}/{kind}", float("nan"))
+            term = means.get(f"primary/layer{layer}/{kind}", absent)
             record |= {key: weights[kind] * term, f"{key}_unscaled": term}
     record["train_padding"] = padded_share(means)
     if metrics is not None:

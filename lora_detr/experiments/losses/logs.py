@@ -224,12 +224,13 @@ def read_epoch_log(path: Path, label: str) -> LossLog:
 
 
 def _terms(rows: Sequence[Layers], path: Path, factor: Mapping[str, float]) -> dict[Term, Values]:
-    """Return the losses of all layers, each kind times its factor."""
+    """Return the losses of all layers, each kind times its factor; a layer that no line has is not supervised: 0."""
     known = {layer for row in rows for layer in row for kind in KINDS if math.isfinite(row[layer].get(kind, math.nan))}
     if not known:
         raise ConfigError(f"{path}: no line has a one-to-one loss of the primary path", "give the log of a training")
     return {
-        (layer, kind): factor[kind] * np.array([row.get(layer, {}).get(kind, math.nan) for row in rows])
+        (layer, kind): factor[kind]
+        * np.array([row.get(layer, {}).get(kind, math.nan if layer in known else 0.0) for row in rows])
         for layer in range(1 + max(known))
         for kind in KINDS
     }
