@@ -202,7 +202,8 @@ def test_bottleneck_blocks_are_the_same_network() -> None:
     with torch.no_grad():
         for found, expected in zip(ours(pixels), theirs(pixels).feature_maps, strict=True):
             assert expected.std() > 0.01
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            # Random weights make values of any size, so rounding is judged by the largest.
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_full_disk_leaves_no_folder(written: Written, tmp_path: Path) -> None:
