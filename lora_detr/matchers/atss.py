@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from lora_detr.matchers.conflicts import wins_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
-from lora_detr.matchers.scores import holds_centre, overlap_score, reference_boxes
+from lora_detr.matchers.one_to_many import OneToManyConfig, OverlapMatcher, per_group
+from lora_detr.matchers.scores import holds_centre, reference_boxes
 from lora_detr.ops.boxes import corners, iou
 from lora_detr.ops.ranking import best_first
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
-class ATSS:
+class ATSS(OverlapMatcher):
     """Match up to k queries to each target by the boxes that predictions refine; a query serves one target at most.
 
     Candidates of a target are the k queries whose references have the nearest centres. Of these, a query is positive
@@ -48,23 +46,6 @@ class ATSS:
 
     reads_references = True
     unique_queries = True
-
-    def __init__(self, k: Sequence[int]) -> None:
-        self.k = checked_k(k)
-
-    @property
-    def options(self) -> tuple[object, ...]:
-        """What matchers must share to run as one stack: nothing."""
-        return ()
-
-    @classmethod
-    def stacked(cls, members: Sequence[ATSS], groups_each: int) -> ATSS:
-        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
-        return cls([k for member in members for k in spread(member.k, groups_each)])
-
-    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the IoU of every predicted box, float32 [G, B, T, Q]; pairs are not found by it."""
-        return overlap_score(prediction, targets)
 
     @torch.no_grad()
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -51,7 +51,7 @@ class HungarianRepeat:
         return self.repeats, self.share
 
     @classmethod
-    def stacked(cls, members: Sequence[HungarianRepeat], groups_each: int) -> HungarianRepeat:
+    def stacked(cls, members: Sequence[Self], groups_each: int) -> Self:
         """Return one matcher for a stack of members, which are all alike."""
         return members[0]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lora_detr.matchers.hungarian import Problem, solve_problems
 from lora_detr.matchers.hungarian_repeat import HungarianRepeat
 from lora_detr.matchers.one_to_many import OneToManyConfig
 from lora_detr.matchers.scores import overlap_score, target_logits
@@ -22,7 +20,7 @@ SHARE = 0.5
 """Part of the queries that may be paired, so that background remains."""
 
 
-class ManyToOne:
+class ManyToOne(HungarianRepeat):
     """Match every target k times at least cost, and weigh the queries of a target by rank.
 
     Pairs are those of ``HungarianRepeat``, with copies for at most half the queries. The quality of a pair is
@@ -48,11 +46,8 @@ class ManyToOne:
     # In the authors' code the limit of one image carries over to the next of its batch. Here every image has its own.
     # All layers of a branch repeat: no layer of it is what the detector answers with.
 
-    unique_queries = True
-
     def __init__(self, k: int, alpha: float = 0.25, tau: float = 1.5) -> None:
-        self.pairs = HungarianRepeat(k, SHARE)
-        self.repeats, self.share = self.pairs.repeats, self.pairs.share
+        super().__init__(k, SHARE)
         self.alpha, self.tau = alpha, tau
 
     @property
@@ -60,21 +55,12 @@ class ManyToOne:
         """What matchers must share to run as one stack: everything."""
         return self.repeats, self.alpha, self.tau
 
-    @classmethod
-    def stacked(cls, members: Sequence[ManyToOne], groups_each: int) -> ManyToOne:
-        """Return one matcher for a stack of members, which are all alike."""
-        return members[0]
-
     @torch.no_grad()
     def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
         """Return the quality of every pair, float32 [G, B, T, Q], as if it were the best of its target."""
         probability = target_logits(prediction.logits.float(), targets.labels).sigmoid()
         quality = probability**self.alpha * overlap_score(prediction, targets) ** (1 - self.alpha)
         return quality.clamp(min=SMALLEST_QUALITY)
-
-    def cost(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the cost of every pair, float32 [G, B, T, Q]."""
-        return self.pairs.cost(prediction, targets)
 
     def finish(self, solved: Assignment, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Return the pairs [G, B, T, k], within a target by falling quality."""
@@ -90,22 +76,6 @@ class ManyToOne:
         query, mask = query.gather(-1, found.indices), mask.gather(-1, found.indices)
         weight = torch.exp(torch.arange(query.shape[-1], device=query.device) / -self.tau)
         return Assignment(query, torch.where(mask, found.values * weight, 0.0), mask)
-
-    def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
-        """Match a stack by itself; the criterion solves all problems of a step after one copy to the host.
-
-        Args:
-            prediction: logits [G, B, Q, K]; boxes [G, B, Q, 4].
-            targets: T padded targets an image.
-
-        Returns:
-            Assignment [G, B, T, k], within a target by falling quality; all masked for T = 0.
-
-        Raises:
-            NonFiniteCostError: a cost of a real target is NaN or infinite.
-        """
-        (solved,) = solve_problems([Problem(self.cost(prediction, targets), self.repeats, self.share)], targets)
-        return self.finish(solved, prediction, targets)
 
 
 class ManyToOneConfig(OneToManyConfig):

@@ -10,12 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import best_pair_of_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
-from lora_detr.matchers.scores import overlap_score
+from lora_detr.matchers.one_to_many import OneToManyConfig, OverlapMatcher, per_group
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 
-class MaxIoU:
+class MaxIoU(OverlapMatcher):
     """Match up to k queries to each target, over a whole stack at once; a query serves one target at most.
 
     A query is positive for the target that its *predicted* box overlaps most, if their IoU reaches ``pos``; a target
@@ -49,23 +48,13 @@ class MaxIoU:
     def __init__(
         self, k: Sequence[int], pos: float = 0.6, neg: float | None = None, min_pos: float | None = 0.0
     ) -> None:
-        self.k, self.pos, self.neg, self.min_pos = checked_k(k), pos, neg, min_pos
+        super().__init__(k)
+        self.pos, self.neg, self.min_pos = pos, neg, min_pos
 
     @property
     def options(self) -> tuple[object, ...]:
         """What matchers must share to run as one stack."""
         return self.pos, self.neg, self.min_pos
-
-    @classmethod
-    def stacked(cls, members: Sequence[MaxIoU], groups_each: int) -> MaxIoU:
-        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
-        first = members[0]
-        ks = [k for member in members for k in spread(member.k, groups_each)]
-        return cls(ks, first.pos, first.neg, first.min_pos)
-
-    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the IoU of every pair, float32 [G, B, T, Q]."""
-        return overlap_score(prediction, targets)
 
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:
         """Match a stack: boxes [G, B, Q, 4] against padded targets; logits are not read."""

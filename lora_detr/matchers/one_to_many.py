@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypeVar
+from copy import copy
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lora_detr.config.base import Strict
-from lora_detr.structures import Matcher
+from lora_detr.matchers.scores import overlap_score
+from lora_detr.structures import Matcher, PaddedTargets, Prediction
 
 T = TypeVar("T")
 
@@ -32,6 +34,36 @@ class OneToManyConfig(Strict):
     @abstractmethod
     def build(self) -> Matcher:
         """Build the matcher of one branch."""
+
+
+class OverlapMatcher:
+    """Base of matchers that score pairs by the IoU of the predicted box, and whose groups may differ in k alone.
+
+    Args:
+        k: for each group of the stack, or one for all.
+
+    Raises:
+        ValueError: a k is smaller than 1.
+    """
+
+    def __init__(self, k: Sequence[int]) -> None:
+        self.k = checked_k(k)
+
+    @property
+    def options(self) -> tuple[object, ...]:
+        """What matchers must share to run as one stack: nothing, unless a rule has settings beside k."""
+        return ()
+
+    @classmethod
+    def stacked(cls, members: Sequence[Self], groups_each: int) -> Self:
+        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
+        joined = copy(members[0])
+        joined.k = tuple(k for member in members for k in spread(member.k, groups_each))
+        return joined
+
+    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
+        """Return the IoU of every pair, float32 [G, B, T, Q]."""
+        return overlap_score(prediction, targets)
 
 
 def checked_k(k: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import wins_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
-from lora_detr.matchers.scores import holds_centre, overlap_score, reference_boxes, target_logits
+from lora_detr.matchers.one_to_many import OneToManyConfig, OverlapMatcher, per_group
+from lora_detr.matchers.scores import holds_centre, reference_boxes, target_logits
 from lora_detr.ops.ranking import best_first
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
@@ -23,7 +23,7 @@ OUTSIDE = 1e5
 SMALLEST_LOG = -100.0
 
 
-class SimOTA:
+class SimOTA(OverlapMatcher):
     """Match a number of queries to each target that its overlaps decide; a query serves one target at most.
 
     A target receives k_t = max(1, the sum of its q largest IoUs, rounded down) queries, those of least cost. The cost
@@ -51,23 +51,6 @@ class SimOTA:
 
     reads_references = True
     unique_queries = True
-
-    def __init__(self, k: Sequence[int]) -> None:
-        self.k = checked_k(k)
-
-    @property
-    def options(self) -> tuple[object, ...]:
-        """What matchers must share to run as one stack: nothing."""
-        return ()
-
-    @classmethod
-    def stacked(cls, members: Sequence[SimOTA], groups_each: int) -> SimOTA:
-        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
-        return cls([k for member in members for k in spread(member.k, groups_each)])
-
-    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the IoU of every predicted box, float32 [G, B, T, Q]; pairs are not found by it alone."""
-        return overlap_score(prediction, targets)
 
     @torch.no_grad()
     def cost(self, prediction: Prediction, targets: PaddedTargets, overlap: Tensor) -> Tensor:

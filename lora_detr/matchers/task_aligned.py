@@ -10,15 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from lora_detr.matchers.conflicts import wins_query
-from lora_detr.matchers.one_to_many import OneToManyConfig, checked_k, per_group, spread
-from lora_detr.matchers.scores import holds_centre, overlap_score, reference_boxes, target_logits
+from lora_detr.matchers.one_to_many import OneToManyConfig, OverlapMatcher, per_group
+from lora_detr.matchers.scores import holds_centre, reference_boxes, target_logits
 from lora_detr.ops.ranking import best_first
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-class TaskAligned:
+class TaskAligned(OverlapMatcher):
     """Match up to k queries to each target by m = s^alpha u^beta; a query serves one target at most.
 
     s is the probability of the target's class, u the IoU, both of the *predictions*. A target wants the k queries of
@@ -49,7 +49,8 @@ class TaskAligned:
     unique_queries = True
 
     def __init__(self, k: Sequence[int], alpha: float = 1.0, beta: float = 6.0, inside: bool = False) -> None:
-        self.k, self.alpha, self.beta, self.inside = checked_k(k), alpha, beta, inside
+        super().__init__(k)
+        self.alpha, self.beta, self.inside = alpha, beta, inside
 
     @property
     def reads_references(self) -> bool:
@@ -60,15 +61,6 @@ class TaskAligned:
     def options(self) -> tuple[object, ...]:
         """What matchers must share to run as one stack."""
         return self.alpha, self.beta, self.inside
-
-    @classmethod
-    def stacked(cls, members: Sequence[TaskAligned], groups_each: int) -> TaskAligned:
-        """Return one matcher for a stack in which each member has ``groups_each`` consecutive groups."""
-        return cls([k for member in members for k in spread(member.k, groups_each)], *members[0].options)  # type: ignore[arg-type]
-
-    def score(self, prediction: Prediction, targets: PaddedTargets) -> Tensor:
-        """Return the IoU of every pair, float32 [G, B, T, Q]; no published score is above it at its best pair."""
-        return overlap_score(prediction, targets)
 
     @torch.no_grad()
     def __call__(self, prediction: Prediction, targets: PaddedTargets) -> Assignment:

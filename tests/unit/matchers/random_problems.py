@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,18 @@ def make_problem(seed: int, groups: int, counts: list[int], queries: int, classe
     boxes = near_targets(draw_boxes(groups, len(counts), queries), images)
     logits = 2 * torch.randn(groups, len(counts), queries, classes)
     return Problem(Prediction(logits, boxes), PaddedTargets.from_targets(images), images)
+
+
+def check_stack(members: Sequence[Any]) -> None:
+    """Assert that matchers run as one give what each gives alone, with two groups each."""
+    problem = make_problem(seed=1, groups=2 * len(members), counts=[4, 0, 2], queries=30, classes=3)
+    prediction = problem.prediction
+    together = type(members[0]).stacked(members, 2)(prediction, problem.targets)
+    for n, member in enumerate(members):
+        part = slice(2 * n, 2 * n + 2)
+        alone = member(Prediction(prediction.logits[part], prediction.boxes[part]), problem.targets)
+        for g in range(2):
+            assert [together.pairs(2 * n + g, b) for b in range(3)] == [alone.pairs(g, b) for b in range(3)]
 
 
 def coarse(boxes: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lora_detr.structures import PaddedTargets, Prediction, Target
 from tests.reference import max_iou
 from tests.reference.boxes import iou
 from tests.unit.losses.step_outputs import make_step
-from tests.unit.matchers.random_problems import Problem, make_problem, problems
+from tests.unit.matchers.random_problems import Problem, check_stack, make_problem, problems
 
 # Rounded as the IoUs are that it is compared with.
 POS = torch.tensor(0.6).item()
@@ -166,16 +166,7 @@ def test_permuted_queries_give_permuted_pairs(problem: Problem, seed: int) -> No
 
 
 def test_a_stack_gives_what_each_member_gives_alone() -> None:
-    problem = make_problem(seed=1, groups=6, counts=[4, 0, 2], queries=30, classes=3)
-    members = [MaxIoUConfig(k=k).build() for k in (6, 1, 3)]
-    together = MaxIoU.stacked(members, 2)(problem.prediction, problem.targets)
-    for n, member in enumerate(members):
-        part = slice(2 * n, 2 * n + 2)
-        prediction = Prediction(problem.prediction.logits[part], problem.prediction.boxes[part])
-        alone = member(prediction, problem.targets)
-        for g in range(2):
-            for b in range(3):
-                assert together.pairs(2 * n + g, b) == alone.pairs(g, b)
+    check_stack([MaxIoUConfig(k=k).build() for k in (6, 1, 3)])
 
 
 def test_boxes_without_area_and_values_that_are_no_numbers() -> None:

@@ -12,7 +12,7 @@ from lora_detr.matchers.invariants import check_assignment
 from lora_detr.matchers.simota import SimOTA, SimOTAConfig
 from lora_detr.structures import PaddedTargets, Prediction, Target
 from tests.reference import simota
-from tests.unit.matchers.random_problems import make_problem, thousand_problems
+from tests.unit.matchers.random_problems import check_stack, make_problem, thousand_problems
 
 Rows = list[list[float]]
 
@@ -97,14 +97,7 @@ def test_a_probability_of_exactly_0_or_1_gives_a_finite_cost() -> None:
 
 
 def test_a_stack_of_different_q_gives_what_each_gives_alone() -> None:
-    problem = make_problem(seed=1, groups=6, counts=[4, 0, 2], queries=30, classes=3)
-    prediction = problem.prediction
-    together = SimOTA.stacked([SimOTA([10]), SimOTA([1]), SimOTA([3])], 2)(prediction, problem.targets)
-    for n, q in enumerate((10, 1, 3)):
-        part = slice(2 * n, 2 * n + 2)
-        alone = SimOTA([q])(Prediction(prediction.logits[part], prediction.boxes[part]), problem.targets)
-        for g in range(2):
-            assert [together.pairs(2 * n + g, b) for b in range(3)] == [alone.pairs(g, b) for b in range(3)]
+    check_stack([SimOTA([q]) for q in (10, 1, 3)])
 
 
 def test_settings() -> None:

@@ -11,7 +11,7 @@ from lora_detr.matchers.scores import target_logits
 from lora_detr.matchers.task_aligned import TaskAligned, TaskAlignedConfig
 from lora_detr.structures import PaddedTargets, Prediction, Target
 from tests.reference import task_aligned
-from tests.unit.matchers.random_problems import make_problem, thousand_problems
+from tests.unit.matchers.random_problems import check_stack, thousand_problems
 
 Rows = list[list[float]]
 Scores = dict[tuple[int, int], float]
@@ -111,15 +111,8 @@ def test_with_inside_the_reference_decides() -> None:
 
 
 def test_a_stack_gives_what_each_member_gives_alone() -> None:
-    problem = make_problem(seed=1, groups=6, counts=[4, 0, 2], queries=30, classes=3)
-    prediction = problem.prediction
     members = [TaskAligned([k], 0.5, 4.0) for k in (13, 1, 3)]
-    together = TaskAligned.stacked(members, 2)(prediction, problem.targets)
-    for n, member in enumerate(members):
-        part = slice(2 * n, 2 * n + 2)
-        alone = member(Prediction(prediction.logits[part], prediction.boxes[part]), problem.targets)
-        for g in range(2):
-            assert [together.pairs(2 * n + g, b) for b in range(3)] == [alone.pairs(g, b) for b in range(3)]
+    check_stack(members)
     assert TaskAligned([1]).options != members[0].options
 
 
