@@ -219,5 +219,7 @@ def _ignored(parts: Sequence[Assignment], queries: int) -> Tensor | None:
     """Return which queries of all parts are ignored, [G, B, Q], or None where no part ignores any."""
     if all(part.ignored is None for part in parts):
         return None
-    none = [part.mask.new_zeros((*part.mask.shape[:2], queries)) for part in parts]
-    return torch.cat([none[i] if part.ignored is None else part.ignored for i, part in enumerate(parts)])
+    known = (
+        part.mask.new_zeros((*part.mask.shape[:2], queries)) if part.ignored is None else part.ignored for part in parts
+    )
+    return torch.cat(list(known))

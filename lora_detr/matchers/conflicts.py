@@ -45,6 +45,12 @@ def wins_query(query: Tensor, value: Tensor, keep: Tensor, num_queries: int) -> 
     return keep & (chosen == torch.arange(width, device=query.device)[:, None])
 
 
+def served(query: Tensor, mask: Tensor, num_queries: int) -> Tensor:
+    """Return which queries are in a pair, bool [G, B, Q], of pairs [G, B, T, k]."""
+    hits = torch.zeros((*query.shape[:2], num_queries), device=query.device)
+    return hits.scatter_add(-1, query.flatten(2), mask.flatten(2).float()) > 0
+
+
 def without_duplicates(assignment: Assignment, num_queries: int) -> Assignment:
     """Return the assignment with at most one pair a query."""
     return replace(assignment, mask=best_pair_of_query(assignment, num_queries))
@@ -68,15 +74,11 @@ def merge_one_to_one(one_to_many: Assignment, one_to_one: Assignment, score: Ten
     repeats = groups // one_to_one.query.shape[0]
     query = one_to_one.query.repeat(repeats, 1, 1, 1)
     kept = best_pair_of_query(one_to_many, num_queries)
-    taken = score.new_zeros((*score.shape[:2], num_queries))
-    taken = taken.scatter_add(-1, one_to_many.query.flatten(2), kept.flatten(2).to(score.dtype))
-    free = taken.gather(-1, query.flatten(2)).view(query.shape) == 0
-    added = one_to_one.mask.repeat(repeats, 1, 1, 1) & free
+    taken = served(one_to_many.query, kept, num_queries).gather(-1, query.flatten(2)).view(query.shape)
+    added = one_to_one.mask.repeat(repeats, 1, 1, 1) & ~taken
     ignored = one_to_many.ignored
     if ignored is not None:
-        ignored = ignored & (
-            torch.zeros_like(taken).scatter_add(-1, query.flatten(2), added.flatten(2).to(score.dtype)) == 0
-        )
+        ignored = ignored & ~served(query, added, num_queries)
     return Assignment(
         torch.cat((one_to_many.query, query), -1),
         torch.cat((one_to_many.score, score.gather(-1, query)), -1),

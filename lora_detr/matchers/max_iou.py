@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from lora_detr.matchers.conflicts import best_pair_of_query
+from lora_detr.matchers.conflicts import best_pair_of_query, served
 from lora_detr.matchers.one_to_many import OneToManyConfig, OverlapMatcher, per_group
 from lora_detr.structures import Assignment, PaddedTargets, Prediction
 
@@ -86,20 +86,15 @@ class MaxIoU(OverlapMatcher):
 
         if self.min_pos is not None:
             highest, best = (part.unsqueeze(-1) for part in score.max(dim=-1))  # [G, B, T, 1]
-            free = ~_served(query, keep, overlap).gather(-1, best.flatten(2)).view(best.shape)
+            free = ~served(query, keep, queries).gather(-1, best.flatten(2)).view(best.shape)
             wanted = (highest > 0) & (highest >= self.min_pos) if self.min_pos else highest > 0
             forced = Assignment(best, highest, ~keep.any(-1, keepdim=True) & wanted & free)
             first = best_pair_of_query(forced, queries) & (slot == 0)
             query, value, keep = torch.where(first, best, query), torch.where(first, highest, value), keep | first
         ignored = None
         if self.neg is not None:
-            ignored = (overlap >= self.neg) & (overlap < self.pos) & ~_served(query, keep, overlap)
+            ignored = (overlap >= self.neg) & (overlap < self.pos) & ~served(query, keep, queries)
         return Assignment(query, torch.where(keep, value, 0.0), keep, ignored)
-
-
-def _served(query: Tensor, keep: Tensor, overlap: Tensor) -> Tensor:
-    """Return which queries [G, B, Q], of the shape of ``overlap``, serve a target."""
-    return torch.zeros_like(overlap).scatter_add(-1, query.flatten(2), keep.flatten(2).to(overlap.dtype)) > 0
 
 
 class MaxIoUConfig(OneToManyConfig):

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_detr.json_value import JSON
 from lora_detr.losses.report import LossReport
 from lora_detr.losses.source import Source
+from lora_detr.matchers.conflicts import served
 from lora_detr.structures import FeedForwardLike, PaddedTargets
 
 PRIMARY = "primary"
@@ -74,9 +75,7 @@ def diagnose(
 
 def _positives(source: Source) -> Tensor:
     """Return which queries of a stack serve a target: bool [G, B, Q]."""
-    query, mask = source.assignment.query.flatten(2), source.assignment.mask.flatten(2)
-    hits = torch.zeros(source.prediction.logits.shape[:3], dtype=torch.int64, device=query.device)
-    return hits.scatter_add_(2, query, mask.long()) > 0
+    return served(source.assignment.query, source.assignment.mask, source.prediction.logits.shape[2])
 
 
 def _jaccard(first: Tensor, second: Tensor) -> Tensor:
