@@ -10,7 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lora_detr.atomic_files import reporting
-from lora_detr.checkpoints.huggingface.stripped_folder import CONFIG, DEPLOYMENT, WEIGHTS, write_folder
+from lora_detr.checkpoints.huggingface.stripped_folder import DEPLOYMENT, write_folder
+from lora_detr.checkpoints.huggingface.writing import CONFIG, WEIGHTS
 from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
 from lora_detr.checkpoints.stripped_file import write_stripped
 from lora_detr.errors import ConfigError, OutputError

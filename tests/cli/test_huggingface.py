@@ -22,6 +22,7 @@ from lora_detr.checkpoints.official.classes import categories_in
 from lora_detr.errors import CheckpointError
 from tests import huggingface_models
 from tests.cli.conftest import Command, assert_told, commands_in, run_process
+from tests.limits import file_size_limit
 
 SMALL = ("--device", "cpu", "--workers", "0", "--set", "train.log_every=1", "--batch-size", "2")
 FAMILIES = tuple(huggingface_models.CONFIGS)
@@ -76,12 +77,20 @@ def test_the_stripped_folder_is_one_of_transformers(life: tuple[Path, str, str])
     assert processor["size"] == {"height": 128, "width": 128}
     assert processor["do_normalize"] is False
     assert "library_name: transformers" in (folder / "README.md").read_text()
+    assert len({(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}) == 1
     report = json.loads((run / "strip_report.json").read_text())
     assert report["largest_difference"] == 0
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "lora" in name or "branch" in name]  # noqa: SIM118
+
+
+def test_a_full_disk_is_a_fault_of_the_disk(loradetr: Command, life: tuple[Path, str, str]) -> None:
+    with file_size_limit(1_000_000):
+        ended = loradetr("strip", life[0], "-o", "other", "--inputs", 1)
+    assert_told(ended, 5, ("cannot be written",))
+    assert not Path("other").exists()
 
 
 def test_the_folder_predicts_and_is_evaluated_as_the_run(

@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_detr.atomic_files import TEMPORARY, prepare_directory, private_directory, reporting
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.huggingface.classes import categories_of
 from lora_detr.checkpoints.huggingface.keys import to_ours, to_theirs
-from lora_detr.checkpoints.huggingface.processor import write_processor
-from lora_detr.checkpoints.huggingface.system import KIND, config_of, settings_of
+from lora_detr.checkpoints.huggingface.system import config_of, settings_of
+from lora_detr.checkpoints.huggingface.writing import write_model
 from lora_detr.data.coco.categories import CategoryMap
-from lora_detr.errors import OutputError
 from lora_detr.models import AnyDetector
 from lora_detr.models.huggingface.pretrained import read_pretrained, read_weights
 from lora_detr.recipe.deployment import DeploymentConfig
@@ -101,12 +99,6 @@ def write_folder(path: Path, tensors: Mapping[str, Tensor], deployment: Deployme
     model.load_state_dict(named)
     with reporting(path), private_directory(path.parent, TEMPORARY) as temporary:
         folder = temporary / path.name
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OutputError(f"{path}: cannot be written: {error}", "free some space, or use another disk") from error
-        write_processor(folder, deployment, KIND)
-        # The file of weights is its owner's alone otherwise.
-        os.chmod(folder / "model.safetensors", (folder / "config.json").stat().st_mode)
+        write_model(folder, path, model, deployment)
         os.rename(folder, path)
     return len(named)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lora_detr.atomic_files import reporting, write_file
-from lora_detr.checkpoints.huggingface.classes import categories_of, write_classes
-from lora_detr.checkpoints.huggingface.processor import write_processor
+from lora_detr.atomic_files import write_file
+from lora_detr.checkpoints.huggingface.classes import categories_of
+from lora_detr.checkpoints.huggingface.writing import CONFIG, WEIGHTS, write_model
 from lora_detr.checkpoints.manifest import hash_file
 from lora_detr.checkpoints.stripped_file import StrippedFile
 from lora_detr.data.coco.categories import CategoryMap
@@ -30,8 +30,6 @@ from lora_detr.tensor_files import build_exact
 
 logger = logging.getLogger("lora_detr")
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 DEPLOYMENT = "loradetr.json"
 CARD = "README.md"
 
@@ -79,14 +77,11 @@ def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: Deploy
     """
     own = deployment.model
     assert isinstance(own, HuggingFaceConfig)
-    write_classes(detector.model.config, deployment.categories)
-    with reporting(folder):
-        detector.model.save_pretrained(folder)
+    write_model(folder, folder, detector.model, deployment, own.processor)
     written: dict[str, JSON] = {
         "weights_sha256": hash_file(folder / WEIGHTS),
         "deployment": deployment.model_dump(mode="json"),
     }
-    write_processor(folder, deployment, own.model_type, own.processor)
     write_file(folder / DEPLOYMENT, (json_text(written, indent=1) + "\n").encode())
     write_file(folder / CARD, _card(own, deployment).encode())
 

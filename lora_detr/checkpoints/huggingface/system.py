@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_detr.checkpoints.huggingface.classes import write_classes
 from lora_detr.checkpoints.official.classes import COCO_MAP
 from lora_detr.checkpoints.official.system import RESNETS
 from lora_detr.config.load import load_config
@@ -173,7 +172,7 @@ def config_of(deployment: DeploymentConfig, source: Path) -> Any:
         attention_dropout=model.dropout,
         activation_dropout=model.dropout,
     )
-    write_classes(config, deployment.categories)
+    config.num_labels = len(deployment.category_ids)
     return config
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from lora_detr.checkpoints.huggingface.processor import write_processor
+from lora_detr.checkpoints.huggingface.writing import write_processor
 from lora_detr.data.transforms import EvalTransformConfig
 from lora_detr.models.huggingface import FAMILIES
 from lora_detr.models.huggingface.processor import Preparation, prepare, read_processor
