@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.checkpoints.checkpoint import load_checkpoint, resolve_checkpoint
@@ -166,10 +166,10 @@ def build_from_weights(
 
 
 def _compare(model: BranchedDetector[AnyDetector], categories: CategoryMap, weights: InitialWeights) -> Initialised:
-    own = _once(model)
+    known = model.state_dict(keep_vars=True)
     same_classes = weights.categories is None or weights.categories.names == categories.names
     taken, reinitialised = [], {}
-    for name, tensor in own.items():
+    for name, tensor in _once(known).items():
         other = weights.tensors.get(name)
         if other is None:
             reinitialised[name] = "not in the file"
@@ -182,20 +182,16 @@ def _compare(model: BranchedDetector[AnyDetector], categories: CategoryMap, weig
             reinitialised[name] = "other shapes in the file"
         else:
             taken.append(name)
-    known = model.state_dict()
     unused = tuple(name for name in weights.tensors if name not in known)
     return Initialised(weights.source, tuple(taken), reinitialised, unused + weights.unused)
 
 
-def _once(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict without further names of tensors that it has already, as tied layers have."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor.detach()
-    return found
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without further names of those that have one already, as tied layers have."""
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    return {name: tensors[name] for name in first.values()}
 
 
 def _classes(categories: CategoryMap) -> str:

@@ -122,7 +122,7 @@ def convert(
         CheckpointError: ``source`` cannot be read, is of no known system, or cannot be said in official names.
         OutputError: ``output`` cannot be written.
     """
-    if PREFIX in (str(source)[: len(PREFIX)], str(output)[: len(PREFIX)]):
+    if any(str(path).startswith(PREFIX) for path in (source, output)):
         return _huggingface(source, output, which, ema, (preset, baseline), data)
     # By name: the source may be missing, which is reported as such, and the output is still to be written.
     to_ours, written = kind_of_name(source) == "official", kind_of_name(output)

@@ -54,8 +54,6 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
     cut = [image[:, : image.shape[1] - 2 * i - 1, : image.shape[2] - 4 * i - 3] for i, image in enumerate(pixels)]
     cut = [small if min(small.shape) > 0 else whole for small, whole in zip(cut, pixels, strict=True)]
     # An even side is cut once more: odd sizes are what level shapes and padding get wrong first.
-    if isinstance(opened.config.model, HuggingFaceConfig) and opened.config.data.size_divisor > 1:
-        return _batches(pixels, opened.config.data.size_divisor), described
     cut = [image[:, : _odd(image.shape[1]), : _odd(image.shape[2])] for image in cut]
     return _batches(cut), described
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint, step_name
-from lora_detr.checkpoints.huggingface.stripped_folder import is_transformers, read_folder
-from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_run
-from lora_detr.checkpoints.stripped_file import read_stripped
+from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model, open_run
 from lora_detr.data.loader import collate
 from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
@@ -111,12 +109,12 @@ def _load(opened: list[OpenedRun], path: Path) -> str:
 
 
 def _stripped(path: Path, device: torch.device) -> str:
-    stripped = read_folder(path) if is_transformers(path) else read_stripped(path)
+    stripped = open_model(path)
     tensors = stripped.detector.state_dict()
     detector = stripped.detector.to(device)
     with torch.no_grad():
         _check_finite("the prediction", detector(_noise(stripped.deployment).to(device)).prediction)
-    sizes, hashed = stripped.deployment.model.describe(), "" if is_transformers(path) else "hash fits, "
+    sizes, hashed = stripped.deployment.model.describe(), "hash fits, " if kind_of(path) == "stripped" else ""
     return f"{hashed}all {len(tensors)} tensors fit ({sizes}), predictions on noise are finite"
 
 
