@@ -18,7 +18,7 @@ from lora_detr.structures import Prediction
 class LwDetr(NoHooks, Defaults):
     """``lw_detr`` and ``rf_detr``. Of the groups that training decodes, the first is the one that inference keeps."""
 
-    recipe = "lw-detr"
+    recipe = "detr"
 
     def size_multiple(self, config: Mapping[str, Any]) -> int:
         """Return the side of a window of the backbone, as far as its config tells."""
