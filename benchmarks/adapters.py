@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from benchmarks.huggingface import labels_of, update
 from benchmarks.report import Row, give, parse
 from benchmarks.steps import add_inputs, inputs_of
 from lora_detr.config.load import load_config
-from lora_detr.config.presets import configs_root
 from lora_detr.experiments.cost.interleaved import interleaved
 from lora_detr.experiments.cost.synthetic_workload import SyntheticTraining
 from lora_detr.models.huggingface import FAMILIES, HuggingFaceDetector
-from lora_detr.models.huggingface.config import DECIDED
+from lora_detr.models.huggingface.pretrained import pretrained_of
+from lora_detr.recipe.branch_counts import branch_ks
+from lora_detr.recipe.optimisation import OptimizerConfig
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.pretrained import recipe_of, settings_for
 from lora_detr.structures import Batch
 from tests import huggingface_models
 
@@ -41,23 +44,14 @@ def settings_of(family: str, tiny: bool, branches: int) -> RunConfig:
     from transformers import AutoConfig
 
     own = huggingface_models.CONFIGS[family]() if tiny else AutoConfig.for_model(family, **_offline(family))
-    values = json.loads(own.to_json_string(use_diff=False))
-    rule = FAMILIES[family]
-    model = {
-        "kind": "huggingface",
-        "config": {key: value for key, value in values.items() if key not in DECIDED},
-        "mean": [0.0, 0.0, 0.0],
-        "std": [1.0, 1.0, 1.0],
-        "batch_norm": "frozen",
-    }
-    sides = rule.size_multiple(values)
-    size = huggingface_models.size_of(family) if tiny else 640 // sides * sides
-    square = {"square": True, "size": size}
-    data = {"train": {"square": True, "scales": [size]}, "evaluation": square, "size_divisor": sides}
-    matchers = [{"kind": "topk", "k": k} for k in (6, 4, 2)][:branches]
-    listed = [{"kind": "lora", "rank": 32, "matcher": matcher} for matcher in matchers]
-    given: dict[str, Any] = {"family": {"model": model, "data": data, "branches": listed}}
-    return load_config(RunConfig, preset=configs_root() / "huggingface" / f"{rule.recipe}.yaml", given=given).config
+    multiple = FAMILIES[family].size_multiple(own.to_dict())
+    size = huggingface_models.size_of(family) if tiny else 640 // multiple * multiple
+    found = pretrained_of(family, own, {"size": {"height": size, "width": size}, "do_normalize": False})
+    model = found.model.model_copy(update={"batch_norm": "frozen"})
+    matchers = [{"kind": "topk", "k": k} for k in (branch_ks(branches) if branches else ())]
+    listed = [{"kind": "lora", "matcher": matcher} for matcher in matchers]
+    given: dict[str, Any] = {family: {**settings_for(found, model), "branches": listed}}
+    return load_config(RunConfig, preset=recipe_of(model), given=given).config
 
 
 def _offline(family: str) -> dict[str, Any]:
@@ -71,21 +65,13 @@ def _offline(family: str) -> dict[str, Any]:
     return {}
 
 
-def own_loop(model: nn.Module, batch: Batch, clip: float | None) -> Callable[[], None]:
+def own_loop(model: nn.Module, batch: Batch, settings: OptimizerConfig) -> Callable[[], None]:
     """Return a step of the model by itself."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
-    mask = (~batch.images.padding).long()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model(pixel_values=batch.images.pixels, pixel_mask=mask, labels=labels).loss.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(trained, clip)
-        optimizer.step()
-
-    return step
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    labels, mask = labels_of(batch), (~batch.images.padding).long()
+    assert settings.clip_norm is not None
+    return partial(update, optimizer, model, batch.images.pixels, mask, labels, settings.clip_norm)
 
 
 def rows_of(family: str, given: argparse.Namespace) -> list[Row]:
@@ -97,7 +83,7 @@ def rows_of(family: str, given: argparse.Namespace) -> list[Row]:
     plain = alone(without.model.detector)
     for model in (plain, without.model, with_branches.model):
         model.train()
-    own = own_loop(plain, without.batch, settings[0].train.optimizer.clip_norm)
+    own = own_loop(plain, without.batch, settings[0].train.optimizer)
     adapter = interleaved([own, without.step], given.rounds, device=inputs.device)
     branches = interleaved([without.step, with_branches.step], given.rounds, device=inputs.device)
     rows = zip((OWN, PLAIN, BRANCHES), (OWN, OWN, PLAIN), (*adapter, branches[1]), strict=True)
@@ -121,7 +107,10 @@ def alone(detector: HuggingFaceDetector) -> nn.Module:
     model: Any = copy.deepcopy(detector.model)
     model.loss_function = detector.loss
     for module in model.modules():
-        module._forward_hooks.clear()
+        # Some models have hooks of their own, and cannot do without.
+        for key, hook in list(module._forward_hooks.items()):
+            if type(hook).__module__.startswith("lora_detr"):
+                del module._forward_hooks[key]
     return cast(nn.Module, model)
 
 

@@ -44,13 +44,17 @@ def fine_tuning(name: str) -> FineTuning:
     """
     source = absolute(Path(name)).removeprefix(PREFIX)
     found = read_pretrained(source)
-    recipe = configs_root() / "huggingface" / f"{found.model.family.recipe}.yaml"
+    recipe, model, notes = recipe_of(found.model), found.model, found.notes
     if _has_untrained_norms(read_weights(source).tensors):
         # Frozen, they would leave activations of any size.
-        note = "batch norms have seen no image yet: they are trained"
-        model = found.model.model_copy(update={"batch_norm": "train"})
-        return FineTuning(recipe, _settings(found, model), (*found.notes, note))
-    return FineTuning(recipe, _settings(found, found.model), found.notes)
+        notes = (*notes, "batch norms have seen no image yet: they are trained")
+        model = model.model_copy(update={"batch_norm": "train"})
+    return FineTuning(recipe, settings_for(found, model), notes)
+
+
+def recipe_of(model: HuggingFaceConfig) -> Path:
+    """Return the file of settings for a family."""
+    return configs_root() / "huggingface" / f"{model.family.recipe}.yaml"
 
 
 def absolute(weights: Path) -> str:
@@ -69,7 +73,8 @@ def _has_untrained_norms(weights: Mapping[str, Tensor]) -> bool:
     return bool(counted) and not any(bool(mean.any()) for mean in means) and all(bool((s == 1).all()) for s in spreads)
 
 
-def _settings(found: Pretrained, model: HuggingFaceConfig) -> dict[str, JSON]:
+def settings_for(found: Pretrained, model: HuggingFaceConfig) -> dict[str, JSON]:
+    """Return what a detector itself says of a run, on top of the recipe; ``model`` stands for its own settings."""
     ready = found.preparation
     return {
         "model": model.model_dump(mode="json"),
