@@ -22,9 +22,6 @@ FIGURES = (METRICS[0], USAGE[0])
 FEWEST_ROWS = 4
 """The interval of a correlation divides by the root of the number of rows minus 3."""
 
-NORMAL = 1.959964
-"""The standard normal distribution is within this of 0 in 95 % of cases."""
-
 Diversity = Literal["none", "settings", "rules"]
 WORDS: dict[Diversity, str] = {
     "none": "identical branches",
@@ -123,11 +120,11 @@ def correlate(first: Sequence[float], second: Sequence[float]) -> Correlation | 
     """Return the correlation of paired values; None for fewer than four pairs, or where one side is constant."""
     if len(first) < FEWEST_ROWS or np.allclose(first, first[0]) or np.allclose(second, second[0]):
         return None
-    value = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
-    margin = NORMAL / math.sqrt(len(first) - 3)
-    with np.errstate(divide="ignore"):  # of a correlation of exactly 1 the interval has no width
-        low, high = np.tanh(np.arctanh(value) + np.array([-margin, margin]))
-    return Correlation(value, float(low), float(high))
+    from scipy.stats import pearsonr  # takes a while to import
+
+    found = pearsonr(first, second)
+    low, high = found.confidence_interval()
+    return Correlation(float(found.statistic), float(low), float(high))
 
 
 def points(overlaps: Sequence[RowOverlap], figure: str) -> list[RowOverlap]:
