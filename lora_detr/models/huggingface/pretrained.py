@@ -88,11 +88,17 @@ def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None
     values: dict[str, JSON] = json.loads(config.to_json_string(use_diff=False))
     family = FAMILIES[config.model_type]
     preparation = prepare(processor, family, values, f"{PREFIX}{source}")
-    switched_on = family.supervises_all_layers_freely and not values.get("auxiliary_loss")
-    if switched_on:
+    notes = [preparation.note] if preparation.note else []
+    if not values.get("auxiliary_loss") and not family.supervises_all_layers_freely:
+        notes.append(
+            "auxiliary_loss is false: the last decoder layer alone is supervised by the model's own loss; switched on, "
+            "it would change what the model predicts"
+        )
+    elif not values.get("auxiliary_loss"):
         # Otherwise the last layer alone would be supervised, and branches be credited with supervising the others.
         values["auxiliary_loss"] = True
-    kept = _without_downloads({key: value for key, value in values.items() if key not in DECIDED})
+        notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
+    kept = _portable({key: value for key, value in values.items() if key not in DECIDED})
     given = {"config": kept, "processor": dict(processor or {}), "mean": preparation.mean, "std": preparation.std}
     try:
         model = HuggingFaceConfig.model_validate(given)
@@ -105,9 +111,6 @@ def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None
             "correct config.json",
         )
     names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
-    notes = [preparation.note] if preparation.note else []
-    if switched_on:
-        notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
     return Pretrained(source, config, model, preparation, names, tuple(notes))
 
 
@@ -172,10 +175,10 @@ def read_config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_local(source))
     except Exception as error:  # transformers checks values by errors of several packages
-        raise CheckpointError(
-            f"{PREFIX}{source}: cannot be read: {_first_line(error)}",
-            "check the path; a name of the hub needs a network: where there is none, download it and give the folder",
-        ) from error
+        remedy = "take another copy of config.json"
+        if not folder.exists():
+            remedy = "check the path; a name of the hub needs a network: without one, download it and give the folder"
+        raise CheckpointError(f"{PREFIX}{source}: cannot be read: {_first_line(error)}", remedy) from error
     kind = str(config.model_type)
     if kind not in FAMILIES:
         reason = REFUSED.get(kind, f"is no detector that branches are known for{nearest(kind, FAMILIES)}")
@@ -183,13 +186,14 @@ def read_config(source: str) -> Any:
     return config
 
 
-def _without_downloads(values: dict[str, JSON]) -> dict[str, JSON]:
-    """Return a config that fetches no weights of a backbone: the file beside it has them."""
+def _portable(values: dict[str, JSON]) -> dict[str, JSON]:
+    """Return a config without the folder that it came from, which fetches no weights of a backbone: it has them."""
     kept: dict[str, JSON] = {}
     for key, value in values.items():
-        kept[key] = _without_downloads(value) if isinstance(value, dict) else value
+        kept[key] = _portable(value) if isinstance(value, dict) else value
         if key == "use_pretrained_backbone":
             kept[key] = False
+    kept.pop("_name_or_path", None)
     return kept
 
 

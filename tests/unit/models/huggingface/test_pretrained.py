@@ -145,7 +145,9 @@ def test_layers_that_are_not_supervised_are_switched_on_where_it_changes_no_pred
     assert "every decoder layer is supervised" in read.notes[-1]
     # There the setting changes what the model predicts.
     huggingface_models.CONFIGS["conditional_detr"](auxiliary_loss=False).save_pretrained(tmp_path)
-    assert read_pretrained(str(tmp_path)).model.config["auxiliary_loss"] is False
+    read = read_pretrained(str(tmp_path))
+    assert read.model.config["auxiliary_loss"] is False
+    assert any("the last decoder layer alone is supervised" in note for note in read.notes)
 
 
 @pytest.mark.parametrize(
