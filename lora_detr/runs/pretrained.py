@@ -94,10 +94,12 @@ def absolute(weights: Path) -> str:
 
 
 def _has_untrained_norms(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether there are batch norms, and all have the statistics that they are made with."""
-    counted = [name.removesuffix(COUNT) for name in weights if name.endswith(COUNT)]
-    means, spreads = ([weights[f"{name}.{part}"] for name in counted] for part in ("running_mean", "running_var"))
-    return bool(counted) and not any(bool(mean.any()) for mean in means) and all(bool((s == 1).all()) for s in spreads)
+    """Return whether a batch norm has the statistics that it was made with."""
+    norms = [name.removesuffix(COUNT) for name in weights if name.endswith(COUNT)]
+    return any(
+        not bool(weights[f"{name}.running_mean"].any()) and bool((weights[f"{name}.running_var"] == 1).all())
+        for name in norms
+    )
 
 
 def settings_for(found: Pretrained, model: HuggingFaceConfig) -> dict[str, JSON]:
