@@ -122,7 +122,7 @@ def _card(own: HuggingFaceConfig, deployment: DeploymentConfig, training: str) -
     point = deployment.operating_point
     score, advice = 0.3, "No evaluation has chosen a score threshold yet."
     if point is not None and not point.f1:
-        advice = "At no threshold did its evaluation find an object."
+        advice = "Its evaluation found no object at any score threshold."
     elif point is not None:
         score = point.score
         advice = (

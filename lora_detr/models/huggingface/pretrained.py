@@ -98,6 +98,12 @@ def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None
         # Otherwise the last layer alone would be supervised, and branches be credited with supervising the others.
         values["auxiliary_loss"] = True
         notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
+    if _loses_activations(config):
+        remedy = "; unless it was trained like that, set freeze_backbone_batch_norms to false in config.json"
+        notes.append(
+            f"transformers builds {config.backbone_config.backbone} with frozen batch norms, without the activations "
+            f"inside its own{remedy if hasattr(config, 'freeze_backbone_batch_norms') else ''}"
+        )
     kept = _portable({key: value for key, value in values.items() if key not in DECIDED})
     given = {"config": kept, "processor": dict(processor or {}), "mean": preparation.mean, "std": preparation.std}
     try:
@@ -195,6 +201,23 @@ def _portable(values: dict[str, JSON]) -> dict[str, JSON]:
             kept[key] = False
     kept.pop("_name_or_path", None)
     return kept
+
+
+def _loses_activations(config: Any) -> bool:
+    """Return whether frozen batch norms replace those of timm that have an activation in them, as EfficientNet's."""
+    backbone: Any = getattr(config, "backbone_config", None)
+    is_timm = getattr(backbone, "model_type", None) == "timm_backbone"
+    if not is_timm or not getattr(config, "freeze_backbone_batch_norms", True):
+        return False
+    import timm
+    from timm.layers.norm_act import BatchNormAct2d
+
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(backbone.backbone, pretrained=False)
+    except Exception:  # reported when the detector is built
+        return False
+    return any(isinstance(part, BatchNormAct2d) for part in network.modules())
 
 
 def _name(key: Any) -> str:
