@@ -257,6 +257,9 @@ class EvalTransformConfig(Strict):
 class TrainTransformConfig(Strict):
     """Augmentation. The defaults are the COCO recipe of DETR and its successors."""
 
+    augment: Literal["none", "detr", "dense"] = "detr"
+    """Augmentation of training images. ``none``: the largest scale only; ``detr``: flip, scale and crop; ``dense``:
+    DEIM's, several images in one, colours, zooming out and crops, from 4 % to 90 % of the run."""
     scales: Sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Shorter sides in pixels, one drawn for each image; both sides if ``square``."""
     max_size: Side | None = 1333
@@ -285,12 +288,13 @@ class TrainTransformConfig(Strict):
         return self
 
     def build(self) -> TrainTransform:
-        """Build the transform."""
+        """Build the transform. What ``dense`` does before it is in ``data/dense.py``, with crops of its own."""
+        is_plain = self.augment == "none"
         return TrainTransform(
-            scales=self.scales,
+            scales=(max(self.scales),) if is_plain else self.scales,
             max_size=self.max_size,
-            flip_probability=self.flip_probability,
-            crop_probability=self.crop_probability,
+            flip_probability=0.0 if is_plain else self.flip_probability,
+            crop_probability=self.crop_probability if self.augment == "detr" else 0.0,
             crop_scales=self.crop_scales,
             crop_range=self.crop_range,
             square=self.square,
