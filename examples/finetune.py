@@ -1,6 +1,7 @@
 """Fine-tune, evaluate, look, strip, predict: cell by cell in an editor that knows ``# %%``, or as a script.
 
-``python examples/finetune.py`` takes about three minutes on two idle cores, and needs neither a download nor a GPU.
+``python examples/finetune.py`` needs neither a download nor a GPU. It took 3 min 57 s of processor time on one thread
+of an AMD EPYC (13 min 51 s on the clock, since other programs kept both cores busy: load 7), and reached AP50 0.615.
 """
 
 # %% Settings
