@@ -53,7 +53,7 @@ def summary_lines(
         *([f"recomputed  {', '.join(config.train.recompute)}"] if config.train.recompute else []),
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
-        *_data_lines(trainer.splits),
+        *_data_lines(trainer.splits, config.data.path),
         *_crowded_lines(trainer.splits, config.model.num_queries, config.model.queries_key),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
@@ -147,14 +147,17 @@ def _group_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def _data_lines(splits: Splits) -> list[str]:
+def _data_lines(splits: Splits, path: str | None) -> list[str]:
     lines = [f"train       {splits.train.report.lines()[0]}", *splits.train.report.lines()[1:]]
     if not splits.augment:
         lines = [f"train, val  the same {counted(len(splits.train), 'image')}, without augmentation (--overfit)"]
     elif splits.val is not None:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
-        lines.append(f"val         none: {splits.missing} not found; training continues without evaluation")
+        lines.append(
+            f"val         none: {splits.missing} not found; training continues without evaluation "
+            f"(loradetr data convert {path} OUT --split val=0.2 makes a split)"
+        )
     lines.append(f"classes     {splits.categories.num_classes}: {listed(splits.categories.names_by_id.values(), 8)}")
     return lines
 
