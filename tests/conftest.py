@@ -79,7 +79,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is read of many files in a folder of the tests."""
     folder = tmp_path_factory.mktemp("splits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "folder", lambda: folder)
+        patch.setattr(kept, "kept_in", lambda: folder)
         yield
 
 

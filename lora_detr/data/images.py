@@ -134,6 +134,13 @@ def difference_hash(path: Path, max_pixels: int = MAX_PIXELS) -> int:
 
 
 @contextmanager
+def many_files() -> Iterator[None]:
+    """Look at many files within: what is otherwise set up for each is set up once."""
+    with _no_warnings:
+        yield
+
+
+@contextmanager
 def _opened(path: Path, where: str = "") -> Iterator[Image.Image]:
     """Give a file that Pillow has opened, not decoded; all faults name it."""
     with (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_detr.data.coco.checks import Findings, OnBadData
 from lora_detr.data.coco.files import ImageFolder
-from lora_detr.data.images import image_size
+from lora_detr.data.images import image_size, many_files
 from lora_detr.data.progress import following
 from lora_detr.errors import DataError, counted
 
@@ -53,18 +53,16 @@ def _read_sizes(
     """Add width and height to rows that lack one; return places of images that are left out."""
     lacking = [i for i, row in enumerate(found.rows) if i not in faulty and not ("width" in row and "height" in row)]
     unreadable = []
-    for i in following(lacking, len(lacking), f"{found.file}: sizes of images:"):
-        row = found.rows[i]
-        if not folder.must_exist:
-            row["width"], row["height"] = row.get("width", 1), row.get("height", 1)
-            continue
-        try:
-            row["width"], row["height"] = image_size(folder.root / names[i])
-        except DataError as error:
-            row["width"] = row["height"] = 1
-            unreadable.append(i)
-            if on_bad_data == "error":
-                found.add(i, "D18", error.message)
+    with many_files():
+        for i in following(lacking, len(lacking), f"{found.file}: read sizes of"):
+            try:
+                size = image_size(folder.root / names[i]) if folder.must_exist else (1, 1)
+            except DataError as error:
+                size = (1, 1)
+                unreadable.append(i)
+                if on_bad_data == "error":
+                    found.add(i, "D18", error.message)
+            found.rows[i]["width"], found.rows[i]["height"] = size
     for i in faulty:
         found.rows[i].setdefault("width", 1)
         found.rows[i].setdefault("height", 1)

@@ -1,7 +1,7 @@
 """What was read of many small files, kept in one, so that the next start need not open each of them again.
 
-A split is found again by names, sizes, times and numbers (inode) of all files that it depends on, and by all settings
-it was read with. A file that was changed in any way has another time, so what is kept is never older than the files.
+A split is found again by names, sizes and times of all files that it depends on, and by all settings it was read with.
+Whatever changes a file sets one of its two times, which no program can set back, so nothing old is taken for it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import io
 import json
 import logging
 import os
+from array import array
 from collections.abc import Iterable
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 from zipfile import BadZipFile
 
@@ -41,10 +44,12 @@ _MAX_BYTES = 4_000_000_000
 _TABLE = [field.name for field in fields(ImageTable) if field.name != "folder"]
 _TRUTH = [field.name for field in fields(GroundTruth)]
 
+_name = attrgetter("name")
+
 logger = logging.getLogger(__name__)
 
 
-def folder() -> Path:
+def kept_in() -> Path:
     """Return where splits are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_detr" / "splits"
 
@@ -59,7 +64,7 @@ def load_kept(source: Source, *, strict: bool, on_bad_data: OnBadData, allow_out
     if files is None:
         return load()
     key = _key(files, (source.name, str(source.images), source.settings(), strict, on_bad_data, allow_outside))
-    path = folder() / f"{key}.npz"
+    path = kept_in() / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, LoraDetrError):
         # Fails where it is absent or damaged.
         split = _restored(read_regular(path, _MAX_BYTES), source)
@@ -80,16 +85,38 @@ def _key(files: Iterable[str], settings: object) -> str:
     digest = hashlib.sha256(
         repr((VERSION, installed_version("lora-detr"), settings)).encode("utf-8", "surrogateescape")
     )
-    for name in files:
-        digest.update(name.encode("utf-8", "surrogateescape"))
-        try:
-            found = os.stat(name)
-        except (OSError, ValueError):
-            digest.update(b"\0absent\0")
-            continue
-        facts = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-        digest.update(b"\0%d %d %d %d\0" % facts)
+    seen: set[tuple[int, int]] = set()
+    for path in files:
+        _add(digest, path, seen)
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, path: str, seen: set[tuple[int, int]]) -> None:
+    """Add the facts of a file, or of a folder and all that it holds, each folder once."""
+    names, facts, folders = [path], array("q"), []
+
+    def stat(entry: str | os.DirEntry[str]) -> os.stat_result | None:
+        try:
+            found = os.stat(entry) if isinstance(entry, str) else entry.stat()
+        except (OSError, ValueError):  # absent, or a link that leads nowhere
+            names.append("absent")
+            return None
+        facts.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return found
+
+    found = stat(path)
+    if found is not None and S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
+        seen.add((found.st_dev, found.st_ino))
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            for entry in sorted(entries, key=_name):
+                names.append(entry.name)
+                inner = stat(entry)
+                if inner is not None and S_ISDIR(inner.st_mode):
+                    folders.append(entry.path)
+    digest.update("\0".join((*names, "")).encode("utf-8", "surrogateescape"))
+    digest.update(facts)
+    for folder in folders:
+        _add(digest, folder, seen)
 
 
 def _content(split: CocoSplit) -> bytes:

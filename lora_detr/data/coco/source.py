@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +77,7 @@ class Source:
         return ""
 
     def files(self) -> Iterable[str] | None:
-        """Return all files and folders that what is read depends on; None where reading again is as quick."""
+        """Return what is read depends on: files, and folders with all they hold; None where reading again is quick."""
         return None
 
     def settings(self) -> tuple[object, ...]:
@@ -105,12 +104,8 @@ class JsonSource(Source):
         return read_root(self.path, take)
 
     def files(self) -> Iterable[str] | None:
-        """Return the file and all images where sizes may have to be read from these."""
-        if not self.reads_sizes:
-            return None
-        walked = os.walk(self.images)
-        images = [os.path.join(folder, name) for folder, _, names in walked for name in names]
-        return [str(self.path), *sorted(images)]
+        """Return the file and its images where sizes may have to be read from these."""
+        return [str(self.path), str(self.images)] if self.reads_sizes else None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def split_folder(data: Path, names: Sequence[str], file: str) -> Path | None:
 
 def is_image(name: str) -> bool:
     """Return whether a file is taken for an image; hidden files are not, since some systems keep notes in them."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def walk_images(folder: Path) -> list[str]:

@@ -81,9 +81,9 @@ class VocSource(Source):
         self._rows = array("q")  # object of each annotation
 
     def files(self) -> Iterable[str]:
-        """Return all XML files, images and their folders, also those of the training split."""
-        own = [str(self.path), str(self.images), *(each.path for each in self.xml)]
-        own += [os.path.join(self.images, name) for names in self._stems.values() for name in names]
+        """Return the list, and the folders of XML files and images, also those of the training split."""
+        folders = sorted({os.path.dirname(each.path) for each in self.xml})
+        own = [str(self.path), str(self.images), *folders]
         return own if self.train is self else [*own, *self.train.files()]
 
     def settings(self) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.layout import MAX_YAML_BYTES, PATH_KEYS, top_keys
 from lora_detr.data.coco.source import DataPaths, ReadAs
-from lora_detr.data.layouts.layout import Layout, not_found, walk_images
+from lora_detr.data.layouts.layout import Layout, not_found
 from lora_detr.data.layouts.yolo_labels import Listed, YoloSource
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.json_value import JSON
@@ -91,19 +91,8 @@ class _File:
         base = Path(
             os.path.commonpath([os.path.abspath(folder) for folder in [*folders, *([self.root] * bool(lists))]])
         )
-        images = [
-            Listed(f"{prefix}{name}")
-            for folder in folders
-            for prefix in ["" if folder == base else os.path.relpath(folder, base) + "/"]
-            for name in walk_images(folder)
-        ]
-        for each in lists:
-            images += _listed(each, base)
-        if not images:
-            named = ", ".join(map(str, [*folders, *lists]))
-            raise DataError(f"{self.path}: {split}: expected at least one image, found 0 in {named}", code="S01")
-        images.sort()
-        return YoloSource(self.path, base, split, images, [*map(str, lists)], self.names, self.keypoints, self.root)
+        listed = [image for each in lists for image in _listed(each, base)]
+        return YoloSource(self.path, base, split, [*map(str, folders)], listed, self.names, self.keypoints, self.root)
 
     def _place(self, entry: str) -> Path | None:
         """Return what an entry names; exporters put ``../`` before it although it lies beside the YAML file."""
@@ -133,7 +122,7 @@ def _names(path: Path, values: dict[str, JSON]) -> dict[int, str]:
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
-        raise ConfigError(f"{path}: names must be a list, or a number and a name a line, found {names!r}", "correct it")
+        raise ConfigError(f"{path}: names must be a list, or lines of `number: name`, found {names!r}", "correct it")
     for key, name in names.items():
         if not (key.isascii() and key.isdecimal() and len(key) < 10) or isinstance(name, list | dict | None):
             raise ConfigError(f"{path}: names: expected `number: name`, found `{key}: {name}`", "correct the line")

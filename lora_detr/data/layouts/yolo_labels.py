@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_detr.data.coco.checks import Fault, Row
 from lora_detr.data.coco.report import Problem
 from lora_detr.data.coco.source import Report, Source, Take
+from lora_detr.data.layouts.layout import walk_images
 from lora_detr.data.progress import following
-from lora_detr.errors import counted, listed, printable
+from lora_detr.errors import DataError, counted, listed, printable
 from lora_detr.regular_files import read_regular
 
 MAX_LABEL_BYTES = 16_000_000
@@ -39,8 +41,8 @@ class YoloSource(Source):
         path: the YAML file.
         images: folder that names are relative to.
         split: its key in the YAML file.
-        listed: the images, by name.
-        lists: files that list images.
+        folders: of images.
+        listed: more images.
         names: name by class.
         keypoints: how many numbers follow a box, if the set has key points.
         root: folder that messages name label files relative to.
@@ -54,24 +56,33 @@ class YoloSource(Source):
         path: Path,
         images: Path,
         split: str,
+        folders: Sequence[str],
         listed: Sequence[Listed],
-        lists: Sequence[str],
         names: Mapping[int, str],
         keypoints: int,
         root: Path,
     ) -> None:
         super().__init__(path, images, f"{path.name} ({split})")
-        self.names, self.keypoints, self.root, self.lists = names, keypoints, root, lists
-        self._listed = listed
+        self.names, self.keypoints, self.root = names, keypoints, root
+        self._folders, self._own = folders, listed
         self._lines, self._images = array("I"), array("I")  # of each annotation
         self._polygons = self._repeated = 0
 
     def files(self) -> Iterable[str]:
-        """Return the YAML file, lists, images, label files and their folders."""
-        images = [os.path.join(self.images, each.name) for each in self._listed]
-        labels = [label_of(image) for image in images]
-        folders = sorted({os.path.dirname(label) for label in labels})
-        return [str(self.path), *self.lists, *images, *labels, *folders]
+        """Return the YAML file, folders of images and labels, and images of lists with their label files."""
+        images = [os.path.join(self.images, each.name) for each in self._own]
+        folders = [os.path.dirname(label_of(f"{folder}/x")) for folder in self._folders]
+        return [str(self.path), *self._folders, *folders, *images, *map(label_of, images)]
+
+    @cached_property
+    def _listed(self) -> list[Listed]:
+        """All images, by name."""
+        found = [*self._own]
+        for folder in self._folders:
+            prefix = os.path.relpath(folder, self.images)
+            prefix = "" if prefix == "." else f"{prefix}/"
+            found += [Listed(f"{prefix}{name}") for name in walk_images(Path(folder))]
+        return sorted(found)
 
     def place(self, section: str, index: int) -> str:
         """Return label file and line of an annotation, the image or its line in a list, or the class."""
@@ -83,6 +94,9 @@ class YoloSource(Source):
 
     def read(self, take: Take, report: Report, *, allow_outside: bool) -> Row:
         """Read all label files; an image without one has no objects."""
+        if not self._listed:
+            places = ", ".join(self._folders) or "its lists"
+            raise DataError(f"{self.name}: expected at least one image, found 0 in {places}", code="S01")
         rows: list[Row] = []
         self.notes.clear()
         self._lines, self._images = array("I"), array("I")
@@ -98,7 +112,7 @@ class YoloSource(Source):
             self.notes.append(f"{counted(self._polygons, 'outline')}: read as the boxes around them")
         if self._repeated:
             self.notes.append(f"{counted(self._repeated, 'repeated label line')}: read once")
-        if not self.lists:
+        if not self._own:  # labels of what is not listed belong to another split
             self._note_unused()
         return {
             "images": [{"id": i, "file_name": each.name} for i, each in enumerate(self._listed, start=1)],
