@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ class _Parsed:
     faults: dict[int, Fault] = field(default_factory=dict)  # of objects whose corners are no numbers
     problems: list[Problem] = field(default_factory=list)
     touches: bool = False  # whether a box ends at the last pixel of its image
+    lowest: float = inf  # of all coordinates
 
 
 class VocSource(Source):
@@ -115,7 +116,7 @@ class VocSource(Source):
         if self.how.voc_offset != AUTO:
             return int(self.how.voc_offset)
         parsed = self.train._parsed
-        return int(parsed.touches and min(parsed.corners, default=0) > 0)
+        return int(parsed.touches and parsed.lowest > 0)
 
     def read(self, take: Take, report: Report, *, allow_outside: bool) -> Row:
         """Give what all files hold."""
@@ -237,9 +238,10 @@ def _add(parsed: _Parsed, number: int, xml: XmlFile, found: Annotation, image: s
         corners = _corners(values)
         if isinstance(corners, Fault):
             parsed.faults[index] = corners
-            corners = [1.0] * 4  # decides nothing
-        elif corners[2] == width or corners[3] == height:
-            parsed.touches = True
+            corners = [0.0] * 4
+        else:
+            parsed.touches |= corners[2] == width or corners[3] == height
+            parsed.lowest = min(parsed.lowest, *corners)
         parsed.corners.extend(corners)
     parsed.ends.append(len(parsed.names))
 
