@@ -15,6 +15,8 @@ from lora_detr.regular_files import open_regular
 COCO_FOLDER = Path("data/coco")
 """Where COCO is looked for when nothing else is said."""
 
+OWN_DATA = "docs/own_data.md lists the formats"
+
 GENERATED = ("shapes", "shapes-sparse", "shapes-easy")
 """Names that ``--data`` takes instead of a path. Only for messages: ``resolve_generated`` makes the sets."""
 
@@ -62,7 +64,9 @@ def _from_folder(data: Path) -> DataPaths:
         )
         raise DataError(
             f"{data}: expected {missing}, found {found}",
-            remedy if lines else "--data takes a COCO folder or a YAML file",
+            remedy
+            if lines
+            else "--data takes a COCO folder, a YAML file, or a set in a format that docs/own_data.md lists",
         )
     return DataPaths(train, *_find(data, "val"))
 
