@@ -273,6 +273,8 @@ class TrainTransformConfig(Strict):
     """Resize to size x size whatever the aspect ratio, so that batches need no padding."""
     rule: Literal["deformable", "relation"] = "deformable"
     """Family whose rounding of sizes is followed, in float64 for ``relation``; also before a crop."""
+    sampling: Literal["uniform", "repeat-factor"] = "uniform"
+    """How often images come in an epoch. ``repeat-factor``: those with rare classes more often, by the rule of LVIS."""
     min_box: float = Field(0.0, ge=0)
     """Boxes with a shorter side than this many pixels of the prepared image are dropped; 0 drops none."""
 

@@ -18,6 +18,7 @@ from lora_detr.data.coco.verification import Verify
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.layouts.registry import find_splits
 from lora_detr.data.loader import BatchLoader, build_loader
+from lora_detr.data.order import repeat_factors
 from lora_detr.data.reading import EpochDataset
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
@@ -161,6 +162,7 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
         timeout=READER_TIMEOUT,
         unreadable="next" if config.data.on_bad_data == "skip" else "error",
         groups=_shapes(splits.train, len(dataset)) if config.data.group_by_shape else None,
+        repeats=_repeats(splits.train) if splits.augment and config.data.train.sampling == "repeat-factor" else None,
     )
 
 
@@ -194,6 +196,14 @@ def eval_loader(
         timeout=READER_TIMEOUT,
         unreadable="blank" if on_bad_data == "skip" else "error",
     )
+
+
+def _repeats(split: CocoSplit) -> list[float]:
+    """Return how often each image comes in an epoch where rare classes are sampled more often."""
+    table = split.records
+    images = np.repeat(np.arange(len(table)), table.object_counts)
+    factors: list[float] = repeat_factors(images, table.category_ids, len(table)).tolist()
+    return factors
 
 
 def _shapes(split: CocoSplit, count: int) -> list[int]:
