@@ -1,7 +1,8 @@
 """What was read of many small files, kept in one, so that the next start need not open each of them again.
 
-A split is found again by names, sizes and times of all files that it depends on, and by all settings it was read with.
-Whatever changes a file sets one of its two times, which no program can set back, so nothing old is taken for it.
+A split is found again by names, sizes and times of change of all files that it depends on, and by all settings it was
+read with. Whatever changes a file sets that time (not the one of ``ls``), which no program can set back; times are only
+compared with themselves, so it does not matter what the clock was.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ VERSION = 1
 """Raised whenever the same files would be read as something else, or are kept in another way."""
 
 KEPT = 32
-"""Files in the folder; the oldest are removed."""
+"""Files in the folder; of more, any are removed."""
 
 _MAX_BYTES = 4_000_000_000
 _TABLE = [field.name for field in fields(ImageTable) if field.name != "folder"]
@@ -67,15 +68,13 @@ def load_kept(source: Source, *, strict: bool, on_bad_data: OnBadData, allow_out
     path = kept_in() / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, LoraDetrError):
         # Fails where it is absent or damaged.
-        split = _restored(read_regular(path, _MAX_BYTES), source)
-        os.utime(path)  # it was of use
-        return split
+        return _restored(read_regular(path, _MAX_BYTES), source)
     split = load()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, _content(split))
-        for old in sorted(path.parent.glob("*.npz"), key=lambda each: each.stat().st_mtime)[:-KEPT]:
-            old.unlink(missing_ok=True)
+        for other in sorted(set(path.parent.glob("*.npz")) - {path})[KEPT - 1 :]:
+            other.unlink(missing_ok=True)
     except (OSError, LoraDetrError) as error:
         logger.info("%s: not kept for the next start: %s", source.name, error)
     return split
@@ -101,7 +100,7 @@ def _add(digest: hashlib._Hash, path: str, seen: set[tuple[int, int]]) -> None:
         except (OSError, ValueError):  # absent, or a link that leads nowhere
             names.append("absent")
             return None
-        facts.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        facts.extend((found.st_size, found.st_ctime_ns, found.st_ino))
         return found
 
     found = stat(path)

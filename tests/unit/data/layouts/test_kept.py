@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, folder: Pa
     assert len(read(roboflow_yolo(tmp_path / "data"))[0]) == 2
 
 
-def test_the_oldest_are_removed(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_some_are_kept(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "KEPT", 3)
     for i in range(3):
         read(roboflow_yolo(tmp_path / f"data{i}"))
