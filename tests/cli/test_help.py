@@ -33,7 +33,7 @@ SHORT = {"--output": "-o", "--output-dir": "-o", "--resume": "-r"}
 
 # Options that do nothing when they are left out, or that the text around them explains.
 NO_DEFAULT = {
-    "eval": {"--nms", "--predictions"},
+    "eval": {"--nms", "--predictions", "--confusion"},
     "strip": {"--branch"},
     "predict": {"--nms", "--annotations"},
     "config show": {"--config", "--set"},
