@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -322,16 +323,19 @@ def test_debug_shows_where_a_fault_came_from(loradetr: Command) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv"])
-def test_eval_writes_confusion_matrix_and_kinds_of_errors(loradetr: Command, learned_run: Path, suffix: str) -> None:
-    path = Path(f"confusion.{suffix}")
-    ended = loradetr("eval", learned_run, "--workers", 0, "--confusion", path)
+def test_eval_writes_confusion_matrix_and_kinds_of_errors(
+    loradetr: Command, learned_run: Path, tmp_path: Path, suffix: str
+) -> None:
+    run, path = tmp_path / "run", Path(f"confusion.{suffix}")
+    shutil.copytree(learned_run, run)
+    ended = loradetr("eval", run, "--workers", 0, "--confusion", path)
     assert ended.code == 0, ended.err
     text = path.read_text(encoding="utf-8")
     if suffix == "csv":
         assert text.startswith("category_id,name,found as circle,")
         return
     content = json.loads(text)
-    stored = json.loads((learned_run / "eval" / "metrics.json").read_text())
+    stored = json.loads((run / "eval" / "metrics.json").read_text())
     assert content["operating_point"] == stored["operating_point"]
     objects = [row["objects"] for row in content["per_class"]]
     assert objects == [row["objects"] for row in stored["per_class"]]
