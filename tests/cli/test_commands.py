@@ -25,6 +25,7 @@ FEW = ("--max-steps", 2)
 TAKE_DATA = {
     "train": ("train --preset {small}", "train --preset {small} --set data.path=shapes-easy", "train --resume {run}"),
     "eval": ("eval {run}",),
+    "report": ("report {run}",),
     "convert": ("convert official.pth out",),
     "doctor": ("doctor", "doctor --replay {run}"),
     "ablate run": ("ablate run table1",),
