@@ -144,7 +144,7 @@ def _encoded(picture: Image.Image) -> bytes:
     while True:
         for quality in _QUALITIES:
             file = io.BytesIO()
-            picture.save(file, "JPEG", quality=quality, optimize=True, subsampling=0 if quality > 80 else 2)
+            picture.save(file, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2)
             if len(file.getvalue()) <= MAX_BYTES:
                 return file.getvalue()
         picture = picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)))

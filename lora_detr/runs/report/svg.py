@@ -54,7 +54,8 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> Markup:
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # What describes the file, and a style sheet, which would be one of the whole page.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     (box,) = re.findall(r'viewBox="([^"]+)"', text)
     text = text[text.index(">") + 1 : text.rindex("</svg>")].replace("xlink:href", "href")
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
