@@ -101,24 +101,25 @@ def write_report(
         say(f"{error.message}: the report is about the training alone")
     target = output or run.run / NAME
     prepare_directory(target.parent)  # before the evaluation, not after it
-    evaluation = None
-    if prepared is not None:
-        say(prepared.describe())
-        config = prepared.config
-        evaluators = prepared.detect(plain_predictor(run.detector))
-        metrics, plain = measure(evaluators, config), evaluators[None]
+    if prepared is None:
+        _write(target, page(run, None))
+        return target
+    say(prepared.describe())
+    evaluators = prepared.detect(plain_predictor(run.detector))
+    if prepared.world.is_main:
+        config, plain = prepared.config, evaluators[None]
+        metrics = measure(evaluators, config)
         assert metrics.usage is not None
-        evaluation = Evaluation(
-            metrics,
-            plain,
-            confusion_of(plain, metrics.usage.point, config.categories, config.suppression),
-            prepared.describe(),
-            left_out_lines(plain),
-            config.max_pixels,
-        )
-        prepared.world.close()
-    write_file(target, page(run, evaluation).encode("utf-8", "backslashreplace"))
+        confusion = confusion_of(plain, metrics.usage.point, config.categories, config.suppression)
+        described, left_out = prepared.describe(), left_out_lines(plain)
+        _write(target, page(run, Evaluation(metrics, plain, confusion, described, left_out, config.max_pixels)))
+    prepared.world.gather(None)  # all wait for the first one: processes that end well end together
+    prepared.world.close()
     return target
+
+
+def _write(path: Path, text: str) -> None:
+    write_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 def page(run: OpenedRun, evaluation: Evaluation | None) -> str:

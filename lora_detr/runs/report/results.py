@@ -220,7 +220,9 @@ def most_mistaken(confusion: Confusion, limit: int = 10) -> list[Mistaken]:
 def few_objects(metrics: CocoMetrics) -> str:
     """Return a sentence about classes that use the overall score; empty if there is none."""
     few = metrics.usage.few if metrics.usage is not None else ()
-    return f"Fewer than {MIN_OBJECTS} objects, so the overall score counts: {listed(few, 10)}." if few else ""
+    return (
+        f"The overall score counts for classes with fewer than {MIN_OBJECTS} objects: {listed(few, 10)}" if few else ""
+    )
 
 
 def missed_share(confusion: Confusion) -> str:

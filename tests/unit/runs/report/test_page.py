@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 from lora_detr.checkpoints.opened import OpenedRun, open_run
+from lora_detr.data.coco.report import Problem
 from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.errors import ConfigError, DataError
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator
 from lora_detr.evaluation.confusion import confusion_of
+from lora_detr.evaluation.detect import left_out_lines
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.runs.report.page import Evaluation, page, write_report
 from lora_detr.runs.report.pictures import MAX_BYTES, extremes
@@ -155,8 +157,8 @@ def make_data(folder: Path, names: list[str], file_name: str = "{}.png", used: i
     return load_coco(path, folder)
 
 
-def evaluated(split: CocoSplit, run: OpenedRun) -> Evaluation:
-    """Return what a detector that is right half of the time would give."""
+def evaluated(split: CocoSplit, run: OpenedRun, left_out: int | None = None) -> Evaluation:
+    """Return what a detector that is right half of the time would give, without an image that cannot be read."""
     generator = np.random.default_rng(0)
     count = split.categories.num_classes
     evaluators = {iou: CocoEvaluator(split) for iou in (None, SUPPRESSION_IOU)}
@@ -169,13 +171,21 @@ def evaluated(split: CocoSplit, run: OpenedRun) -> Evaluation:
         for evaluator in evaluators.values():
             found = Detections(boxes, scores, torch.from_numpy(labels), torch.arange(len(labels)))
             evaluator.add(record.id, found)
+    for evaluator in evaluators.values() if left_out is not None else ():
+        evaluator.leave_out({left_out: Problem("D18", f"{left_out}.png cannot be read")})
     config = run.deployment.model_copy(
         update={"category_ids": split.categories.ids, "category_names": split.categories.names, "operating_point": None}
     )
     metrics = measure(evaluators, config)
     assert metrics.usage is not None
     plain = evaluators[None]
-    return Evaluation(metrics, plain, confusion_of(plain, metrics.usage.point, split.categories, "per-class"), "x", [])
+    return Evaluation(
+        metrics,
+        plain,
+        confusion_of(plain, metrics.usage.point, split.categories, "per-class"),
+        "x",
+        left_out_lines(plain),
+    )
 
 
 @pytest.fixture
@@ -229,6 +239,15 @@ def test_the_whole_matrix_is_shown_where_it_fits(tmp_path: Path, opened: OpenedR
     assert matrix.left_out == 0
     assert matrix.rows[-1][-1] is None
     rendered(make_data(tmp_path, ["cat", "dog", "cow"], used=2), opened)
+
+
+def test_an_image_that_was_left_out_is_reported_and_not_drawn(tmp_path: Path, opened: OpenedRun) -> None:
+    split = make_data(tmp_path, ["cat", "dog"])
+    (tmp_path / "0.png").write_bytes(b"")
+    found = checked(page(opened, evaluated(split, opened, left_out=0)))
+    assert "left out: 0.png cannot be read" in found.text
+    drawn = re.findall(r"Ground truth of (\S+):", " ".join(picture["alt"] for picture in found.of("img")))
+    assert sorted(drawn) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
 
 
 def test_data_without_objects_has_a_page(tmp_path: Path, opened: OpenedRun) -> None:
