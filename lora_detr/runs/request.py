@@ -30,6 +30,7 @@ from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
+from lora_detr.runs.length import shipped_origins
 from lora_detr.runs.pretrained import FineTuning, absolute, check_changes, fine_tuning
 
 
@@ -315,8 +316,7 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
         settings["model.dac"] = True
         # The weights of MS-DETR belong to it: 1 for the primary's class, unless the user chose another.
         key = "loss.primary.weights.classification"
-        own = {"schema", *(f"preset {name}" for preset in list_presets() for name in (preset.name, preset.path.stem))}
-        if base.config.loss.primary.classification == "focal" and base.origin[key] in own:
+        if base.config.loss.primary.classification == "focal" and base.origin[key] in shipped_origins():
             settings[key] = 1.0
     return settings
 
