@@ -21,6 +21,7 @@ from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
+from lora_detr.cli.report import report
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 from lora_detr.processes.threads import watch_contention
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("strip")(strip)
 app.command("predict")(predict)
 app.command("convert")(convert)
