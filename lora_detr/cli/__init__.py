@@ -15,11 +15,13 @@ from lora_detr.cli.choices import fill_in_values, refuse_empty
 from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
 from lora_detr.cli.convert import convert
+from lora_detr.cli.data import app as data_app
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
+from lora_detr.cli.report import report
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 from lora_detr.processes.threads import watch_contention
@@ -35,15 +37,17 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("strip")(strip)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")
 app.add_typer(ablate_app, name="ablate")
+app.add_typer(data_app, name="data")
 app.command("analyze-loss")(analyze_loss)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
-for each in (app, config_app, ablate_app):
+for each in (app, config_app, ablate_app, data_app):
     for registered in each.registered_commands:
         registered.cls = Command
 

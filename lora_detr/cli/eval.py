@@ -13,6 +13,7 @@ from rich.table import Table
 from lora_detr.cli.choices import (
     bad_data,
     checkpoint_option,
+    data_format_option,
     data_set,
     device_option,
     json_option,
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
     data: Annotated[
-        Path | None, typer.Option(help="COCO folder or YAML (the run's own).", metavar="PATH", rich_help_panel=WHAT)
+        Path | None, typer.Option(help="Data set (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
+    data_format: Annotated[str | None, data_format_option(rich_help_panel=WHAT)] = None,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     branch: Annotated[
         str, typer.Option(help="Part to evaluate.", metavar="primary|N|all", rich_help_panel=WHAT)
@@ -53,6 +55,12 @@ def evaluate(
     ] = False,
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write confusion matrix and error kinds here (.json or .csv).", metavar="FILE", rich_help_panel=HOW
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per forward pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
@@ -84,6 +92,7 @@ def evaluate(
     found = evaluate_parts(
         model,
         data=data_set(data),
+        data_format=data_format,
         which=which_checkpoint(checkpoint),
         part=part,
         nms_iou=nms,
@@ -91,6 +100,7 @@ def evaluate(
         on_bad_data=None if on_bad_data is None else bad_data(on_bad_data),
         allow_outside=allow_outside,
         predictions=predictions,
+        confusion=confusion,
         batch_size=batch_size,
         workers=workers,
         device=device,

@@ -82,6 +82,9 @@ def visited(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Visi
     (folder / "data").mkdir()
     (folder / "data" / "coco").symlink_to(shapes_tiny, target_is_directory=True)
     write_cells(folder, shapes_tiny)
+    for part in ("train", "annotations/instances_train.json"):  # a data set without a validation split
+        (folder / "PATH" / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "PATH" / part).symlink_to(shapes_tiny / part)
     (folder / "cells-settings.yaml").write_text("extends: deformable\ntrain: {epochs: 4}\n")
     if HAS_TRANSFORMERS:
         huggingface_models.save("rt_detr", folder / "DIR")
