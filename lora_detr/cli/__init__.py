@@ -18,6 +18,7 @@ from lora_detr.cli.convert import convert
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
+from lora_detr.cli.export import export
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
 from lora_detr.cli.strip import strip
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("strip")(strip)
+app.command("export")(export)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")

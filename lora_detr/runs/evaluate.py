@@ -9,21 +9,18 @@ from typing import Literal
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.checkpoint import run_of
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
-from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
+from lora_detr.data.coco.layout import COCO_FOLDER
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoMetrics
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.processes.world import World
-from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.records.eval_results import write_results
+from lora_detr.runs.evaluate_exported import WORKERS, check_place, val_split
 from lora_detr.structures import Images, Prediction
-
-# One is enough to keep a small detector busy, and more would take cores from it on a CPU.
-WORKERS = 1
 
 PRIMARY = "primary"
 """Name of the primary path among the parts."""
@@ -71,7 +68,7 @@ def evaluate_parts(
     if predictions is not None:
         if part == "all":
             raise ConfigError("--predictions: one file cannot hold what all parts find", "give one --branch")
-        _check_place(predictions)
+        check_place(predictions)
     world = World.from_environment(device)
     if data is None and kind_of(model) == "official":
         data = _coco_folder(model)
@@ -84,14 +81,17 @@ def evaluate_parts(
             raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
         opened.detector.to(world.device)
         policy = _policy(DataConfig(), on_bad_data, allow_outside)
-        split = _val_split(data, config, policy)
+        split = val_split(data, config.categories, policy_of(policy), "a stripped file")
         default_size = 1
         predictors = {PRIMARY: plain_predictor(opened.detector)}
     else:
         run.model.to(world.device)
         predictors = _predictors(run, part)
         policy = _policy(run.config.data, on_bad_data, allow_outside)
-        split = _val_split(data, config, policy) if data is not None else _own_split(run, policy)
+        if data is None:
+            split = _own_split(run, policy)
+        else:
+            split = val_split(data, config.categories, policy_of(policy), "the run")
         default_size = run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     averaged = ", averaged weights" if run is not None and run.averaged else ""
@@ -131,14 +131,6 @@ def evaluate_parts(
         found[name] = metrics
     world.close()
     return found
-
-
-def _check_place(predictions: Path) -> None:
-    """Refuse a place that cannot be written before the evaluation, not after it."""
-    if predictions.is_dir():
-        raise ConfigError(f"--predictions {predictions}: is a folder", "give the name of a file")
-    if not predictions.parent.is_dir():
-        raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}", "make it first")
 
 
 def _coco_folder(model: Path) -> Path:
@@ -186,19 +178,6 @@ def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
     if splits.val is None:
         raise DataError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
     return splits.val.with_categories(run.categories)
-
-
-def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) -> CocoSplit:
-    if data is None:
-        raise ConfigError("a stripped file records no data path", "give --data DIR")
-    paths = find_splits(data)
-    if paths.val_annotations is None or paths.val_images is None:
-        raise DataError(
-            f"{data}: no validation split: {paths.missing} not found",
-            "add it, or give val_annotations and val_images in a YAML file",
-        )
-    split = policy_of(policy).load(paths.val_annotations, paths.val_images)
-    return split.with_categories(config.categories)
 
 
 def _is_own(run: OpenedRun) -> bool:
