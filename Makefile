@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf]"
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf,onnx]"
 	@touch $@
 
 demo: $(INSTALLED)

@@ -90,19 +90,23 @@ def evaluate(
         "batch_size": batch_size,
         "workers": workers,
         "device": device,
-        "say": (lambda text: None) if as_json else (lambda text: out.print(text, soft_wrap=True)),
     }
+
+    def say(text: str) -> None:
+        if not as_json:
+            out.print(text, soft_wrap=True)
+
     if model.suffix == EXPORTED:
         # Apart, since it works where no detector can be built.
         from lora_detr.runs.evaluate_exported import evaluate_exported
 
         if part is not None:
             raise ConfigError(f"--branch {branch}: {model} has no branches", "give the run directory it comes from")
-        found = {"primary": evaluate_exported(model, **common)}
+        found = {"primary": evaluate_exported(model, say=say, **common)}
     else:
         from lora_detr.runs.evaluate import evaluate_parts
 
-        found = evaluate_parts(model, which=which, part=part, ema=not no_ema, **common)
+        found = evaluate_parts(model, which=which, part=part, ema=not no_ema, say=say, **common)
     if as_json:
         if own_rank() == 0:
             parts = {name: metrics.to_json() for name, metrics in found.items()}

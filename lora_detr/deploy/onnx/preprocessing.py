@@ -52,6 +52,7 @@ def with_preprocessing(model: Any, config: DeploymentConfig, raw: bool) -> Any:
             ["resized"],
             mode="linear",
             antialias=1,
+            exclude_outside=1,  # at the border, as Pillow and torchvision do
             coordinate_transformation_mode="half_pixel",
         ),
         helper.make_node("Cast", ["resized"], ["levels"], to=TensorProto.FLOAT),
