@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+
+import onnx
 
 from lora_detr.checkpoints.exported import versions
 from lora_detr.deploy.onnx import export as module
@@ -152,7 +154,7 @@ def test_files_that_are_none_of_ours_are_refused(model: tuple[Path, Ended], lora
         assert_told(loradetr("predict", path, tmp_path / "a.png"), 4, (str(path), part))
 
 
-@pytest.mark.parametrize("command", ["export", "strip", "doctor"])
+@pytest.mark.parametrize("command", ["export", "strip"])
 def test_an_exported_file_is_for_predict_and_eval_alone(
     command: str, model: tuple[Path, Ended], loradetr: Command
 ) -> None:

@@ -18,19 +18,8 @@ from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
 TABLES = ("ablate list", "ablate run", "ablate report")
-COMMANDS = (
-    "train",
-    "eval",
-    "strip",
-    "export",
-    "predict",
-    "convert",
-    "demo",
-    "doctor",
-    "analyze-loss",
-    *TABLES,
-    *SETTINGS,
-)
+PLAIN = ("train", "eval", "strip", "export", "predict", "convert", "demo", "doctor", "analyze-loss")
+COMMANDS = (*PLAIN, *TABLES, *SETTINGS)
 
 # Two small screens, for the command that has most options; all else (usage, examples, frames) takes one at most.
 MOST_LINES = 75

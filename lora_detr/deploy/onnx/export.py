@@ -199,16 +199,20 @@ def _form(config: DeploymentConfig, wanted: Wanted) -> Form:
             "images keep their aspect ratio, without a limit of the longer side, so no fixed size holds them",
             "export with --dynamic",
         )
-    step = config.size_divisor if transform.square else max(STEP, config.size_divisor)
+    step = config.size_divisor if transform.square else _step(config)
     side = -(-max(longest, transform.size) // step) * step
     return Form(wanted.raw, padded, side, side)
+
+
+def _step(config: DeploymentConfig) -> int:
+    return config.size_divisor if config.size_divisor > 1 else STEP
 
 
 def _side(config: DeploymentConfig, form: Form) -> tuple[int, int]:
     """Return the size that a graph is traced at; that of any size has unequal sides where it can."""
     if form.height is not None and form.width is not None:
         return form.height, form.width
-    step = max(STEP, config.size_divisor)
+    step = _step(config)
     side = -(-config.transform.size // step) * step
     return side, side if config.transform.square else side + step
 

@@ -40,7 +40,7 @@ def test_position_encodings_that_are_resized_are_for_a_fixed_size(tmp_path: Path
     model = opened("rf_detr", tmp_path)
     _, report = exported(model, tmp_path, IMAGES)
     assert_proven(report, 2)
-    with pytest.raises(ConfigError, match="an operator without an ONNX form: .*bicubic") as caught:
+    with pytest.raises(ConfigError, match=r"an operator without an ONNX form: .*bicubic") as caught:
         exported(model, tmp_path / "dynamic", IMAGES, is_dynamic=True)
     assert "omit --dynamic" in caught.value.remedy
 
