@@ -28,6 +28,8 @@ def main(folder: Path) -> None:
     backbone = TimmBackboneConfig(backbone=BACKBONE, out_indices=(2, 3, 4), use_pretrained_backbone=False)
     config = RTDetrConfig(
         backbone_config=backbone,
+        # Otherwise transformers puts norms without the activations that timm's have in their place.
+        freeze_backbone_batch_norms=False,
         encoder_in_channels=[40, 112, 320],
         encoder_hidden_dim=128,
         encoder_ffn_dim=512,

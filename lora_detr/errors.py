@@ -49,6 +49,10 @@ class ConfigError(LoraDetrError):
     on_all_ranks = True
 
 
+class PackageError(ConfigError):
+    """An optional package that is not installed, or of another version than expected."""
+
+
 class DataError(LoraDetrError):
     """Bad annotations or images."""
 

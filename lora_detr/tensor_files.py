@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_detr.atomic_files import write_file
-from lora_detr.errors import CheckpointError, LoraDetrError, NumericalError, printable
+from lora_detr.errors import CheckpointError, LoraDetrError, NumericalError, PackageError, printable
 from lora_detr.regular_files import open_regular
 
 M = TypeVar("M", bound=nn.Module)
@@ -232,6 +232,8 @@ def build_outline(build: Callable[[], M], source: Path) -> M:
     try:
         with torch.device("meta"):
             return build()
+    except PackageError:
+        raise
     except Exception as error:  # libraries raise almost anything on sizes that do not fit each other
         reason = error.message if isinstance(error, LoraDetrError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(

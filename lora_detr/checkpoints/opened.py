@@ -178,7 +178,7 @@ def open_run(
             f"{model}: is a stripped file already", "give the run directory or checkpoint", code="K12"
         )
     if kind == "transformers":
-        message = f"{model}: is a folder for transformers, without branches"
+        message = f"{model}: is a detector of transformers, without branches"
         raise CheckpointError(message, "give the run directory or checkpoint", code="K12")
     if kind == "exported":
         message = f"{model}: is an exported file, without anything to train"

@@ -78,7 +78,9 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], DeploymentConfig]:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: not a stripped detector: not written by 'loradetr strip'",
-            "give a run directory, a checkpoint directory, or a file written by 'loradetr strip'",
+            f"give its folder, {path.parent}"
+            if (path.parent / "config.json").is_file()
+            else "give a run directory, a checkpoint directory, or a file written by 'loradetr strip'",
         )
     version = metadata.get("format_version", "")
     if version != str(FORMAT_VERSION):

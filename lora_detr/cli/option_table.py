@@ -14,7 +14,8 @@ from typing import Any
 
 import typer
 
-SCHEMA = [Path(__file__).parents[1] / "recipe" / name for name in ("run_config.py", "optimisation.py")]
+PACKAGE = Path(__file__).parents[1]
+SCHEMA = [PACKAGE / name for name in ("recipe/run_config.py", "recipe/optimisation.py", "data/transforms.py")]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ OPTIONS = (
     option(MODEL, "hybrid", int, "K", "H-DETR copies per target; 0: none."),
     option(MODEL, "dac", bool, "", "Add DAC-DETR's second pass."),
     setting(DATA, "num_classes", "data.num_classes"),
+    setting(DATA, "augment", "data.train.augment"),
     setting(DATA, "workers", "data.workers"),
     setting(DATA, "on_bad_data", "data.on_bad_data"),
     setting(DATA, "verify", "data.verify"),

@@ -10,8 +10,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from lora_detr.data.coco.split import CocoSplit
-from lora_detr.data.images import MAX_PIXELS, read_image
+from lora_detr.data.dense import Decoded, Dense
+from lora_detr.data.images import MAX_PIXELS, UNUSABLE, read_image
 from lora_detr.data.transforms import Transform
+from lora_detr.errors import DataError
 from lora_detr.structures import Target
 
 
@@ -32,13 +34,26 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transform: what ``TrainTransformConfig.build`` or ``EvalTransformConfig.build`` returned.
         seed: of the augmentation.
         max_pixels: larger files are refused before decoding.
+        dense: strong augmentation, before the transform; None for none.
+        epochs: length of the run, which decides when augmentation is strong.
     """
 
-    def __init__(self, split: CocoSplit, transform: Transform, seed: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        split: CocoSplit,
+        transform: Transform,
+        seed: int,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        dense: Dense | None = None,
+        epochs: float = 1.0,
+    ) -> None:
         self.split = split
         self.transform = transform
         self.seed = seed
         self.max_pixels = max_pixels
+        self.dense = dense
+        self.epochs = epochs
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -65,13 +80,29 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             DataError: the file cannot be used (see ``read_image``).
         """
         record = self.split.records[index]
-        image = read_image(record, self.max_pixels)
+        image, boxes, labels = self._decoded(index)
+        generator = generator_for(self.seed, epoch, record.id)
+        if self.dense is not None:
+            seed = int(torch.randint(1 << 62, (), generator=generator))
+            progress = min(epoch / self.epochs, 1.0)
+            image, boxes, labels = self.dense((image, boxes, labels), self._other, len(self), progress, seed)
+        pixels, boxes, labels = self.transform(tv_tensors.Image(image), boxes, labels, generator)
+        return pixels, Target(boxes, labels, record.id, (record.height, record.width))
+
+    def _decoded(self, index: int) -> Decoded:
+        record = self.split.records[index]
         label_of = self.split.categories.label_of
         labels = torch.tensor([label_of(i) for i in record.category_ids.tolist()], dtype=torch.int64)
-        boxes = torch.from_numpy(record.boxes_xyxy_pixels.copy())
-        generator = generator_for(self.seed, epoch, record.id)
-        pixels, boxes, labels = self.transform(image, boxes, labels, generator)
-        return pixels, Target(boxes, labels, record.id, (record.height, record.width))
+        return read_image(record, self.max_pixels), torch.from_numpy(record.boxes_xyxy_pixels.copy()), labels
+
+    def _other(self, index: int) -> Decoded | None:
+        """Return an image that is added to another one; one that cannot be read is reported when its own turn comes."""
+        try:
+            return self._decoded(index)
+        except DataError as error:
+            if error.code not in UNUSABLE:
+                raise
+            return None
 
     def blank(self, index: int) -> tuple[Tensor, Target]:
         """Return a black image of the smallest size, without objects, in place of one that cannot be read."""

@@ -199,6 +199,7 @@ def build_loader(
     timeout: float = 0.0,
     unreadable: Unreadable = "error",
     groups: Sequence[int] | None = None,
+    repeats: Sequence[float] | None = None,
 ) -> BatchLoader:
     """Return the loader of one rank; see ``EpochSampler`` and ``BatchLoader`` for the arguments."""
     sampler = EpochSampler(
@@ -210,6 +211,7 @@ def build_loader(
         seed=seed,
         drop_last=drop_last,
         groups=groups,
+        repeats=repeats,
     )
     return BatchLoader(
         dataset,

@@ -1,4 +1,4 @@
-"""The order of an epoch, dealt to ranks, and which samples come into a batch together."""
+"""Which samples an epoch has, in which order, dealt to ranks, and which come into a batch together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+LVIS_SHARE = 0.001
+"""Share of images below which a class is rare, as in LVIS."""
 
 
 def grouped(order: Sequence[int], groups: Sequence[int], size: int) -> list[int]:
@@ -37,6 +42,34 @@ def grouped(order: Sequence[int], groups: Sequence[int], size: int) -> list[int]
     return [*arranged, *(index for batch in filling.values() for index in batch), *order[end:]]
 
 
+def repeat_factors(images: NDArray[np.int64], classes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Return how often each image is to be seen in an epoch, so that rare classes are seen more often.
+
+    A class that a share f of the images has asks for sqrt(t / f) times, at least once; an image is repeated as its
+    rarest class asks. t is the larger of 0.001 and the median share of the classes: 0.001 is for data sets of a
+    thousand classes, and would repeat nothing in a small one.
+
+    Gupta et al. (2019), "LVIS", appendix B.2.
+
+    Args:
+        images: int64 [m], place of the image of each object.
+        classes: int64 [m], its category.
+        count: n, number of images.
+
+    Returns:
+        float64 [n], at least 1.
+    """
+    factors = np.ones(count)
+    pairs = np.unique(np.stack((images, classes), axis=1), axis=0)
+    if not len(pairs):
+        return factors
+    _, place, number = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
+    shares = number / count
+    wanted = np.sqrt(max(LVIS_SHARE, float(np.median(shares))) / shares)
+    np.maximum.at(factors, pairs[:, 0], wanted[place])
+    return factors
+
+
 class EpochSampler(Sampler[list[int]]):
     """The batches of one rank in one epoch, as lists of indices.
 
@@ -49,6 +82,9 @@ class EpochSampler(Sampler[list[int]]):
     possible. An epoch has as many batches as without, of the same indices, and ranks matter as little. What comes
     together depends on the size of a global batch, so a run that goes on with another one within an epoch may see some
     of its images again.
+
+    With ``repeats`` an epoch has as many samples as those add up to, rounded, always equally many: each comes as often
+    as the whole part of its number, and once more with the probability of the rest.
 
     In order (evaluation): batches of consecutive indices, dealt to the ranks in turn. So which images are padded
     together does not depend on the number of ranks, and each image comes once. If the batches do not share out evenly,
@@ -63,6 +99,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: of the order.
         drop_last: leave out the last global batch if it is not full, unless it is the only one; training only.
         groups: number of the group of each sample; None for no groups; training only.
+        repeats: how often each sample comes in an epoch, at least 1; None for once; training only.
     """
 
     def __init__(
@@ -76,12 +113,16 @@ class EpochSampler(Sampler[list[int]]):
         seed: int,
         drop_last: bool,
         groups: Sequence[int] | None = None,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         if count < 1 or batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{count=}, {batch_size=}, {rank=}, {world_size=}")
         if groups is not None and len(groups) != count:
             raise ValueError(f"{count=}, but groups of {len(groups)}")
-        self.count = count
+        if repeats is not None and (len(repeats) != count or min(repeats) < 1):
+            raise ValueError(f"{count=}, but repeats of {len(repeats)}, or below 1")
+        self.samples = count
+        self.count = count if repeats is None else round(sum(repeats))
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.rank = rank
@@ -89,6 +130,7 @@ class EpochSampler(Sampler[list[int]]):
         self.seed = seed
         self.drop_last = drop_last
         self.groups = groups
+        self.repeats = repeats
         self.epoch = 0
         self.start = 0
 
@@ -120,7 +162,14 @@ class EpochSampler(Sampler[list[int]]):
     def _order(self) -> list[int]:
         digest = hashlib.blake2b(f"order/{self.seed}/{self.epoch}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        order: list[int] = torch.randperm(self.count, generator=generator).tolist()
+        order: list[int] = torch.randperm(self.samples, generator=generator).tolist()
+        if self.repeats is not None:
+            factors = torch.tensor(self.repeats, dtype=torch.float64)
+            often = (factors + torch.rand(self.samples, generator=generator, dtype=torch.float64)).long()
+            drawn = torch.arange(self.samples).repeat_interleave(often)
+            drawn = drawn[torch.randperm(len(drawn), generator=generator)]
+            # What the roundings lack of an epoch's length comes from the plain order.
+            order = [*drawn.tolist(), *order][: self.count]
         return order if self.groups is None else grouped(order, self.groups, self.batch_size * self.world_size)
 
     def _shuffled(self, order: list[int], step: int) -> list[int]:

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from lora_detr.config.base import Strict
+from lora_detr.data.tiles import TILED, cut
 
 ELONGATED = 16
 """Ratio of sides from which an image is not cropped: enlarged without a maximum first, it might not fit memory."""
@@ -188,6 +189,7 @@ class TrainTransform:
         square: ignore the aspect ratio in the last resize.
         size_rule: how new sizes are computed; not used for the last resize if ``square``.
         min_box: boxes with a shorter side than this many pixels after the last resize are dropped; 0 drops none.
+        tiles: side in pixels of tiles, one of which often stands for an image that is larger; None for no tiles.
     """
 
     def __init__(
@@ -202,6 +204,7 @@ class TrainTransform:
         square: bool,
         size_rule: SizeRule,
         min_box: float,
+        tiles: int | None = None,
     ) -> None:
         self.scales = tuple(scales)
         self.max_size = max_size
@@ -212,11 +215,14 @@ class TrainTransform:
         self.square = square
         self.size_rule = size_rule
         self.min_box = min_box
+        self.tiles = tiles
 
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         pixels: Tensor = image
+        if self.tiles is not None and max(pixels.shape[-2:]) > self.tiles and _chance(TILED, generator):
+            pixels, boxes, labels = cut(pixels, boxes, labels, self.tiles, generator)
         if _chance(self.flip_probability, generator):
             pixels, boxes = flip(pixels, boxes)
         small, large = sorted(pixels.shape[-2:])
@@ -267,6 +273,9 @@ class EvalTransformConfig(Strict):
 class TrainTransformConfig(Strict):
     """Augmentation. The defaults are the COCO recipe of DETR and its successors."""
 
+    augment: Literal["none", "detr", "dense"] = "detr"
+    """Augmentation of training images. ``none``: the largest scale only; ``detr``: flip, scale and crop; ``dense``:
+    DEIM's, several images in one, colours, zooming out and crops, from 4 % to 90 % of the run."""
     scales: Sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Shorter sides in pixels, one drawn for each image; both sides if ``square``."""
     max_size: Side | None = 1333
@@ -283,6 +292,10 @@ class TrainTransformConfig(Strict):
     """Resize to size x size whatever the aspect ratio, so that batches need no padding."""
     rule: Literal["deformable", "relation"] = "deformable"
     """Family whose rounding of sizes is followed, in float64 for ``relation``; also before a crop."""
+    tiles: Side | None = None
+    """Side of tiles in pixels of the photo. Every other time one stands for a photo that is larger; null for none."""
+    sampling: Literal["uniform", "repeat-factor"] = "uniform"
+    """How often images come in an epoch. ``repeat-factor``: those with rare classes more often, by the rule of LVIS."""
     min_box: float = Field(0.0, ge=0)
     """Boxes with a shorter side than this many pixels of the prepared image are dropped; 0 drops none."""
 
@@ -293,17 +306,19 @@ class TrainTransformConfig(Strict):
         return self
 
     def build(self) -> TrainTransform:
-        """Build the transform."""
+        """Build the transform. What ``dense`` does before it is in ``data/dense.py``, with crops of its own."""
+        is_plain = self.augment == "none"
         return TrainTransform(
-            scales=self.scales,
+            scales=(max(self.scales),) if is_plain else self.scales,
             max_size=self.max_size,
-            flip_probability=self.flip_probability,
-            crop_probability=self.crop_probability,
+            flip_probability=0.0 if is_plain else self.flip_probability,
+            crop_probability=self.crop_probability if self.augment == "detr" else 0.0,
             crop_scales=self.crop_scales,
             crop_range=self.crop_range,
             square=self.square,
             size_rule=deformable_size if self.rule == "deformable" else relation_size,
             min_box=self.min_box,
+            tiles=self.tiles,
         )
 
 

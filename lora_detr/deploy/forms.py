@@ -14,7 +14,7 @@ from lora_detr.checkpoints.huggingface.stripped_folder import DEPLOYMENT, write_
 from lora_detr.checkpoints.huggingface.writing import CONFIG, WEIGHTS
 from lora_detr.checkpoints.opened import OpenedRun, kind_of_name
 from lora_detr.checkpoints.stripped_file import write_stripped
-from lora_detr.errors import ConfigError, OutputError
+from lora_detr.errors import ConfigError, OutputError, counted
 from lora_detr.models import AnyDetector, HuggingFaceDetector
 from lora_detr.models.huggingface.pretrained import read_weights
 from lora_detr.structures import Images
@@ -152,7 +152,7 @@ class TransformersForm:
         """Write it."""
         assert isinstance(detector, HuggingFaceDetector)
         place.mkdir()
-        write_folder(place, detector, opened.deployment)
+        write_folder(place, detector, opened.deployment, _training(detector, opened))
 
     def inputs(self, detector: AnyDetector, images: Sequence[Images]) -> list[Images]:
         """Return the images normalised: the other process has no detector of ours to do it."""
@@ -173,6 +173,17 @@ class TransformersForm:
             if output.exists():
                 os.replace(output, place.with_name("before"))
             os.replace(place, output)
+
+
+def _training(detector: AnyDetector, opened: OpenedRun) -> str:
+    """Return in a sentence how a detector was trained."""
+    count = len(opened.model.branches.members)
+    if not count:
+        return "Trained without auxiliary branches."
+    trained = f"Trained with {counted(count, 'auxiliary branch', 'auxiliary branches')} (LoRA-DETR)"
+    if detector is opened.model.detector:
+        return f"{trained}, dropped since; all other weights were trained too."
+    return f"{trained}, one of which is merged into the last decoder layer: use it with non-maximum suppression."
 
 
 def form_of(detector: AnyDetector) -> Form:

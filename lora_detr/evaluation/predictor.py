@@ -102,6 +102,21 @@ class ImagePrediction:
             )
         return annotations
 
+    def to_supervision(self) -> Any:
+        """Return the objects as ``Detections`` of the package supervision: ``class_id`` is the label.
+
+        ``data`` has ``class_name`` and ``category_id``, the original ids.
+
+        Raises:
+            ModuleNotFoundError: the package is not installed.
+        """
+        from supervision import Detections as Found
+
+        named = {"class_name": np.array(self.names, dtype=str), "category_id": np.array(self.category_ids, dtype=int)}
+        parts = (self.boxes_xyxy_pixels, self.scores, self.labels)
+        boxes, scores, labels = (part.numpy() for part in parts)
+        return Found(xyxy=boxes, confidence=scores, class_id=labels, data=named)
+
     def labelled_boxes(self) -> list[LabelledBox]:
         """Return the objects in the form in which they are drawn."""
         entries = zip(

@@ -18,7 +18,9 @@ from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.coco.verification import Verify
 from lora_detr.data.dataset import CocoDataset
+from lora_detr.data.dense import Dense
 from lora_detr.data.loader import BatchLoader, build_loader
+from lora_detr.data.order import repeat_factors
 from lora_detr.data.reading import EpochDataset
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
@@ -146,7 +148,13 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
     """Return the shuffled loader of this rank."""
     prepared = config.data.train if splits.augment else config.data.evaluation
     transform, limit = prepared.build(), config.data.max_pixels
-    dataset: EpochDataset = CocoDataset(splits.train, transform, config.train.seed, max_pixels=limit)
+    dense = None
+    if splits.augment and config.data.train.augment == "dense":
+        how = config.data.train
+        dense = Dense(max(*how.scales, 0 if how.square else how.max_size or 0))
+    dataset: EpochDataset = CocoDataset(
+        splits.train, transform, config.train.seed, max_pixels=limit, dense=dense, epochs=_epochs(splits, config, world)
+    )
     if not splits.augment:
         assert isinstance(dataset, CocoDataset)
         dataset = Repeated(dataset, OVERFIT_STEPS * config.train.batch_size * config.train.accumulate * world.size)
@@ -164,6 +172,7 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
         timeout=READER_TIMEOUT,
         unreadable="next" if config.data.on_bad_data == "skip" else "error",
         groups=_shapes(splits.train, len(dataset)) if config.data.group_by_shape else None,
+        repeats=_repeats(splits.train) if splits.augment and config.data.train.sampling == "repeat-factor" else None,
     )
 
 
@@ -197,6 +206,21 @@ def eval_loader(
         timeout=READER_TIMEOUT,
         unreadable="blank" if on_bad_data == "skip" else "error",
     )
+
+
+def _epochs(splits: Splits, config: RunConfig, world: World) -> float:
+    """Return the length of a run in epochs."""
+    train = config.train
+    steps = max(1, len(splits.train) // (train.batch_size * train.accumulate * world.size))
+    return train.epochs if train.max_steps is None else min(train.epochs, train.max_steps / steps)
+
+
+def _repeats(split: CocoSplit) -> list[float]:
+    """Return how often each image comes in an epoch where rare classes are sampled more often."""
+    table = split.records
+    images = np.repeat(np.arange(len(table)), table.object_counts)
+    factors: list[float] = repeat_factors(images, table.category_ids, len(table)).tolist()
+    return factors
 
 
 def _shapes(split: CocoSplit, count: int) -> list[int]:

@@ -182,6 +182,13 @@ class RunConfig(Strict):
         return self
 
     @property
+    def primary_weights(self) -> dict[str, float]:
+        """Weight of each kind of loss of the primary path."""
+        if isinstance(self.model, HuggingFaceConfig):
+            return self.model.loss_weights
+        return self.loss.primary.weights.by_kind()
+
+    @property
     def own_model(self) -> TransformerConfig:
         """Settings of a detector of this package.
 

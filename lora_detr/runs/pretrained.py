@@ -9,7 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lora_detr.config.presets import configs_root
+from lora_detr.config.tree import paths
 from lora_detr.data.transforms import TrainTransformConfig
+from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.models.huggingface import HuggingFaceConfig
 from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained, read_weights
@@ -35,21 +37,46 @@ class FineTuning:
     notes: tuple[str, ...]
 
 
-def fine_tuning(name: str) -> FineTuning:
+def fine_tuning(name: str, weights: Path | None = None) -> FineTuning:
     """Return the settings for ``hf:DIR_OR_NAME``.
+
+    Args:
+        name: ``hf:DIR_OR_NAME``.
+        weights: what the weights come from if not from there.
 
     Raises:
         CheckpointError: there is nothing, or it cannot be read.
         ConfigError: the package is missing, or branches cannot be put on this kind of detector.
     """
+    if name == PREFIX:
+        raise ConfigError(f"--baseline {PREFIX}: expected a folder, or a name of the hub, behind it", "add it")
     source = absolute(Path(name)).removeprefix(PREFIX)
     found = read_pretrained(source)
-    recipe, model, notes = recipe_of(found.model), found.model, found.notes
-    if _has_untrained_norms(read_weights(source).tensors):
+    model = found.model
+    if weights is None and _has_untrained_norms(read_weights(source).tensors):
         # Frozen, they would leave activations of any size.
-        notes = (*notes, "batch norms have seen no image yet: they are trained")
         model = model.model_copy(update={"batch_norm": "train"})
-    return FineTuning(recipe, settings_for(found, model), notes)
+    return FineTuning(recipe_of(model), settings_for(found, model), found.notes)
+
+
+def check_changes(before: HuggingFaceConfig, after: HuggingFaceConfig) -> None:
+    """Check what a user changed in a detector's own config.
+
+    Raises:
+        ConfigError: C01, a key is unknown; or it has no effect.
+    """
+    known = set(paths(before.config))
+    for key in paths(after.config):
+        if key not in known:
+            raise ConfigError(
+                f"`model.config.{key}`: unknown key{nearest(key, known)}", "see config.json of the detector", code="C01"
+            )
+    key = "num_queries"
+    if after.config.get(key) != before.config.get(key) and after.queries_key != f"model.config.{key}":
+        raise ConfigError(
+            f"`model.config.{key}` has no effect: this detector's queries are its best proposals",
+            f"set {after.queries_key}",
+        )
 
 
 def recipe_of(model: HuggingFaceConfig) -> Path:
@@ -67,10 +94,12 @@ def absolute(weights: Path) -> str:
 
 
 def _has_untrained_norms(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether there are batch norms, and all have the statistics that they are made with."""
-    counted = [name.removesuffix(COUNT) for name in weights if name.endswith(COUNT)]
-    means, spreads = ([weights[f"{name}.{part}"] for name in counted] for part in ("running_mean", "running_var"))
-    return bool(counted) and not any(bool(mean.any()) for mean in means) and all(bool((s == 1).all()) for s in spreads)
+    """Return whether a batch norm has the statistics that it was made with."""
+    norms = [name.removesuffix(COUNT) for name in weights if name.endswith(COUNT)]
+    return any(
+        not bool(weights[f"{name}.running_mean"].any()) and bool((weights[f"{name}.running_var"] == 1).all())
+        for name in norms
+    )
 
 
 def settings_for(found: Pretrained, model: HuggingFaceConfig) -> dict[str, JSON]:

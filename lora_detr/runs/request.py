@@ -25,12 +25,13 @@ from lora_detr.data.synthetic.sets import cached, resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
 from lora_detr.matchers import MATCHER_GROUP, MatcherConfig, OneToManyConfig
-from lora_detr.models import DeformableDetrConfig
+from lora_detr.models import DeformableDetrConfig, HuggingFaceConfig
 from lora_detr.models.huggingface.versions import PREFIX
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.recipe.branch_counts import BRANCH_KINDS, DEFAULT_BASELINE, baselines, branch_ks
 from lora_detr.recipe.run_config import RunConfig
-from lora_detr.runs.pretrained import FineTuning, absolute, fine_tuning
+from lora_detr.runs.length import shipped_origins
+from lora_detr.runs.pretrained import FineTuning, absolute, check_changes, fine_tuning
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,12 @@ def resolve(request: Request) -> Resolved:
     everything = [*request.overrides, *overrides]
     loaded = load_config(RunConfig, preset=preset, given=given, files=request.files, overrides=everything)
     config = loaded.config.resolved()
+    if isinstance(config.model, HuggingFaceConfig):
+        before = load_config(RunConfig, preset=preset, given=given).config.model
+        if isinstance(before, HuggingFaceConfig):
+            check_changes(before, config.model)
+        if config.model.batch_norm == "train" and loaded.origin.get("model.batch_norm") == str(request.baseline):
+            notes.append("batch norms have seen no image yet: they are trained")
     assert config.data.path is not None
     # Absolute, so that the run can be resumed and stripped from another folder.
     path = resolve_generated(Path(config.data.path)).resolve()
@@ -172,7 +179,7 @@ def _fine_tuning(request: Request) -> FineTuning | None:
             f"--preset and --baseline {PREFIX}... exclude each other",
             "--config FILE lays settings on top of a baseline",
         )
-    return fine_tuning(request.baseline)
+    return fine_tuning(request.baseline, request.weights)
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, JSON]:
@@ -295,7 +302,12 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
         raise ConfigError(f"--hybrid {request.hybrid}: expected 0 or more copies of a target", "H-DETR has 6")
     if not request.hybrid and not request.dac:
         return settings
-    model = base.config.own_model
+    model = base.config.model
+    if isinstance(model, HuggingFaceConfig):
+        raise ConfigError(
+            f"hybrid queries and the pass without self-attention are not for {model.model_type} of transformers",
+            "leave out --hybrid and --dac",
+        )
     if request.hybrid:
         settings["loss.hybrid.repeats"] = request.hybrid
         if model.hybrid is None:
@@ -304,8 +316,7 @@ def _query_groups(request: Request, base: Loaded[RunConfig]) -> dict[str, object
         settings["model.dac"] = True
         # The weights of MS-DETR belong to it: 1 for the primary's class, unless the user chose another.
         key = "loss.primary.weights.classification"
-        own = {"schema", *(f"preset {name}" for preset in list_presets() for name in (preset.name, preset.path.stem))}
-        if base.config.loss.primary.classification == "focal" and base.origin[key] in own:
+        if base.config.loss.primary.classification == "focal" and base.origin[key] in shipped_origins():
             settings[key] = 1.0
     return settings
 

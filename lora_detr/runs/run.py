@@ -40,6 +40,7 @@ from lora_detr.records.run_directory import DATA_REPORT, RunDirectory, next_run,
 from lora_detr.records.tensorboard import require_tensorboard
 from lora_detr.runs.data_change import compare_data, refuse_other_data
 from lora_detr.runs.ending import Finished, run_to_completion
+from lora_detr.runs.length import lengthened, with_length_of
 from lora_detr.runs.rehearsal import estimate
 from lora_detr.runs.request import Resolved
 from lora_detr.runs.resumption import DATA, PROCESSES, allowed_changes, allows, changed, schedule_notes
@@ -83,7 +84,13 @@ def start(
         directory = RunDirectory(output)
         with _held(directory):
             return _resume(
-                directory, lambda stored: config, display, overrides, overfit, branch_matchers, may_be_done=True
+                directory,
+                partial(with_length_of, resolved.loaded),
+                display,
+                overrides,
+                overfit,
+                branch_matchers,
+                may_be_done=True,
             )
     world = World.from_environment(config.train.device, config.train.rank_timeout)
     # What is free is decided once: a folder that the first process has made is no longer free for the others.
@@ -116,6 +123,11 @@ def _start(
             require_tensorboard()
         with problems_kept(directory.path, wanted=world.is_main and not dry_run):
             splits = read_splits(resolved.data, config.data, overfit, verify=_verification(config, world))
+        if overfit is None:
+            loaded, note = lengthened(resolved.loaded, len(splits.train), world.size)
+            resolved, config = replace(resolved, loaded=loaded), loaded.config
+            if note:
+                display.line(note)
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display, criterion)

@@ -8,6 +8,7 @@ import torch
 
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
+from lora_detr.data.coco.plausibility import imbalance
 from lora_detr.errors import counted, listed
 from lora_detr.models import HuggingFaceConfig, RelationDetrConfig, TwoStageDetector
 from lora_detr.models.backbones import TimmConfig
@@ -53,7 +54,7 @@ def summary_lines(
         *([f"recomputed  {', '.join(config.train.recompute)}"] if config.train.recompute else []),
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
-        *_data_lines(trainer.splits),
+        *_data_lines(trainer.splits, config.data.train.sampling),
         *_crowded_lines(trainer.splits, config.model.num_queries, config.model.queries_key),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
@@ -147,7 +148,7 @@ def _group_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def _data_lines(splits: Splits) -> list[str]:
+def _data_lines(splits: Splits, sampling: str) -> list[str]:
     lines = [f"train       {splits.train.report.lines()[0]}", *splits.train.report.lines()[1:]]
     if not splits.augment:
         lines = [f"train, val  the same {counted(len(splits.train), 'image')}, without augmentation (--overfit)"]
@@ -155,6 +156,9 @@ def _data_lines(splits: Splits) -> list[str]:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
         lines.append(f"val         none: {splits.missing} not found; training continues without evaluation")
+    rare = imbalance([(each.name, each.objects) for each in splits.train.report.per_category])
+    if rare and sampling == "uniform" and splits.augment:
+        lines.append(f"            {rare}; --set data.train.sampling=repeat-factor shows rare classes more often")
     lines.append(f"classes     {splits.categories.num_classes}: {listed(splits.categories.names_by_id.values(), 8)}")
     return lines
 

@@ -24,9 +24,10 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
         if not found:
             parts = [name for name, part in model.named_modules() if name and any(True for _ in part.parameters())]
             known = [name for name in parts if name.count(".") <= prefix.count(".")]
+            example = next((name for name in parts if name.endswith("backbone")), parts[0])
             raise ConfigError(
                 f"`train.freeze`: no parameter's name begins with '{prefix}'{nearest(prefix, known)}",
-                "names of parts begin with detector. or branches., for example detector.backbone",
+                f"names of parts begin with detector. or branches., for example {example}",
             )
         for parameter in found:
             parameter.requires_grad_(False)

@@ -378,7 +378,7 @@ class Trainer:
             self.display,
             self.config.train,
             last_layer=self.criterion.num_layers - 1,
-            weights=self.config.loss.primary.weights.by_kind(),
+            weights=self.config.primary_weights,
             parameters=sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad),
             step=self.step,
         )

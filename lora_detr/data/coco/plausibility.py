@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.errors import counted, listed
+from lora_detr.errors import counted, listed, printable
 
 Boxes = NDArray[np.float64]
 
@@ -25,6 +25,9 @@ FEW, MANY = 3, 20
 
 FITTING = 0.99
 """Share of boxes that must make sense in a convention for it to be named."""
+
+RARE, IMBALANCED = 100, 50
+"""A class with fewer objects is rare, if another has so many times as many. COCO's rarest has 198."""
 
 # Smaller images may have all of their objects in a few pixels.
 _SMALLEST_SIDE = 16
@@ -159,6 +162,19 @@ def split_doubts(
     if not unseen:
         return []
     return [f"{file}: {_classes(unseen)} without an object in {other}: their AP will be 0, which lowers the mean"]
+
+
+def imbalance(objects: Sequence[tuple[str, int]]) -> str:
+    """Return which class has too few objects beside another one; empty if none has. Classes without any do not count.
+
+    Args:
+        objects: name and number of objects of each class; may be empty.
+    """
+    counts = sorted((count, name) for name, count in objects if count)
+    if not counts or counts[0][0] >= RARE or counts[-1][0] < IMBALANCED * counts[0][0]:
+        return ""
+    (few, rare), (many, frequent) = counts[0], counts[-1]
+    return f"{printable(rare)} has {counted(few, 'object')}, {printable(frequent)} {many:,}"
 
 
 def _classes(names: Sequence[str]) -> str:

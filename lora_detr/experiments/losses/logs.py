@@ -20,6 +20,7 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.experiments.tables.study import RECORD, read_study
 from lora_detr.losses.report import KINDS, Kind
+from lora_detr.models import HuggingFaceConfig
 from lora_detr.recipe.run_config import RunConfig
 from lora_detr.records.log_reading import Layers, read_epochs, read_steps
 from lora_detr.records.run_directory import RunDirectory
@@ -171,8 +172,12 @@ def read_run_by_epoch(folder: Path, label: str) -> LossLog:
 
 def _weighing(folder: Path) -> tuple[dict[str, float], str]:
     """Return the weight of each kind of loss of the primary path, and its classification loss in words."""
-    primary = _settings(folder).loss.primary
-    return primary.weights.by_kind(), f"{primary.classification} x{primary.weights.classification:g}"
+    settings = _settings(folder)
+    weights, model = settings.primary_weights, settings.model
+    name: str = settings.loss.primary.classification
+    if isinstance(model, HuggingFaceConfig):
+        name = f"that of {model.model_type}"
+    return weights, f"{name} x{weights['class']:g}"
 
 
 def _settings(folder: Path) -> RunConfig:

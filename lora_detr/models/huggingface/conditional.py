@@ -15,6 +15,7 @@ class Conditional(DetrFeedForward, AllQueries):
     """``conditional_detr``."""
 
     recipe = "detr"
+    supervises_all_layers_freely = False
 
     def attach(self, model: Any, recording: Recording) -> None:
         """Keep the decoder's output: the model's own lacks the reference points."""

@@ -14,6 +14,7 @@ from lora_detr.models.huggingface.classes import restart_classes
 from lora_detr.models.huggingface.detector import HuggingFaceDetector
 from lora_detr.models.huggingface.families import FAMILIES, REFUSED
 from lora_detr.models.huggingface.family import Family
+from lora_detr.models.huggingface.own_loss import loss_weights
 from lora_detr.models.huggingface.versions import require_transformers
 from lora_detr.models.pixels import PixelNormalisation
 
@@ -91,6 +92,11 @@ class HuggingFaceConfig(Strict):
         """Dropout of the decoder."""
         value = self.config.get("dropout", 0.0)
         return float(value) if isinstance(value, int | float) else 0.0
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each kind of loss of a decoder layer in the model's own loss."""
+        return loss_weights(self.config)
 
     @property
     def has_denoising(self) -> bool:

@@ -15,7 +15,6 @@ class Dab(DetrFeedForward, AllQueries):
     """``dab-detr``."""
 
     recipe = "detr"
-    supervises_all_layers_freely = True
 
     def attach(self, model: Any, recording: Recording) -> None:
         """Keep the decoder's output: the model's own lacks the references."""

@@ -16,7 +16,6 @@ class Deformable(DetrFeedForward, NoHooks, AllQueries):
     """``deformable_detr``, one-stage, with iterative refinement, and two-stage."""
 
     recipe = "detr"
-    supervises_all_layers_freely = True
 
     def queries_key(self, config: Mapping[str, Any]) -> str:
         """Return the key of the config that has the number of queries: with two stages, that of the proposals."""

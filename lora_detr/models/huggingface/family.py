@@ -70,7 +70,7 @@ class Defaults:
     """Mixin: what holds for most families."""
 
     ignores_mask = False
-    supervises_all_layers_freely = False
+    supervises_all_layers_freely = True
 
     def size_multiple(self, config: Mapping[str, Any]) -> int:
         """Return 1: images of any size."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,13 +70,25 @@ def _term(name: str, value: Tensor, config: Any) -> OwnTerm | None:
     if match is None or match["kind"] not in KINDS:
         return None
     source, layer = _place(match, config)
-    weighted = getattr(config, _WEIGHTED.format(match["kind"]), None)
+    kind, weight = match["kind"], _weight(match["kind"], config)
+    is_weighted = hasattr(config, _WEIGHTED.format(kind)) and weight != 0
+    return OwnTerm(source, layer, KINDS[kind], value / weight if is_weighted else value, weight)
+
+
+def loss_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weight of each kind of loss that every decoder layer has, from the content of a ``config.json``."""
+    named = SimpleNamespace(**config)
+    kinds = ("vfl" if hasattr(named, _WEIGHTED.format("vfl")) else "ce", "bbox", "giou")
+    return {KINDS[kind]: _weight(kind, named) for kind in kinds}
+
+
+def _weight(kind: str, config: Any) -> float:
+    """Return the weight of a term in the total."""
+    weighted = getattr(config, _WEIGHTED.format(kind), None)
     if weighted is not None:
-        weight = float(weighted)
-        return OwnTerm(source, layer, KINDS[match["kind"]], value / weight if weight else value, weight)
-    reads = match["kind"] != "ce" or config.model_type in _READS_CLASS_COEFFICIENT
-    weight = float(getattr(config, _COEFFICIENTS[match["kind"]])) if reads else 1.0
-    return OwnTerm(source, layer, KINDS[match["kind"]], value, weight)
+        return float(weighted)
+    reads = kind != "ce" or config.model_type in _READS_CLASS_COEFFICIENT
+    return float(getattr(config, _COEFFICIENTS[kind])) if reads else 1.0
 
 
 def _place(match: re.Match[str], config: Any) -> tuple[str, int | None]:

@@ -88,11 +88,23 @@ def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None
     values: dict[str, JSON] = json.loads(config.to_json_string(use_diff=False))
     family = FAMILIES[config.model_type]
     preparation = prepare(processor, family, values, f"{PREFIX}{source}")
-    switched_on = family.supervises_all_layers_freely and not values.get("auxiliary_loss")
-    if switched_on:
+    notes = [preparation.note] if preparation.note else []
+    if not values.get("auxiliary_loss") and not family.supervises_all_layers_freely:
+        notes.append(
+            "auxiliary_loss is false: the last decoder layer alone is supervised by the model's own loss; switched on, "
+            "it would change what the model predicts"
+        )
+    elif not values.get("auxiliary_loss"):
         # Otherwise the last layer alone would be supervised, and branches be credited with supervising the others.
         values["auxiliary_loss"] = True
-    kept = _without_downloads({key: value for key, value in values.items() if key not in DECIDED})
+        notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
+    if _loses_activations(config):
+        remedy = "; unless it was trained like that, set freeze_backbone_batch_norms to false in config.json"
+        notes.append(
+            f"transformers builds {config.backbone_config.backbone} with frozen batch norms, without the activations "
+            f"inside its own{remedy if hasattr(config, 'freeze_backbone_batch_norms') else ''}"
+        )
+    kept = _portable({key: value for key, value in values.items() if key not in DECIDED})
     given = {"config": kept, "processor": dict(processor or {}), "mean": preparation.mean, "std": preparation.std}
     try:
         model = HuggingFaceConfig.model_validate(given)
@@ -105,9 +117,6 @@ def pretrained_of(source: str, config: Any, processor: Mapping[str, JSON] | None
             "correct config.json",
         )
     names = tuple(str(config.id2label[label]) for label in range(config.num_labels))
-    notes = [preparation.note] if preparation.note else []
-    if switched_on:
-        notes.append("auxiliary_loss is switched on: every decoder layer is supervised, predictions stay the same")
     return Pretrained(source, config, model, preparation, names, tuple(notes))
 
 
@@ -172,10 +181,10 @@ def read_config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_local(source))
     except Exception as error:  # transformers checks values by errors of several packages
-        raise CheckpointError(
-            f"{PREFIX}{source}: cannot be read: {_first_line(error)}",
-            "check the path; a name of the hub needs a network: where there is none, download it and give the folder",
-        ) from error
+        remedy = "take another copy of config.json"
+        if not folder.exists():
+            remedy = "check the path; a name of the hub needs a network: without one, download it and give the folder"
+        raise CheckpointError(f"{PREFIX}{source}: cannot be read: {_first_line(error)}", remedy) from error
     kind = str(config.model_type)
     if kind not in FAMILIES:
         reason = REFUSED.get(kind, f"is no detector that branches are known for{nearest(kind, FAMILIES)}")
@@ -183,14 +192,32 @@ def read_config(source: str) -> Any:
     return config
 
 
-def _without_downloads(values: dict[str, JSON]) -> dict[str, JSON]:
-    """Return a config that fetches no weights of a backbone: the file beside it has them."""
+def _portable(values: dict[str, JSON]) -> dict[str, JSON]:
+    """Return a config without the folder that it came from, which fetches no weights of a backbone: it has them."""
     kept: dict[str, JSON] = {}
     for key, value in values.items():
-        kept[key] = _without_downloads(value) if isinstance(value, dict) else value
+        kept[key] = _portable(value) if isinstance(value, dict) else value
         if key == "use_pretrained_backbone":
             kept[key] = False
+    kept.pop("_name_or_path", None)
     return kept
+
+
+def _loses_activations(config: Any) -> bool:
+    """Return whether frozen batch norms replace those of timm that have an activation in them, as EfficientNet's."""
+    backbone: Any = getattr(config, "backbone_config", None)
+    is_timm = getattr(backbone, "model_type", None) == "timm_backbone"
+    if not is_timm or not getattr(config, "freeze_backbone_batch_norms", True):
+        return False
+    import timm
+    from timm.layers.norm_act import BatchNormAct2d
+
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(backbone.backbone, pretrained=False)
+    except Exception:  # reported when the detector is built
+        return False
+    return any(isinstance(part, BatchNormAct2d) for part in network.modules())
 
 
 def _name(key: Any) -> str:

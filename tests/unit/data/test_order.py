@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_detr.data.order import EpochSampler, grouped
+from lora_detr.data.order import EpochSampler, grouped, repeat_factors
 from lora_detr.recipe.loaders import Splits, train_loader
 from lora_detr.structures import Batch
 from tests import small_runs
@@ -141,3 +141,48 @@ class TestTraining:
         assert groups is not None
         assert groups[:7] == [0, 1, 0, 0, 1, 0, 0]
         assert np.mean(groups) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_rare_classes_are_repeated_by_the_root_of_the_median_share() -> None:
+    # Of 8 images, class 5 is in 8, class 6 in 2 (images 0 and 1), class 7 in 1 (image 1, twice): the median share is
+    # 2/8, so 5 asks for sqrt(0.25 / 1) < 1, 6 for 1 and 7 for sqrt(0.25 / 0.125) = sqrt(2).
+    images = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 1, 1])
+    classes = np.array([5] * 8 + [6, 6, 7, 7])
+    found = repeat_factors(images, classes, 8)
+    np.testing.assert_allclose(found, [1, 2**0.5, 1, 1, 1, 1, 1, 1])
+
+
+def test_in_a_data_set_of_many_rare_classes_the_share_is_that_of_lvis() -> None:
+    # Three classes in 1, 1 and 4 of 4,000 images: the median share is 1/4,000, below 0.001 = 4/4,000.
+    found = repeat_factors(np.array([0, 1, 2, 3, 4, 5]), np.array([1, 2, 3, 3, 3, 3]), 4000)
+    np.testing.assert_allclose(found[:3], [2, 2, 1])
+    assert found[3:].max() == 1
+
+
+def test_without_an_object_nothing_is_repeated() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    assert repeat_factors(nothing, nothing, 3).tolist() == [1, 1, 1]
+
+
+def test_epochs_with_repeats_are_equally_long_and_repeat_in_proportion() -> None:
+    repeats = [1.0] * 36 + [1.5, 2.0, 3.25, 1.0]  # 43.75 in total
+    times: Counter[int] = Counter()
+    for epoch in range(200):
+        one = sampler(0, 1, 1, groups=None, repeats=repeats)
+        one.set_epoch(epoch)
+        drawn = [index for batch in one for index in batch]
+        assert len(drawn) == one.batches_per_epoch == 44
+        times.update(drawn)
+    assert times[37] / 200 == pytest.approx(2, abs=0.1)
+    assert times[38] / 200 == pytest.approx(3.25, abs=0.2)
+    assert times[36] / 200 == pytest.approx(1.5, abs=0.15)
+    # Two ranks share the epoch of one.
+    ranks = [sampler(rank, 2, 1, groups=None, repeats=repeats) for rank in range(2)]
+    together = [index for pair in zip(*ranks, strict=True) for batch in pair for index in batch]
+    alone = sampler(0, 1, 2, groups=None, repeats=repeats)
+    assert together == [index for batch in alone for index in batch]
+
+
+def test_repeats_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="below 1"):
+        sampler(0, 1, 1, groups=None, repeats=[0.5] * 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from lora_detr.models.huggingface import HuggingFaceDetector
-from lora_detr.models.huggingface.own_loss import OwnLoss
+from lora_detr.models.huggingface.own_loss import OwnLoss, loss_weights
 from lora_detr.structures import DetectorOutput, Target
 from tests import huggingface_models
 from tests.unit.models.huggingface.test_detector import EMPTY, REAL_TIME, images_of, targets
@@ -32,6 +33,11 @@ def loss_of(output: DetectorOutput) -> OwnLoss:
     return own
 
 
+def own_weights(kind: str) -> dict[str, float]:
+    """Return the weights of the terms by the settings of a run."""
+    return loss_weights(json.loads(huggingface_models.build(kind).config.to_json_string(use_diff=False)))
+
+
 @pytest.mark.parametrize("kind", huggingface_models.CONFIGS)
 def test_terms_by_place_add_up_to_the_loss(kind: str) -> None:
     own = loss_of(run(kind, targets())[1])
@@ -45,6 +51,8 @@ def test_terms_by_place_add_up_to_the_loss(kind: str) -> None:
         expected = {"class", "l1", "giou"} if kind != "d_fine" or layer != LAYERS - 2 else set()
         found = {name for source, place, name in terms if (source, place) == ("primary", layer)}
         assert found - {"fgl", "ddf"} == expected, layer
+    weights = {term.kind: term.weight for term in own.terms if term.source == "primary"}
+    assert own_weights(kind) == {name: weights[name] for name in ("class", "l1", "giou")}
     others = {source for source, _, _ in terms} - {"primary"}
     if kind == "d_fine":
         assert others == {"encoder", "denoising", "primary_start", "denoising_start"}

@@ -13,6 +13,8 @@ import torch
 
 pytest.importorskip("transformers")
 
+import transformers
+
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.models.huggingface import HuggingFaceDetector, hub, versions
 from lora_detr.models.huggingface.pretrained import read_pretrained, read_weights
@@ -145,7 +147,25 @@ def test_layers_that_are_not_supervised_are_switched_on_where_it_changes_no_pred
     assert "every decoder layer is supervised" in read.notes[-1]
     # There the setting changes what the model predicts.
     huggingface_models.CONFIGS["conditional_detr"](auxiliary_loss=False).save_pretrained(tmp_path)
-    assert read_pretrained(str(tmp_path)).model.config["auxiliary_loss"] is False
+    read = read_pretrained(str(tmp_path))
+    assert read.model.config["auxiliary_loss"] is False
+    assert any("the last decoder layer alone is supervised" in note for note in read.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_frozen", "is_told"),
+    [("tf_efficientnet_lite0", True, True), ("tf_efficientnet_lite0", False, False), ("resnet18", True, False)],
+)
+def test_activations_that_transformers_drops_with_batch_norms_are_told(
+    name: str, is_frozen: bool, is_told: bool, tmp_path: Path
+) -> None:
+    backbone = transformers.TimmBackboneConfig(backbone=name, out_indices=(2, 3, 4), use_pretrained_backbone=False)
+    config = huggingface_models.build("rt_detr").config
+    config.backbone_config, config.freeze_backbone_batch_norms = backbone, is_frozen
+    config.save_pretrained(tmp_path)
+    notes = [note for note in read_pretrained(str(tmp_path)).notes if "without the activations" in note]
+    assert len(notes) == is_told
+    assert not notes or "set freeze_backbone_batch_norms to false" in notes[0]
 
 
 @pytest.mark.parametrize(
