@@ -18,7 +18,7 @@ from lora_detr.errors import CheckpointError
 from lora_detr.recipe.preparation import Preparation
 
 Precision = Literal["fp32", "fp16", "int8"]
-Sampler = Literal["grid-sample", "gather"]
+Sampler = Literal["grid", "gather"]
 Input = Literal["float32 [N,3,H,W] RGB in [0,1]", "uint8 [1,H,W,3] RGB"]
 UNIT: Input = "float32 [N,3,H,W] RGB in [0,1]"
 STORED: Input = "uint8 [1,H,W,3] RGB"

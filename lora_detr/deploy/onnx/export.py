@@ -56,7 +56,7 @@ class Wanted:
 
     raw: bool = False
     is_dynamic: bool = False
-    sampler: Sampler = "grid-sample"
+    sampler: Sampler = "grid"
     precision: Precision = "fp32"
     with_preprocessing: bool = False
 

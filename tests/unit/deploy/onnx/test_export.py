@@ -149,7 +149,7 @@ def test_metadata_has_all_that_a_caller_needs(plain: tuple[Path, ExportReport], 
     assert (values["mean"], values["std"]) == (list(config.mean), list(config.std))
     expected = {"size": 96, "square": True, "max_size": 1333, "rule": "deformable", "size_divisor": 1}
     expected |= {"interpolation": "bilinear", "antialias": True, "score_type": "sigmoid", "labels": "index"}
-    expected |= {"height": 96, "width": 96, "batch": None, "precision": "fp32", "sampler": "grid-sample"}
+    expected |= {"height": 96, "width": 96, "batch": None, "precision": "fp32", "sampler": "grid"}
     expected |= {"outputs": "labels, boxes, scores", "image_sizes": False, "max_detections": 100}
     assert {key: values[key] for key in expected} == expected
     assert config.operating_point is not None
