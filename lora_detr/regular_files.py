@@ -11,6 +11,8 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
+_SMALL = 1 << 16
+
 _KINDS = {
     stat.S_IFIFO: "a pipe (FIFO)",
     stat.S_IFCHR: "a device",
@@ -43,7 +45,9 @@ def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
 def read_regular(path: Path | str, limit: int) -> bytes:
     """Return the content of a file of at most ``limit`` bytes; errors as of ``open_regular``."""
     with open_regular(path, limit) as file:
-        content = file.read(limit + 1)
+        content = file.read(min(limit + 1, _SMALL))  # asking for more takes the memory at once
+        if len(content) == _SMALL:
+            content += file.read(limit + 1 - _SMALL)
     if len(content) > limit:  # some files of the system have no size that they admit
         raise _too_large(path, f"more than {limit:,} bytes", limit)
     return content

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from lora_detr.atomic_files import write_file
+from lora_detr.data.coco import kept
 from lora_detr.data.synthetic.sets import SHAPES, generate
 from lora_detr.deploy import strip
 from lora_detr.records.run_directory import RunDirectory
@@ -70,6 +71,15 @@ def _unwatched() -> Iterator[None]:
     """Keep commands in this process from watching it, which would outlast their test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_detr.cli.watch_contention", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is read of many files in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("splits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "kept_in", lambda: folder)
         yield
 
 

@@ -15,6 +15,7 @@ from lora_detr.cli.choices import fill_in_values, refuse_empty
 from lora_detr.cli.config import app as config_app
 from lora_detr.cli.console import run_guarded
 from lora_detr.cli.convert import convert
+from lora_detr.cli.data import app as data_app
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
@@ -42,10 +43,11 @@ app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")
 app.add_typer(ablate_app, name="ablate")
+app.add_typer(data_app, name="data")
 app.command("analyze-loss")(analyze_loss)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
-for each in (app, config_app, ablate_app):
+for each in (app, config_app, ablate_app, data_app):
     for registered in each.registered_commands:
         registered.cls = Command
 

@@ -20,6 +20,9 @@ VERIFY: tuple[Literal["none", "decode", "hash"], ...] = ("none", "decode", "hash
 EXPORTED = ".onnx"
 """Suffix of an exported file, which is run where no detector can be built."""
 
+VOC_OFFSETS = ("auto", "0", "1")
+VOC_DIFFICULT = ("ignore", "keep")
+
 OPTIONAL_VALUES = {"--nms": "0.7"}
 """Options whose number may be left out, and what it is then: typer knows no such options."""
 
@@ -28,6 +31,7 @@ checkpoint_option = partial(typer.Option, help="Checkpoint to use.", metavar="be
 no_ema_option = partial(typer.Option, "--no-ema", help="Raw weights, not the averaged ones.")
 nms_option = partial(typer.Option, help="Drop duplicates above this IoU (0.7).", min=0, max=1, metavar="[IOU]")
 device_option = partial(typer.Option, help="Device to run on.", metavar="auto|cpu|cuda")
+data_format_option = partial(typer.Option, help="Layout of the data (recognised).", metavar="NAME")
 json_option = partial(typer.Option, "--json", help="Print one JSON object and nothing else.")
 json_report_option = partial(typer.Option, "--json", help="Print the report as JSON and nothing else.")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_detr.cli.choices import bad_data, data_set, device_option, how_to_verify, json_option
+from lora_detr.cli.choices import bad_data, data_format_option, data_set, device_option, how_to_verify, json_option
 from lora_detr.cli.console import console
 from lora_detr.cli.progress import show_log
 from lora_detr.errors import (
@@ -44,8 +44,9 @@ LOOKED: dict[Literal["none", "decode", "hash"], str] = {
 
 def doctor(
     data: Annotated[
-        Path | None, typer.Option(help="COCO folder or YAML to check (none).", metavar="PATH", rich_help_panel=DATA)
+        Path | None, typer.Option(help="Data set to check (none).", metavar="PATH", rich_help_panel=DATA)
     ] = None,
+    data_format: Annotated[str | None, data_format_option(rich_help_panel=DATA)] = None,
     verify: Annotated[
         str, typer.Option(help="Check image files too.", metavar="none|decode|hash", rich_help_panel=DATA)
     ] = "none",
@@ -82,7 +83,8 @@ def doctor(
     from lora_detr.atomic_files import prepare_directory, write_file
     from lora_detr.processes.world import choose_device
 
-    _refuse_without_data(data, {"--verify": verify != "none", "--strict": strict, "--report": report is not None})
+    about_data = {"--verify": verify != "none", "--strict": strict, "--report": report is not None}
+    _refuse_without_data(data, {**about_data, "--data-format": data_format is not None})
     chosen_verify, policy, chosen = how_to_verify(verify), bad_data(on_bad_data), choose_device(device)
     if report is not None:
         prepare_directory(report.parent)  # before the work, not after it
@@ -103,8 +105,12 @@ def doctor(
     if data is not None:
         from lora_detr.data.coco.audit import audit
         from lora_detr.data.coco.report import count_classes
+        from lora_detr.data.coco.source import AUTO, ReadAs
+        from lora_detr.data.layouts.registry import format_named
 
-        result = audit(data, verify=chosen_verify, strict=strict, on_bad_data=policy, allow_outside=allow_outside)
+        how = ReadAs(format_named(data_format or AUTO))
+        options = {"strict": strict, "allow_outside": allow_outside}
+        result = audit(data, verify=chosen_verify, on_bad_data=policy, how=how, **options)
         classes = [] if result.problems else count_classes(result.reports)
         found["data"] = {**result.to_json(), "classes": [each.to_json() for each in classes]}
         if out is not None:

@@ -14,6 +14,7 @@ from lora_detr.cli.choices import (
     EXPORTED,
     bad_data,
     checkpoint_option,
+    data_format_option,
     data_set,
     device_option,
     json_option,
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file, .pth or .onnx.", metavar="MODEL")],
     data: Annotated[
-        Path | None, typer.Option(help="COCO folder or YAML (the run's own).", metavar="PATH", rich_help_panel=WHAT)
+        Path | None, typer.Option(help="Data set (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
+    data_format: Annotated[str | None, data_format_option(rich_help_panel=WHAT)] = None,
     checkpoint: Annotated[str, checkpoint_option(rich_help_panel=WHAT)] = "best",
     branch: Annotated[
         str, typer.Option(help="Part to evaluate.", metavar="primary|N|all", rich_help_panel=WHAT)
@@ -83,6 +85,7 @@ def evaluate(
     part, which = _part(branch), which_checkpoint(checkpoint)
     common: dict[str, Any] = {
         "data": data_set(data),
+        "data_format": data_format,
         "nms_iou": nms,
         "on_bad_data": None if on_bad_data is None else bad_data(on_bad_data),
         "allow_outside": allow_outside,

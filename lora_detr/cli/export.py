@@ -62,9 +62,7 @@ def export(
     Example: loradetr export runs/deformable-tiny-lora3-1
     """
     if file_format != "onnx":
-        raise ConfigError(
-            f"--format {file_format}: expected onnx", "converters of other formats start from such a file"
-        )
+        raise ConfigError(f"--format {file_format}: expected onnx", "converters of other formats start from one")
     narrow = one_of("--precision", precision, PRECISIONS, "fp32 predicts the same; the cost of others is printed")
     sampling = one_of("--sampler", sampler, SAMPLERS, "gather is for runtimes that compute GridSample wrongly")
     which = which_checkpoint(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -82,8 +83,29 @@ class ConsoleDisplay:
             self.progress.stop()
 
 
+def _bar(console: Console) -> Callable[[str, int, int], None]:
+    """Return what shows a bar while many files are read."""
+    bars: list[Progress] = []
+
+    def show(what: str, done: int, total: int) -> None:
+        if not bars:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            bars.append(Progress(*columns, console=console, transient=True))
+            bars[0].add_task(what, total=total)
+            bars[0].start()
+        bars[0].update(bars[0].task_ids[0], completed=done)
+        if done >= total:
+            bars.pop().stop()
+
+    return show
+
+
 def show_log(console: Console) -> None:
-    """Send the package's messages to the console, a line each."""
+    """Send the package's messages to the console, a line each, and show there how far long reading is."""
+
+    from lora_detr.data.progress import watch
+
+    watch(_bar(console) if console.is_terminal else None)
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
@@ -31,6 +32,8 @@ MAX_BYTES = 2_000_000_000
 
 UNUSABLE = ("D18", "D23", "D25")
 """Codes of faults of one image file, without which a run could go on."""
+
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values of images that lie on their side
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Formats that are decoded. Others of Pillow's start programs (EPS) or are of no use for photos."""
@@ -79,6 +82,67 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") ->
     Raises:
         DataError: D18 (unreadable, or values out of range), D25 (too large).
     """
+    with _opened(path, where) as image:
+        return _decode(image, max_pixels)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height that ``decode_file`` would give, without decoding where that can be avoided.
+
+    Raises:
+        DataError: D18, the file cannot be read.
+    """
+    with _opened(path) as image:
+        tags = getattr(image, "tag_v2", {})  # of TIFF files, which Pillow turns by itself when it decodes
+        if tags.get(_ORIENTATION) in _SIDEWAYS or (image.format == "PNG" and _has_late_text(image)):
+            image.load()
+        # Not the method of PNG files, which decodes those without EXIF to look behind the pixels.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION)
+        width, height = image.size
+        return (height, width) if orientation in _SIDEWAYS else (width, height)
+
+
+def _has_late_text(image: Image.Image) -> bool:
+    """Return whether a PNG file has something behind its pixels that may state an orientation."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return False
+    before = file.tell()
+    file.seek(8)
+    pixels = found = False
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND" and not found:
+        pixels = pixels or head[4:] == b"IDAT"
+        found = pixels and head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(before)
+    return found
+
+
+def difference_hash(path: Path, max_pixels: int = MAX_PIXELS) -> int:
+    """Return 64 bits that say where an image, 9 x 8 pixels small and grey, gets brighter from left to right.
+
+    They hardly change with size, quality or brightness of the image.
+
+    Raises:
+        DataError: as of ``decode_file``.
+    """
+    pixels = decode_file(path, max_pixels).permute(1, 2, 0).numpy()
+    small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
+    grey = np.asarray(small, dtype=np.int16)
+    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+@contextmanager
+def many_files() -> Iterator[None]:
+    """Look at many files within: what is otherwise set up for each is set up once."""
+    with _no_warnings:
+        yield
+
+
+@contextmanager
+def _opened(path: Path, where: str = "") -> Iterator[Image.Image]:
+    """Give a file that Pillow has opened, not decoded; all faults name it."""
     with (
         _faults_of(where or printable(path)),
         _no_warnings,
@@ -86,7 +150,7 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, where: str = "") ->
         open_regular(path, MAX_BYTES) as file,
         Image.open(file, formats=_formats()) as image,
     ):
-        return _decode(image, max_pixels)
+        yield image
 
 
 def decode_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS, *, where: str = "the image") -> tv_tensors.Image:

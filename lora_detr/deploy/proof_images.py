@@ -39,7 +39,7 @@ def proof_images(opened: OpenedRun, count: int) -> tuple[list[Images], str]:
             data = opened.config.data
             dataset = CocoDataset(split, data.evaluation.build(), seed=0, max_pixels=data.max_pixels)
             pixels = [dataset[i % len(dataset)][0] for i in range(count)]
-            described = f"{counted(count, 'photo')} of {split.annotations_path.name}"
+            described = f"{counted(count, 'photo')} of {split.report.file}"
         except LoraDetrError:
             # Data that changed since is no obstacle to a proof: noise serves as well.
             pixels = []

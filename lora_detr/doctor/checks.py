@@ -14,7 +14,8 @@ import torch
 
 from lora_detr.atomic_files import prepare_directory
 from lora_detr.config.installed import installed_version
-from lora_detr.data.coco.layout import COCO_FOLDER, find_splits
+from lora_detr.data.coco.layout import COCO_FOLDER
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import LoraDetrError
 from lora_detr.ops.sampling_choice import choose
 from lora_detr.processes.threads import describe_threads
@@ -121,7 +122,7 @@ def image_folders(data: Path) -> str:
         LoraDetrError: the data set is not laid out as one.
     """
     paths = find_splits(data)
-    folders = [folder for folder in (paths.train_images, paths.val_images) if folder is not None]
+    folders = [split.images for split in (paths.train, paths.val) if split is not None]
     for folder in folders:
         if not os.access(folder, os.R_OK | os.X_OK):
             raise CheckFailedError(f"{folder}: may not be read", f"chmod u+rx {folder}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_detr.branches import BranchedDetector
 from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.coco.source import AUTO
 from lora_detr.data.loader import collate
 from lora_detr.errors import CheckpointError, ConfigError, DataError, listed
 from lora_detr.json_value import JSON, read_json
@@ -167,7 +168,8 @@ def replay(path: Path, *, data: Path | None, device: str) -> Replay:
         source = data or (None if config.data.path is None else Path(config.data.path))
         if source is None:
             raise ConfigError(f"{file}: records no data path", "give --data PATH")
-        splits = read_splits(source, config.data, report["overfit"])
+        layout = config.data.format if data is None else AUTO
+        splits = read_splits(source, config.data.model_copy(update={"format": layout}), report["overfit"])
         world = World(0, 1, World.from_environment(device).device)
         build = partial(config.build_model, categories.num_classes, load_weights=False)
         model = build_exact(build, weights, file.with_name(WEIGHTS))

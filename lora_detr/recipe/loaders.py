@@ -14,11 +14,11 @@ from lora_detr.data.coco.audit import Policy, examine
 from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.fingerprint import with_known_files
-from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.coco.verification import Verify
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.dense import Dense
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.data.loader import BatchLoader, build_loader
 from lora_detr.data.order import repeat_factors
 from lora_detr.data.reading import EpochDataset
@@ -119,7 +119,7 @@ def read_splits(path: Path, config: DataConfig, overfit: int | None = None, *, v
         DataError: the data cannot be used; all faults of both splits at once.
         WorkerError: a process that verifies images died.
     """
-    paths = find_splits(path)
+    paths = find_splits(path, config.read_as)
     found = examine(paths, policy_of(config, verify), validation=overfit is None)
     found.raise_faults()
     train, val = found.train, found.val
@@ -130,7 +130,7 @@ def read_splits(path: Path, config: DataConfig, overfit: int | None = None, *, v
     if overfit is not None:
         chosen = train.records.ids[train.records.object_counts > 0][:overfit].tolist()
         if not chosen:
-            raise DataError(f"{train.annotations_path.name}: no image has an object to overfit")
+            raise DataError(f"{train.report.file}: no image has an object to overfit")
         train = train.subset(chosen)
         return Splits(train, train, categories, augment=False)
     for warning in found.warnings:

@@ -18,7 +18,9 @@ from lora_detr.branches import (
 )
 from lora_detr.config.base import Strict
 from lora_detr.data.coco.categories import CategoryMap
+from lora_detr.data.coco.source import AUTO, ReadAs, VocDifficult, VocOffset
 from lora_detr.data.images import MAX_PIXELS, MaxPixels
+from lora_detr.data.layouts.registry import Format
 from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.errors import ConfigError
 from lora_detr.losses.config import CriterionConfig
@@ -44,7 +46,16 @@ class DataConfig(Strict):
     """What is trained on and how images are prepared."""
 
     path: str | None = None
-    """COCO folder, or a YAML file that names annotation files and image folders."""
+    """Data set: COCO folder, YAML file of paths, or an export that is recognised (see ``format``)."""
+    format: Format = AUTO
+    """Layout of the data set. ``auto`` recognises it; else coco, roboflow, yolo, voc, cvat or label-studio."""
+    voc_offset: VocOffset = AUTO
+    """Coordinate of the first pixel in Pascal VOC files.
+
+    ``auto`` takes 1 if no box of the training split begins at 0 and one ends at the border of its image, else 0.
+    """
+    voc_difficult: VocDifficult = "ignore"
+    """Objects marked as difficult in Pascal VOC files. ``ignore`` makes them crowd regions, ``keep`` trains on them."""
     num_classes: Literal["auto", "coco91"] = "auto"
     """Classes to predict. ``auto``: the data set's own; ``coco91``: COCO's ids in 91 slots (official weights)."""
     on_bad_data: Literal["error", "skip"] = "error"
@@ -77,6 +88,11 @@ class DataConfig(Strict):
     """Augmentation."""
     evaluation: EvalTransformConfig = EvalTransformConfig()
     """Preparation for evaluation."""
+
+    @property
+    def read_as(self) -> ReadAs:
+        """How the files are read."""
+        return ReadAs(self.format, self.voc_offset, self.voc_difficult)
 
 
 class EvalConfig(Strict):

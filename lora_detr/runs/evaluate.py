@@ -10,7 +10,9 @@ from lora_detr.atomic_files import prepare_directory
 from lora_detr.checkpoints.checkpoint import run_of
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model
 from lora_detr.data.coco.layout import COCO_FOLDER
+from lora_detr.data.coco.source import AUTO
 from lora_detr.data.coco.split import CocoSplit
+from lora_detr.data.layouts.registry import format_named
 from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoMetrics
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
@@ -31,6 +33,7 @@ def evaluate_parts(
     *,
     say: Callable[[str], None],
     data: Path | None = None,
+    data_format: str | None = None,
     which: Literal["best", "last"] = "best",
     part: int | Literal["all"] | None = None,
     nms_iou: float | None = None,
@@ -47,7 +50,8 @@ def evaluate_parts(
     Args:
         model: run directory, checkpoint directory, official file or stripped file.
         say: told a line about what is evaluated.
-        data: COCO folder or YAML; None for the run's own, or for ``data/coco`` where an official file has none.
+        data: data set; None for the run's own, or for ``data/coco`` where an official file has none.
+        data_format: layout of ``data``; None recognises it.
         which: checkpoint of a run directory.
         part: evaluate this branch of the last layer instead of the primary path; ``all`` for both and all branches.
         nms_iou: suppress duplicates above this overlap; what is one, the settings of the model say.
@@ -69,6 +73,9 @@ def evaluate_parts(
         if part == "all":
             raise ConfigError("--predictions: one file cannot hold what all parts find", "give one --branch")
         check_place(predictions)
+    if data_format is not None and data is None:
+        raise ConfigError("--data-format needs --data", "add --data PATH")
+    other = {} if data is None else {"format": format_named(data_format or AUTO)}
     world = World.from_environment(device)
     if data is None and kind_of(model) == "official":
         data = _coco_folder(model)
@@ -80,22 +87,22 @@ def evaluate_parts(
         if part is not None:
             raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
         opened.detector.to(world.device)
-        policy = _policy(DataConfig(), on_bad_data, allow_outside)
-        split = val_split(data, config.categories, policy_of(policy), "a stripped file")
+        policy = _policy(DataConfig(), on_bad_data, allow_outside, other)
+        split = val_split(data, config.categories, policy_of(policy), policy.read_as, "a stripped file")
         default_size = 1
         predictors = {PRIMARY: plain_predictor(opened.detector)}
     else:
         run.model.to(world.device)
         predictors = _predictors(run, part)
-        policy = _policy(run.config.data, on_bad_data, allow_outside)
+        policy = _policy(run.config.data, on_bad_data, allow_outside, other)
         if data is None:
             split = _own_split(run, policy)
         else:
-            split = val_split(data, config.categories, policy_of(policy), "the run")
+            split = val_split(data, config.categories, policy_of(policy), policy.read_as, "the run")
         default_size = run.config.evaluation.batch_size
     source = "stripped file" if run is None else run.path.name
     averaged = ", averaged weights" if run is not None and run.averaged else ""
-    say(f"{source}{averaged}: {counted(len(split), 'image')} of {split.annotations_path.name}")
+    say(f"{source}{averaged}: {counted(len(split), 'image')} of {split.report.file}")
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
     plain = nms_iou is None and data is None and on_bad_data is None and PRIMARY in predictors
     folder = run.run / "eval" if run is not None and plain and _is_own(run) else None
@@ -164,9 +171,11 @@ def _branch_predictor(run: OpenedRun, branch: int) -> Callable[[Images], Predict
     return predict
 
 
-def _policy(config: DataConfig, on_bad_data: Literal["error", "skip"] | None, allow_outside: bool) -> DataConfig:
+def _policy(
+    config: DataConfig, on_bad_data: Literal["error", "skip"] | None, allow_outside: bool, other: dict[str, str]
+) -> DataConfig:
     wanted = {"on_bad_data": on_bad_data or config.on_bad_data, "allow_outside": allow_outside or config.allow_outside}
-    return config.model_copy(update=wanted)
+    return config.model_copy(update={**wanted, **other})
 
 
 def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:

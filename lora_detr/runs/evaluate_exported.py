@@ -9,8 +9,9 @@ from typing import Literal
 from lora_detr.checkpoints.exported.session import ExportedDetector
 from lora_detr.data.coco.audit import Policy
 from lora_detr.data.coco.categories import CategoryMap
-from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.source import AUTO, ReadAs
 from lora_detr.data.coco.split import CocoSplit
+from lora_detr.data.layouts.registry import find_splits, format_named
 from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoMetrics
 from lora_detr.evaluation.detect import detect_all, left_out_lines
@@ -26,6 +27,7 @@ def evaluate_exported(
     *,
     say: Callable[[str], None],
     data: Path | None = None,
+    data_format: str | None = None,
     nms_iou: float | None = None,
     on_bad_data: Literal["error", "skip"] | None = None,
     allow_outside: bool = False,
@@ -43,12 +45,13 @@ def evaluate_exported(
     """
     if predictions is not None:
         check_place(predictions)
+    how = ReadAs(format_named(data_format or AUTO))
     world = World.from_environment(device)
     exported = ExportedDetector(model, world.device)
     contract = exported.contract
     policy = Policy("none", False, on_bad_data or "error", allow_outside, contract.max_pixels)
-    split = val_split(data, contract.categories, policy, "an exported file")
-    say(f"exported file: {counted(len(split), 'image')} of {split.annotations_path.name}")
+    split = val_split(data, contract.categories, policy, how, "an exported file")
+    say(f"exported file: {counted(len(split), 'image')} of {split.report.file}")
     evaluators = detect_all(
         exported,
         split,
@@ -77,13 +80,14 @@ def check_place(predictions: Path) -> None:
         raise ConfigError(f"--predictions {predictions}: no such folder {predictions.parent}", "make it first")
 
 
-def val_split(data: Path | None, categories: CategoryMap, policy: Policy, what: str) -> CocoSplit:
+def val_split(data: Path | None, categories: CategoryMap, policy: Policy, how: ReadAs, what: str) -> CocoSplit:
     """Return the validation split of a data set, labelled as a model.
 
     Args:
-        data: COCO folder or YAML.
+        data: of any layout.
         categories: of the model.
         policy: how strictly to look at it.
+        how: its layout.
         what: the model is, for the message where ``data`` is missing.
 
     Raises:
@@ -92,10 +96,10 @@ def val_split(data: Path | None, categories: CategoryMap, policy: Policy, what: 
     """
     if data is None:
         raise ConfigError(f"{what} records no data path", "give --data DIR")
-    paths = find_splits(data)
-    if paths.val_annotations is None or paths.val_images is None:
+    paths = find_splits(data, how)
+    if paths.val is None:
         raise DataError(
             f"{data}: no validation split: {paths.missing} not found",
-            "add it, or give val_annotations and val_images in a YAML file",
+            "add it, give val_annotations and val_images in a YAML file, or make a split with loradetr data convert",
         )
-    return policy.load(paths.val_annotations, paths.val_images).with_categories(categories)
+    return policy.load(paths.val).with_categories(categories)

@@ -21,6 +21,7 @@ from lora_detr.config.source import RUN_SETTINGS
 from lora_detr.config.tree import flatten, is_within
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.layout import COCO_FOLDER
+from lora_detr.data.coco.source import AUTO
 from lora_detr.data.synthetic.sets import cached, resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
@@ -216,6 +217,8 @@ def _with_settings_of(request: Request, weights: Path) -> Request:
         )
     # How far that run went, and what it started from itself, says nothing about this one.
     fresh = tuple(f"{key}=null" for key in ("train.max_steps", "weights") if key not in given)
+    if request.data is not None and "data.format" not in given:
+        fresh += (f"data.format={AUTO}",)  # that of other data
     return replace(request, preset=str(settings), overrides=(*fresh, *request.overrides))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from lora_detr.config.dump import as_tree, diff_configs
 from lora_detr.config.load import validate
 from lora_detr.config.tree import is_within, merge, nested, paths
+from lora_detr.data.coco.source import AUTO
 from lora_detr.data.synthetic.sets import resolve_generated
 from lora_detr.errors import ConfigError, nearest
 from lora_detr.json_value import JSON
@@ -31,6 +32,7 @@ CHANGEABLE = {
     "train.keep_every": "--keep-every",
     "train.tensorboard": "--tensorboard",
     "data.path": "--data",
+    "data.format": "--data-format",
     "data.workers": "--workers",
     "data.verify": "--verify",
     "data.allow_outside": "--allow-outside",
@@ -61,6 +63,7 @@ def changed(stored: RunConfig, changes: Mapping[str, object]) -> RunConfig:
     if "train.epochs" in given:
         given.setdefault("train.max_steps", None)
     if "data.path" in given:
+        given.setdefault("data.format", AUTO)
         given["data.path"] = str(resolve_generated(Path(str(given["data.path"]))).resolve())
     tree = as_tree(stored)
     for key, value in given.items():

@@ -15,7 +15,7 @@ from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.processes.threads import describe_threads
 from lora_detr.recipe.loaders import Splits
-from lora_detr.recipe.run_config import RunConfig
+from lora_detr.recipe.run_config import DataConfig, RunConfig
 from lora_detr.runs.rehearsal import StepCost
 from lora_detr.training.trainer import Trainer
 
@@ -54,7 +54,7 @@ def summary_lines(
         *([f"recomputed  {', '.join(config.train.recompute)}"] if config.train.recompute else []),
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
-        *_data_lines(trainer.splits, config.data.train.sampling),
+        *_data_lines(trainer.splits, config.data),
         *_crowded_lines(trainer.splits, config.model.num_queries, config.model.queries_key),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
@@ -148,16 +148,19 @@ def _group_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def _data_lines(splits: Splits, sampling: str) -> list[str]:
+def _data_lines(splits: Splits, data: DataConfig) -> list[str]:
     lines = [f"train       {splits.train.report.lines()[0]}", *splits.train.report.lines()[1:]]
     if not splits.augment:
         lines = [f"train, val  the same {counted(len(splits.train), 'image')}, without augmentation (--overfit)"]
     elif splits.val is not None:
         lines += [f"val         {splits.val.report.lines()[0]}", *splits.val.report.lines()[1:]]
     else:
-        lines.append(f"val         none: {splits.missing} not found; training continues without evaluation")
+        lines.append(
+            f"val         none: {splits.missing} not found; training continues without evaluation "
+            f"(loradetr data convert {data.path} OUT --split val=0.2 makes a split)"
+        )
     rare = imbalance([(each.name, each.objects) for each in splits.train.report.per_category])
-    if rare and sampling == "uniform" and splits.augment:
+    if rare and data.train.sampling == "uniform" and splits.augment:
         lines.append(f"            {rare}; --set data.train.sampling=repeat-factor shows rare classes more often")
     lines.append(f"classes     {splits.categories.num_classes}: {listed(splits.categories.names_by_id.values(), 8)}")
     return lines

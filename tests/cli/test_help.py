@@ -18,8 +18,9 @@ from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
 TABLES = ("ablate list", "ablate run", "ablate report")
-PLAIN = ("train", "eval", "strip", "export", "predict", "convert", "demo", "doctor", "analyze-loss")
-COMMANDS = (*PLAIN, *TABLES, *SETTINGS)
+TOP = ("train", "eval", "strip", "export", "predict", "convert", "demo", "doctor", "analyze-loss")
+GROUPS = ("config", "ablate", "data")
+COMMANDS = (*TOP, *TABLES, *SETTINGS, "data convert")
 
 # Two small screens, for the command that has most options; all else (usage, examples, frames) takes one at most.
 MOST_LINES = 75
@@ -50,7 +51,7 @@ CPU_SECONDS = 0.8
 def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Help of the root and of each command, away from a terminal, 80 columns wide."""
     folder = tmp_path_factory.mktemp("help")
-    lines = {name: (*name.split(), "--help") for name in ("", "config", "ablate", *COMMANDS)}
+    lines = {name: (*name.split(), "--help") for name in ("", *GROUPS, *COMMANDS)}
     return {name: run_process(*line, folder=folder, COLUMNS="80", NO_COLOR="1") for name, line in lines.items()}
 
 
@@ -62,7 +63,7 @@ def command_of(name: str) -> Any:
     return command
 
 
-@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *GROUPS, *COMMANDS])
 def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended]) -> None:
     ended = helps[name]
     assert (ended.code, ended.err) == (0, "")
@@ -74,12 +75,12 @@ def test_help_is_plain_text_of_the_given_width(name: str, helps: dict[str, Ended
     assert not re.search(r"\(\s*\)|\bNone\b", ended.out)
 
 
-@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *GROUPS, *COMMANDS])
 def test_a_flag_shows_no_type(name: str, helps: dict[str, Ended]) -> None:
     assert "bool" not in helps[name].out.lower()
 
 
-@pytest.mark.parametrize("name", ["", "config", "ablate", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *GROUPS, *COMMANDS])
 def test_a_short_form_means_the_same_in_every_command(name: str, helps: dict[str, Ended]) -> None:
     assert re.search(r"│ --help +-h +Show", helps[name].out)
     for option in (parameter for parameter in command_of(name).params if parameter.param_type_name == "option"):

@@ -17,8 +17,8 @@ from torch import nn
 from lora_detr.checkpoints.checkpoint import load_checkpoint
 from lora_detr.checkpoints.manifest import NAME, Manifest, encode, read_manifest
 from lora_detr.checkpoints.official.file import read_official
-from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.coco.split import load_coco
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import CheckpointError, ConfigError
 from lora_detr.tensor_files import load_exact, read_tensors, write_tensors
 

@@ -19,8 +19,8 @@ from lora_detr.cli.image_plan import plan
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.checks import read_root
 from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
-from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.images import decode_file
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import CheckpointError, ConfigError, DataError, OutputError
 from lora_detr.json_value import read_json
 from lora_detr.records.log_reading import read_object, read_steps

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora_detr.checkpoints.official.file import CLASSES, OfficialFile
 from lora_detr.data.coco.categories import COCO_NAMES, COCO_SLOTS, UNUSED, CategoryMap
-from lora_detr.data.coco.layout import find_splits
-from lora_detr.data.coco.split import load_coco
+from lora_detr.data.coco.split import load_split
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import CheckpointError
 
 # In the Relation family's list of names, what stands for no category, and what ends a name.
@@ -115,6 +115,5 @@ def _map(names: Sequence[str]) -> CategoryMap:
 def categories_in(data: Path) -> dict[int, str]:
     """Return name by id of a data set, from its smaller split; images and boxes are of no interest here."""
     paths = find_splits(data)
-    annotations = paths.val_annotations or paths.train_annotations
-    split = load_coco(annotations, paths.train_images, on_bad_data="skip", check_files=False)
+    split = load_split(paths.val or paths.train, on_bad_data="skip", check_files=False)
     return dict(split.categories.names_by_id)

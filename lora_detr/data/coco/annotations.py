@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_detr.data.coco.checks import Findings, Found, OnBadData, Row, by_cause, kind_of, shown
+from lora_detr.data.coco.checks import (
+    Fault,
+    Findings,
+    Found,
+    OnBadData,
+    Place,
+    Row,
+    by_cause,
+    kind_of,
+    no_place,
+    shown,
+)
 from lora_detr.data.coco.report import Problem
 from lora_detr.errors import counted
 
@@ -61,6 +72,15 @@ class AnnotationColumns:
         parts["images"] = (np.cumsum(kept) - 1)[parts["images"]]
         return replace(self, **parts)
 
+    def in_pixels(self, sizes: NDArray[np.float64]) -> AnnotationColumns:
+        """Return the same rows with boxes and areas in pixels, where they are shares of their images.
+
+        Args:
+            sizes: [number of images, 2], width and height.
+        """
+        scale = sizes[self.images]
+        return replace(self, boxes=self.boxes * np.tile(scale, 2), areas=self.areas * scale.prod(axis=1))
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -80,10 +100,12 @@ class AnnotationChecker:
     Args:
         file: name of the file, for messages.
         on_bad_data: ``skip`` leaves out rows whose box is malformed, negative or not finite, and counts them.
+        place: see ``Findings``.
     """
 
-    def __init__(self, file: str, on_bad_data: OnBadData) -> None:
+    def __init__(self, file: str, on_bad_data: OnBadData, place: Place = no_place) -> None:
         self.file = file
+        self.place = place
         self.on_bad_data = on_bad_data
         self._pieces: list[_Piece] = []
         self._count = self._missing_area = self._missing_iscrowd = 0
@@ -94,7 +116,7 @@ class AnnotationChecker:
 
     def add(self, rows: list[Any]) -> None:
         """Check the next rows by themselves (D06, D07, D09, D10, D14, D15)."""
-        found = Findings(self.file, "annotations", rows, self._count)
+        found = Findings(self.file, "annotations", rows, self._count, self.place)
         ids = self._integers(found, "id", "D14")
         image_ids = self._integers(found, "image_id", "D06")
         categories = self._integers(found, "category_id", "D10")
@@ -212,7 +234,8 @@ class AnnotationChecker:
 
     def _add(self, row: int, code: str, what: str, ids: NDArray[np.int64], images: NDArray[np.int64]) -> None:
         name = self._names.get(row, f" (id={ids[row]}, image_id={images[row]})")
-        self._found.append(Found(row, Problem(code, f"{self.file}: annotations[{row}]{name}: {what}")))
+        where = self.place("annotations", row) or f"{self.file}: annotations[{row}]{name}"
+        self._found.append(Found(row, Problem(code, f"{where}: {what}")))
 
 
 def _is_area(value: object) -> bool:
@@ -243,9 +266,9 @@ def _boxes(rows: list[Row], bad: dict[int, tuple[str, str]]) -> NDArray[np.float
     plain = set(map(type, values)) <= {list} and set(map(len, values)) <= {4}  # type: ignore[arg-type]
     if not plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:  # type: ignore[arg-type]
         for i, value in enumerate(values):
-            what = _malformed(value, "bbox" in rows[i])
-            if what:
-                bad[i] = ("D09", what)
+            fault = value if type(value) is Fault else Fault("D09", _malformed(value, "bbox" in rows[i]))
+            if fault.what:
+                bad[i] = (fault.code, fault.what)
                 values[i] = [0.0, 0.0, 0.0, 0.0]
     flat = chain.from_iterable(values)  # type: ignore[arg-type]
     try:
@@ -264,6 +287,8 @@ def _boxes(rows: list[Row], bad: dict[int, tuple[str, str]]) -> NDArray[np.float
 
 def _box_cause(value: object) -> str:
     """Return what rows with the same cause have in common: a box of another type or length, but no bad number."""
+    if type(value) is Fault:
+        return value.kind
     if type(value) is not list:
         return f"bbox {kind_of(value)}"
     kinds = ",".join(sorted({kind_of(entry) for entry in value}))

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_detr.data.coco.checks import OnBadData
-from lora_detr.data.coco.layout import DataPaths, find_splits
+from lora_detr.data.coco.kept import load_kept
 from lora_detr.data.coco.plausibility import imbalance, split_doubts
 from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
 from lora_detr.data.coco.shared_images import shared_images
-from lora_detr.data.coco.split import CocoSplit, load_coco
+from lora_detr.data.coco.source import DataPaths, ReadAs, Source
+from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.coco.verification import Verified, Verify, verify_images
 from lora_detr.data.images import MAX_PIXELS
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import DataError
 
 # Shared images that a warning names.
@@ -58,11 +60,9 @@ class Policy:
     allow_outside: bool = False
     max_pixels: int = MAX_PIXELS
 
-    def load(self, annotations: Path, images: Path) -> CocoSplit:
-        """Read one split, without verifying its images; errors as of ``load_coco``."""
-        return load_coco(
-            annotations, images, strict=self.strict, on_bad_data=self.on_bad_data, allow_outside=self.allow_outside
-        )
+    def load(self, source: Source) -> CocoSplit:
+        """Read one split, without verifying its images; errors as of ``load_split``."""
+        return load_kept(source, strict=self.strict, on_bad_data=self.on_bad_data, allow_outside=self.allow_outside)
 
 
 @dataclass(frozen=True)
@@ -108,22 +108,24 @@ def audit(
     strict: bool = False,
     on_bad_data: OnBadData = "error",
     allow_outside: bool = False,
+    how: ReadAs = ReadAs(),  # noqa: B008 (frozen)
 ) -> Audit:
     """Read and check a data set, as a run does before it starts, but to the end whatever is wrong.
 
     Args:
-        path: COCO folder or YAML file.
+        path: folder or file of a data set.
         verify: see ``Policy``, also for what follows.
         strict: see there.
         on_bad_data: see there.
         allow_outside: see there.
+        how: its layout.
 
     Raises:
         ConfigError: ``path`` does not exist, or the YAML file is malformed.
         DataError: the training split, or a path named in the YAML file, is not there.
         WorkerError: a process that reads images died.
     """
-    paths = find_splits(path)
+    paths = find_splits(path, how)
     found = examine(paths, Policy(verify, strict, on_bad_data, allow_outside))
     remarks = [f"{split.report.file}: {remark}" for split in found.splits for remark in split.report.remarks()]
     rare = imbalance([(each.name, each.objects) for each in found.train.report.per_category]) if found.train else ""
@@ -146,10 +148,10 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
         WorkerError: a process that reads images died.
     """
     faults: list[DataError] = []
-    train, train_files = _examine_split(paths.train_annotations, paths.train_images, policy, faults)
-    if not validation or paths.val_annotations is None or paths.val_images is None:
-        return Examined(train, None, (paths.train_annotations,), tuple(faults), tuple(_doubts(train, None)))
-    val, val_files = _examine_split(paths.val_annotations, paths.val_images, policy, faults)
+    train, train_files = _examine_split(paths.train, policy, faults)
+    if not validation or paths.val is None:
+        return Examined(train, None, (paths.train.path,), tuple(faults), tuple(_doubts(train, None)))
+    val, val_files = _examine_split(paths.val, policy, faults)
     warnings = _doubts(train, val)
     if train is not None and val is not None:
         try:
@@ -161,7 +163,7 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
             faults.append(AnnotationError(val.annotations_path, _shared_problems(train, val, pairs)))
         elif pairs:
             warnings.append(_shared_warning(train, val, pairs))
-    return Examined(train, val, (paths.train_annotations, paths.val_annotations), tuple(faults), tuple(warnings))
+    return Examined(train, val, (paths.train.path, paths.val.path), tuple(faults), tuple(warnings))
 
 
 def _doubts(train: CocoSplit | None, val: CocoSplit | None) -> list[str]:
@@ -189,13 +191,11 @@ def problems_of(faults: Sequence[DataError]) -> tuple[Problem, ...]:
     )
 
 
-def _examine_split(
-    annotations: Path, images: Path, policy: Policy, faults: list[DataError]
-) -> tuple[CocoSplit | None, Verified]:
+def _examine_split(source: Source, policy: Policy, faults: list[DataError]) -> tuple[CocoSplit | None, Verified]:
     """Return a split and what its files have shown, and add to ``faults``."""
     nothing = Verified({}, {})
     try:
-        split = policy.load(annotations, images)
+        split = policy.load(source)
         files = verify_images(split.records, policy.verify, max_pixels=policy.max_pixels)
     except DataError as error:
         faults.append(error)
@@ -206,7 +206,7 @@ def _examine_split(
         return split, files
     if policy.verify == "decode" and policy.on_bad_data == "skip" and len(problems) < len(split):
         return replace(split, report=replace(split.report, unreadable=len(problems))), files
-    faults.append(AnnotationError(images, problems))
+    faults.append(AnnotationError(source.images, problems))
     return split, files
 
 

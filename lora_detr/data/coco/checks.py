@@ -19,6 +19,7 @@ from lora_detr.regular_files import open_regular
 
 OnBadData = Literal["error", "skip"]
 Row = dict[str, Any]
+Place = Callable[[str, int], str]
 
 INT64_MAX = 2**63 - 1
 SECTIONS = ("images", "annotations", "categories")
@@ -26,6 +27,14 @@ SHARED = 3
 """Rows from which a fault that most rows have is taken for one fault of the file."""
 
 ROW_KEYS = ("id", "name", "file_name", "width", "height")
+
+
+class Fault(NamedTuple):
+    """Why a reader of another layout can give no box, in place of the box: code, end of the message, kind of cause."""
+
+    code: str
+    what: str
+    kind: str = ""
 
 
 class Found(NamedTuple):
@@ -59,6 +68,11 @@ def by_cause(found: Iterable[Found], rows: int, section: str) -> list[Problem]:
     return problems
 
 
+def no_place(section: str, index: int) -> str:
+    """Return nothing: a row of a COCO file is found by its place in the section."""
+    return ""
+
+
 class Findings:
     """Problems of one section (``images``, ...) of a file.
 
@@ -67,10 +81,12 @@ class Findings:
         section: key of the section.
         rows: what stands there. Rows that are no objects are reported and replaced by empty ones.
         first: place of the first of them in the section.
+        place: file and line of a row, by section and place in it; empty where these two say enough.
     """
 
-    def __init__(self, file: str, section: str, rows: list[Any], first: int = 0) -> None:
+    def __init__(self, file: str, section: str, rows: list[Any], first: int = 0, place: Place = no_place) -> None:
         self.file = file
+        self.place = place
         self.section = section
         self.first = first
         self.rows: list[Row] = rows
@@ -94,7 +110,8 @@ class Findings:
         """
         if index in self._broken:
             return
-        where = f"{self.file}: {self.section}[{self.first + index}]{self.name_of(index)}"
+        row = self.first + index
+        where = self.place(self.section, row) or f"{self.file}: {self.section}[{row}]{self.name_of(index)}"
         self._found.append(Found(index, Problem(code, f"{where}: {what}"), kind))
 
     def name_of(self, index: int) -> str:
@@ -271,14 +288,18 @@ def check_categories(found: Findings) -> dict[int, str]:
     return names
 
 
-def check_images(found: Findings) -> list[Any]:
-    """Return the ids (D02, D03); file name, width and height of every row are of the right type afterwards."""
+def check_images(found: Findings, *, reads_sizes: bool = False) -> list[Any]:
+    """Return the ids (D02, D03); file name, width and height of every row are of the right type afterwards.
+
+    With ``reads_sizes`` a row may lack width and height, which are read from the file later.
+    """
     ids = found.integers("id", "D02")
     found.repeated(ids, "D03", "id")
     for i, row in enumerate(found.rows):
         for key in ("width", "height"):
             if key not in row:
-                found.add(i, "D02", f"missing key '{key}'", kind=key)
+                if not reads_sizes:
+                    found.add(i, "D02", f"missing key '{key}'", kind=key)
                 continue
             size = row[key] = whole(row[key])
             if type(size) is not int or size < 1:

@@ -15,7 +15,7 @@ NOT_FOUND = "..."
 _DEPTH, _ENTRIES, _BYTES = 3, 2000, 1 << 16
 
 _SECTION = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
-_FILE_NAME = re.compile(rb'"file_name"\s*:\s*"([^"\\]+)"')
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*"((?:[^"\\]|\\\\)+)"')
 # Split -> parts of paths by which it goes.
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "test")}
 
@@ -40,12 +40,19 @@ def four_lines(folder: Path) -> list[str]:
         path = next((path for path in coco if path not in taken and _is_of(path.relative_to(folder), marks)), None)
         if path is None and split == "train":
             path = next(iter(coco))
-        images = None if path is None else _images_of(path, coco[path], folders)
+        images = None if path is None else first_image_folder(path, [path.parent, *folders])
         taken |= {path} if path is not None else set()
         lines += [f"{split}_annotations: {_shown(path, folder)}", f"{split}_images: {_shown(images, folder)}"]
     if NOT_FOUND in "".join(lines[:2]):
         return []
     return lines if len(taken) > 1 else lines[:2]
+
+
+def first_image_folder(annotations: Path, folders: list[Path]) -> Path | None:
+    """Return the first of some folders that holds the first image of an annotation file; None if none does."""
+    name = _FILE_NAME.search(_head(annotations))
+    file_name = name[1].decode(errors="replace").replace("\\\\", "/") if name else ""
+    return next((folder for folder in folders if file_name and (folder / file_name).is_file()), None)
 
 
 def _head(path: Path) -> bytes:
@@ -86,16 +93,6 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 def _is_of(path: Path, marks: tuple[str, ...]) -> bool:
     words = re.split(r"[^a-z]+", str(path).lower())
     return any(word in marks for word in words)
-
-
-def _images_of(annotations: Path, head: bytes, folders: list[Path]) -> Path | None:
-    """Return the folder that holds the first image of an annotation file; its own folder before others."""
-    name = _FILE_NAME.search(head)
-    if name is None:
-        return None
-    file_name = name[1].decode(errors="replace")
-    candidates = [annotations.parent, *folders]
-    return next((folder for folder in candidates if (folder / file_name).is_file()), None)
 
 
 def _shown(path: Path | None, folder: Path) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
 from lora_detr.config.yaml_subset import read_yaml
 from lora_detr.data.coco.elsewhere import four_lines
+from lora_detr.data.coco.source import DataPaths, JsonSource
 from lora_detr.errors import ConfigError, DataError, is_address, nearest, printable
 from lora_detr.regular_files import open_regular
 
 COCO_FOLDER = Path("data/coco")
 """Where COCO is looked for when nothing else is said."""
+
+OWN_DATA = "docs/own_data.md lists the formats"
 
 GENERATED = ("shapes", "shapes-sparse", "shapes-easy")
 """Names that ``--data`` takes instead of a path. Only for messages: ``resolve_generated`` makes the sets."""
@@ -20,29 +23,12 @@ GENERATED = ("shapes", "shapes-sparse", "shapes-easy")
 MAX_YAML_BYTES = 100_000
 """More than four paths ever need; an annotation file given by mistake would take minutes to parse as YAML."""
 
+_TOP_KEY = re.compile(rb"^['\"]?(\w+)['\"]?[ \t]*:", re.MULTILINE | re.ASCII)
+
 PATH_KEYS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
 
-@dataclass(frozen=True)
-class DataPaths:
-    """The files of a data set.
-
-    Attributes:
-        train_annotations: COCO JSON of the training split.
-        train_images: folder of its images.
-        val_annotations: COCO JSON of the validation split, or None.
-        val_images: folder of its images, or None; None exactly if ``val_annotations`` is.
-        missing: what was looked for and not found of the validation split; empty if it is there.
-    """
-
-    train_annotations: Path
-    train_images: Path
-    val_annotations: Path | None
-    val_images: Path | None
-    missing: str = ""
-
-
-def find_splits(data: Path) -> DataPaths:
+def coco_splits(data: Path) -> DataPaths:
     """Find the training and validation split of a data set.
 
     Args:
@@ -69,8 +55,8 @@ def find_splits(data: Path) -> DataPaths:
 
 
 def _from_folder(data: Path) -> DataPaths:
-    annotations, images, missing = _find(data, "train")
-    if annotations is None or images is None:
+    train, missing = _find(data, "train")
+    if train is None:
         found = ", ".join(printable(name) for name in sorted(entry.name for entry in data.iterdir())[:10]) or "nothing"
         lines = "".join(f"\n  {line}" for line in four_lines(data))
         remedy = (
@@ -78,14 +64,29 @@ def _from_folder(data: Path) -> DataPaths:
         )
         raise DataError(
             f"{data}: expected {missing}, found {found}",
-            remedy if lines else "--data takes a COCO folder or a YAML file",
+            remedy
+            if lines
+            else "--data takes a COCO folder, a YAML file, or a set in a format that docs/own_data.md lists",
         )
-    val_annotations, val_images, missing = _find(data, "val")
-    return DataPaths(annotations, images, val_annotations, val_images, missing)
+    return DataPaths(train, *_find(data, "val"))
 
 
-def _find(data: Path, split: str) -> tuple[Path | None, Path | None, str]:
-    """Return both paths and an empty text, or twice None and what is missing."""
+def is_coco(data: Path) -> bool:
+    """Return whether a folder has a training split where COCO has it, or a file is a YAML file of paths."""
+    return _find(data, "train")[0] is not None if data.is_dir() else PATH_KEYS[0] in top_keys(data)
+
+
+def top_keys(path: Path) -> set[str]:
+    """Return the keys of the outermost level of a YAML file, without parsing it; nothing if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return {key.decode() for key in _TOP_KEY.findall(file.read(MAX_YAML_BYTES))}
+    except OSError:
+        return set()
+
+
+def _find(data: Path, split: str) -> tuple[JsonSource | None, str]:
+    """Return the split and an empty text, or None and what is missing."""
     names = (f"{split}2017", split)
     for name in names:
         annotations = data / "annotations" / f"instances_{name}.json"
@@ -93,9 +94,9 @@ def _find(data: Path, split: str) -> tuple[Path | None, Path | None, str]:
             # The folder of the same year first, then the other.
             for folder in sorted(names, key=lambda folder: folder != name):
                 if (data / folder).is_dir():
-                    return annotations, data / folder, ""
-            return None, None, f"images in {names[0]}/ or {names[1]}/"
-    return None, None, f"annotations/instances_{names[0]}.json or annotations/instances_{names[1]}.json"
+                    return JsonSource(annotations, data / folder), ""
+            return None, f"images in {names[0]}/ or {names[1]}/"
+    return None, f"annotations/instances_{names[0]}.json or annotations/instances_{names[1]}.json"
 
 
 def _from_yaml(path: Path) -> DataPaths:
@@ -125,9 +126,12 @@ def _from_yaml(path: Path) -> DataPaths:
                 f"correct the path; it is taken from the folder of {path.name}",
             )
     missing = f"the keys val_annotations and val_images in {path.name}" if absent else ""
-    return DataPaths(
-        paths[PATH_KEYS[0]], paths[PATH_KEYS[1]], paths.get(PATH_KEYS[2]), paths.get(PATH_KEYS[3]), missing
+    train, val = (
+        JsonSource(paths[annotations], paths[images]) if annotations in paths else None
+        for annotations, images in (PATH_KEYS[:2], PATH_KEYS[2:])
     )
+    assert train is not None
+    return DataPaths(train, val, missing)
 
 
 def _what_to_write(path: Path) -> str:

@@ -160,8 +160,10 @@ class DataReport:
         duplicate_category_names: categories whose name another category has too.
         unreadable: images that could not be decoded when the data was verified, left out on request.
         missing_files: names of images that were left out on request, since their files are missing; in no count.
+        unreadable_files: names of images that were left out on request, since their files give no size; in no count.
         other_separators: file names that were read with ``/`` in place of another separator.
         per_category: objects of each category, by rising id.
+        notes: what the reader of another layout has to report, a line each.
     """
 
     file: str
@@ -181,8 +183,10 @@ class DataReport:
     duplicate_category_names: int = 0
     unreadable: int = 0
     missing_files: tuple[str, ...] = ()
+    unreadable_files: tuple[str, ...] = ()
     other_separators: int = 0
     per_category: tuple[CategoryCount, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts by name."""
@@ -211,10 +215,15 @@ class DataReport:
                 ("missing image file", ""),
                 f": left out on request ({listed(self.missing_files)})",
             ),
+            (
+                len(self.unreadable_files),
+                ("image file", ""),
+                f" that cannot be read: left out on request ({listed(self.unreadable_files)})",
+            ),
             (self.other_separators, ("file name", ""), " with another separator than /, read as if it were /"),
             (self.unreadable, ("image", ""), " that cannot be read: others take their place in training"),
             (self.duplicate_file_names, ("image shares", "images share"), " a file with another image"),
             (self.duplicate_category_names, ("category shares", "categories share"), " a name with another category"),
         )
         doubts = [f"{self.box_doubt}; {BOX_REMEDY}"] if self.box_doubt else []
-        return [*doubts, *(counted(count, *noun) + text for count, noun, text in counts if count)]
+        return [*doubts, *self.notes, *(counted(count, *noun) + text for count, noun, text in counts if count)]

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from lora_detr.data.coco.annotations import AnnotationChecker, AnnotationColumns
 from lora_detr.data.coco.categories import CategoryMap
-from lora_detr.data.coco.checks import Findings, OnBadData, check_categories, check_images, read_root
+from lora_detr.data.coco.checks import Findings, OnBadData, check_categories, check_images
 from lora_detr.data.coco.files import ImageFolder
 from lora_detr.data.coco.fingerprint import fingerprint
+from lora_detr.data.coco.image_files import ImageFiles, check_files
 from lora_detr.data.coco.plausibility import box_doubt
 from lora_detr.data.coco.records import ImageTable, make_table
 from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
+from lora_detr.data.coco.source import JsonSource, Source
 from lora_detr.errors import DataError, counted, printable
 from lora_detr.json_value import JSON
 
@@ -111,7 +113,7 @@ class CocoSplit:
         if unknown:
             named = ", ".join(f"{i} '{printable(self.categories.names_by_id.get(i, ''))}'" for i in unknown[:5])
             raise DataError(
-                f"{self.annotations_path.name}: {counted(len(unknown), *_ARE)} not among the model's: {named}",
+                f"{self.report.file}: {counted(len(unknown), *_ARE)} not among the model's: {named}",
                 "use annotation files with the same categories",
                 code="D10",
             )
@@ -123,7 +125,7 @@ class CocoSplit:
         ]
         if renamed:
             raise DataError(
-                f"{self.annotations_path.name}: {counted(len(renamed), *_ARE)} named differently in the model: "
+                f"{self.report.file}: {counted(len(renamed), *_ARE)} named differently in the model: "
                 + ", ".join(renamed[:5]),
                 "use annotation files with the same ids and names",
                 code="D10",
@@ -140,7 +142,7 @@ class CocoSplit:
         indices = np.flatnonzero(np.isin(self.records.ids, np.array(sorted(wanted), dtype=np.int64)))
         if not len(indices) or len(indices) != len(wanted):
             missing = sorted(wanted - set(self.image_ids))
-            raise DataError(f"{self.annotations_path.name}: cannot take images {missing[:5]} of {len(self)}")
+            raise DataError(f"{self.report.file}: cannot take images {missing[:5]} of {len(self)}")
         return replace(
             self,
             records=self.records.take(indices),
@@ -163,28 +165,54 @@ def load_coco(
     check_files: bool = True,
     allow_outside: bool = False,
 ) -> CocoSplit:
-    """Read and check an annotation file.
+    """Read and check a COCO file.
+
+    Args:
+        annotations: COCO JSON.
+        images: folder that ``file_name`` is relative to.
+        strict: see ``load_split``, also for what follows.
+        on_bad_data: see there.
+        check_files: see there.
+        allow_outside: see there.
+    """
+    return load_split(
+        JsonSource(annotations, images),
+        strict=strict,
+        on_bad_data=on_bad_data,
+        check_files=check_files,
+        allow_outside=allow_outside,
+    )
+
+
+def load_split(
+    source: Source,
+    *,
+    strict: bool = False,
+    on_bad_data: OnBadData = "error",
+    check_files: bool = True,
+    allow_outside: bool = False,
+) -> CocoSplit:
+    """Read and check a split.
 
     Crowd regions are removed from training, boxes clipped to their image, and boxes without width or height dropped,
     as the official code does. Images without objects are kept.
 
     Args:
-        annotations: COCO JSON.
-        images: folder that ``file_name`` is relative to.
+        source: gives the rows.
         strict: a box without width or height, or outside its image, is an error; so are boxes of another convention.
         on_bad_data: ``skip`` drops and counts malformed, negative and non-finite boxes.
         check_files: every image file must be there.
-        allow_outside: file names may lead out of ``images``.
+        allow_outside: file names may lead out of the folder of images.
 
     Returns:
-        The split, with the categories of the file in the order of their ids.
+        The split, with the categories of the source in the order of their ids.
 
     Raises:
         DataError: the file cannot be read (D01), or has no image (S01).
         AnnotationError: everything wrong with its contents, all at once.
     """
     with _paused_collector():
-        return _load(annotations, images, strict, on_bad_data, check_files, allow_outside)
+        return _load(source, strict, on_bad_data, check_files, allow_outside)
 
 
 @contextmanager
@@ -199,27 +227,26 @@ def _paused_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _load(
-    annotations: Path, images: Path, strict: bool, on_bad_data: OnBadData, check_files: bool, allow_outside: bool
-) -> CocoSplit:
-    name = annotations.name
-    checker = AnnotationChecker(name, on_bad_data)
-    root = read_root(annotations, checker.add)
-    found_categories = Findings(name, "categories", root["categories"])
-    found_images = Findings(name, "images", root["images"])
+def _load(source: Source, strict: bool, on_bad_data: OnBadData, check_all: bool, allow_outside: bool) -> CocoSplit:
+    name, place = source.name, source.place
+    checker = AnnotationChecker(name, on_bad_data, place)
+    problems: list[Problem] = []
+    root = source.read(checker.add, problems.append, allow_outside=allow_outside)
+    found_categories = Findings(name, "categories", root["categories"], place=place)
+    found_images = Findings(name, "images", root["images"], place=place)
 
     names = check_categories(found_categories)
-    image_ids = check_images(found_images)
-    problems = found_categories.problems + found_images.problems
+    image_ids = check_images(found_images, reads_sizes=source.reads_sizes)
+    problems += found_categories.problems + found_images.problems
     if not root["images"]:
-        raise DataError(f"{name}: expected at least one image, found 0 in 'images'", f"check {annotations}", code="S01")
+        raise DataError(f"{name}: expected at least one image, found 0 in 'images'", f"check {source.path}", code="S01")
     if not root["categories"]:
         problems.append(Problem("D02", f"{name}: expected at least one category, found 0 in 'categories'"))
 
-    paths = _Paths([], [], 0)
-    if not problems:  # the names are strings then
-        folder = ImageFolder(images, allow_outside=allow_outside, must_exist=check_files)
-        paths = _check_paths(found_images, folder, on_bad_data)
+    files = ImageFiles([], [], [], 0)
+    if not (found_categories.problems or found_images.problems or not root["categories"]):  # the names are strings then
+        folder = ImageFolder(source.images, allow_outside=allow_outside, must_exist=check_all)
+        files = check_files(found_images, folder, on_bad_data)
         problems += found_images.problems
     faulty = {"images": found_images.problems, "categories": found_categories.problems}
     sound = [section for section, faults in faulty.items() if not faults]
@@ -227,30 +254,32 @@ def _load(
     problems += checker.problems
     del checker
     if problems:
-        raise AnnotationError(annotations, problems)
+        raise AnnotationError(source.path, problems)
 
     rows = [
         (image_id, file_name, row["width"], row["height"])
-        for image_id, file_name, row in zip(image_ids, paths.names, found_images.rows, strict=True)
+        for image_id, file_name, row in zip(image_ids, files.names, found_images.rows, strict=True)
     ]
     rows.sort(key=lambda row: row[0])
-    if paths.missing:
-        left_out = sorted(image_ids[i] for i in paths.missing)
+    if files.missing or files.unreadable:
+        left_out = sorted(image_ids[i] for i in (*files.missing, *files.unreadable))
         there = ~np.isin(np.array([row[0] for row in rows], dtype=np.int64), np.array(left_out, dtype=np.int64))
         rows = [row for row, is_there in zip(rows, there.tolist(), strict=True) if is_there]
         columns = columns.of_images(there)
-    sizes = np.array([row[2:] for row in rows], dtype=np.float64)
+    sizes = np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 2)
+    if source.relative:
+        columns = columns.in_pixels(sizes)
     doubt = box_doubt(columns.boxes, sizes[columns.images], columns.areas)
     if strict and doubt:
-        raise AnnotationError(annotations, [Problem("D28", f"{name}: {doubt}")])
+        raise AnnotationError(source.path, [Problem("D28", f"{name}: {doubt}")])
     boxes, visible, counts = _clip(columns, sizes)
     if strict and not visible.all():
-        raise AnnotationError(annotations, _strict_problems(name, [row[0] for row in rows], columns, visible))
+        raise AnnotationError(source.path, _strict_problems(source, [row[0] for row in rows], columns, visible))
     kept = visible & ~columns.crowd
     order = np.flatnonzero(kept)
     order = order[np.lexsort((columns.ids[order], columns.images[order]))]
     object_counts = np.bincount(columns.images[kept], minlength=len(rows))
-    records = make_table(images, rows, boxes[order], columns.categories[order], object_counts)
+    records = make_table(source.images, rows, boxes[order], columns.categories[order], object_counts)
     category_names = [row["name"] for row in found_categories.rows]
     report = DataReport(
         file=name,
@@ -261,44 +290,19 @@ def _load(
         crowd=int((visible & columns.crowd).sum()),
         bad_boxes=columns.bad_boxes,
         box_doubt=doubt,
-        missing_files=tuple(found_images.rows[i]["file_name"] for i in paths.missing),
-        other_separators=paths.other_separators,
+        missing_files=tuple(found_images.rows[i]["file_name"] for i in files.missing),
+        unreadable_files=tuple(found_images.rows[i]["file_name"] for i in files.unreadable),
+        other_separators=files.other_separators,
         missing_area=columns.missing_area,
         missing_iscrowd=columns.missing_iscrowd,
         duplicate_file_names=len(rows) - len({row[1] for row in rows}),
         duplicate_category_names=len(category_names) - len(set(category_names)),
         per_category=_per_category(names, records.category_ids),
+        notes=tuple(source.notes),
         **counts,
     )
     truth = _ground_truth(records.ids, columns, visible)
-    return CocoSplit(records, CategoryMap.from_categories(names), truth, report, annotations)
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """File names of all images as they are on disk, places of images to leave out, and how many names were changed."""
-
-    names: list[str]
-    missing: list[int]
-    other_separators: int
-
-
-def _check_paths(found: Findings, folder: ImageFolder, on_bad_data: OnBadData) -> _Paths:
-    """Look for all image files; those to leave out are returned, other faults added to what was found."""
-    stored = [row["file_name"] for row in found.rows]
-    names = [folder.name_on_disk(name) for name in stored]
-    faults = folder.check(names)
-    missing = [fault.index for fault in faults if fault.code == "D17"]
-    # With more than half of them missing the folder is wrong, whatever was asked for, and that is one fault.
-    most = 2 * len(missing) > len(names)
-    left_out = missing if on_bad_data == "skip" and not most else []
-    for fault in faults:
-        if fault.code != "D17":
-            found.add(fault.index, fault.code, fault.what)
-        elif not left_out and (fault.index == missing[0] or not most):
-            count = f" ({len(missing)} of {counted(len(names), 'image file')} are missing)"
-            found.add(fault.index, "D17", fault.what + folder.hint(names[fault.index]) + count)
-    return _Paths(names, left_out, sum(a != b for a, b in zip(stored, names, strict=True)))
+    return CocoSplit(records, CategoryMap.from_categories(names), truth, report, source.path)
 
 
 def _per_category(names: dict[int, str], category_ids: NDArray[np.int64]) -> tuple[CategoryCount, ...]:
@@ -333,12 +337,12 @@ def _clip(
 
 
 def _strict_problems(
-    name: str, image_ids: list[int], columns: AnnotationColumns, visible: NDArray[np.bool_]
+    source: Source, image_ids: list[int], columns: AnnotationColumns, visible: NDArray[np.bool_]
 ) -> list[Problem]:
     problems = []
     for i in np.flatnonzero(~visible).tolist():
-        known = f"id={columns.ids[i]}, image_id={image_ids[columns.images[i]]}"
-        where = f"{name}: annotations[{columns.rows[i]}] ({known})"
+        row, known = columns.rows[i], f"id={columns.ids[i]}, image_id={image_ids[columns.images[i]]}"
+        where = source.place("annotations", int(row)) or f"{source.name}: annotations[{row}] ({known})"
         box = columns.boxes[i].tolist()
         if min(box[2:]) > 0:
             problems.append(Problem("D16", f"{where}: bbox {box} lies outside the image"))

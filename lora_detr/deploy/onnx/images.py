@@ -10,8 +10,9 @@ import numpy as np
 from lora_detr.checkpoints.opened import OpenedRun
 from lora_detr.checkpoints.stripped_file import StrippedFile
 from lora_detr.data.coco.audit import Policy
-from lora_detr.data.coco.layout import find_splits
+from lora_detr.data.coco.source import ReadAs
 from lora_detr.data.coco.split import CocoSplit
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import ConfigError, LoraDetrError, counted
 from lora_detr.evaluation.predictor import ImageSource
 
@@ -45,7 +46,7 @@ def find_images(opened: OpenedRun | StrippedFile, data: Path | None, count: int)
 
     Args:
         opened: the model; a run knows its data.
-        data: COCO folder or YAML instead of it.
+        data: a data set instead of it, of any layout.
         count: of images that are compared one by one.
 
     Raises:
@@ -55,7 +56,8 @@ def find_images(opened: OpenedRun | StrippedFile, data: Path | None, count: int)
     place = data or (None if own is None else Path(own))
     if place is not None:
         try:
-            return _of_data(place, opened, count)
+            how = opened.config.data.read_as if isinstance(opened, OpenedRun) and data is None else ReadAs()
+            return _of_data(place, opened, count, how)
         except LoraDetrError:
             if data is not None:
                 raise  # a run's own data may be gone, and noise serves as well
@@ -65,22 +67,22 @@ def find_images(opened: OpenedRun | StrippedFile, data: Path | None, count: int)
     return ProofImages(noise, counted(count, "noise image"), None, None)
 
 
-def _of_data(place: Path, opened: OpenedRun | StrippedFile, count: int) -> ProofImages:
+def _of_data(place: Path, opened: OpenedRun | StrippedFile, count: int, how: ReadAs) -> ProofImages:
     config = opened.deployment
     outside = isinstance(opened, OpenedRun) and opened.config.data.allow_outside
     policy = Policy("none", False, "skip", outside, config.max_pixels)
-    paths = find_splits(place)
-    train = policy.load(paths.train_annotations, paths.train_images).with_categories(config.categories)
+    paths = find_splits(place, how)
+    train = policy.load(paths.train).with_categories(config.categories)
     val = None
-    if paths.val_annotations is not None and paths.val_images is not None:
-        val = policy.load(paths.val_annotations, paths.val_images).with_categories(config.categories)
+    if paths.val is not None:
+        val = policy.load(paths.val).with_categories(config.categories)
     shown = val or train
     if not len(shown):
         raise ConfigError(f"{place}: has no image", "give another --data")
     if val is not None and len(val) > MOST:
         val = val.subset(val.records.ids[:MOST].tolist())
     sources: list[ImageSource] = [shown.records[i].path for i in range(min(count, len(shown)))]
-    described = f"{counted(len(sources), 'photo')} of {shown.annotations_path.name}"
+    described = f"{counted(len(sources), 'photo')} of {shown.report.file}"
     if len(train) > CALIBRATED:
         train = train.subset(train.records.ids[:CALIBRATED].tolist())
     return ProofImages(sources, described, val, train)

@@ -135,7 +135,7 @@ def prove(
         say(f"measuring AP on {len(given.labelled)} images, twice")
         before = _precision(plain_predictor(detector), given.labelled, config)
         after = _precision(exported, given.labelled, contract)
-        name = given.labelled.annotations_path.name
+        name = given.labelled.report.file
         precisions = Precisions(len(given.labelled), name, before, after)
     middle = [sorted(side)[len(side) // 2] for side in zip(*seconds, strict=True)]
     proof = Proof(given.described, tuple(differences), precisions, *middle)

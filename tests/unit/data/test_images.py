@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from lora_detr.data.coco.records import ImageRecord
-from lora_detr.data.images import decode_file, decode_pillow, read_image
+from lora_detr.data.images import decode_file, decode_pillow, difference_hash, image_size, read_image
 from lora_detr.errors import DataError
 
 RED = (200, 30, 40)
@@ -231,3 +231,46 @@ def test_an_image_that_would_become_one_colour_is_refused_d18(tmp_path: Path) ->
     for mode, colour in (("RGB", RED), ("RGBA", (*RED, 9)), ("L", 0), ("I;16", 3)):  # one colour in the file too
         Image.new(mode, (6, 4), colour).save(tmp_path / "x.png")
         assert len(read_image(_record(tmp_path / "x.png")).flatten(1).unique(dim=1)[0]) == 1
+
+
+def _with_chunk_behind_pixels(path: Path) -> None:
+    """Move the EXIF of a PNG file behind its pixels, where the format allows it too."""
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + int.from_bytes(content[start : start + 4], "big") + 12
+    path.write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "late.png", "a.tif", "a.webp", "a.bmp"])
+def test_the_size_of_a_file_is_that_of_its_decoded_pixels(name: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / name
+    Image.new("RGB", (7, 5), (9, 99, 199)).save(path, exif=exif)
+    if name == "late.png":
+        _with_chunk_behind_pixels(path)
+    width, height = image_size(path)
+    assert (3, height, width) == tuple(decode_file(path).shape)
+    if name != "a.bmp":
+        assert (width < height) == (orientation > 4)
+
+
+def test_the_size_of_no_image_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_text("no image")
+    with pytest.raises(DataError, match=r"a\.jpg: the image cannot be read") as caught:
+        image_size(path)
+    assert caught.value.code == "D18"
+
+
+def test_the_hash_of_an_image_hardly_changes_with_size_quality_and_brightness(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    first = Image.fromarray(random.integers(0, 256, (8, 9, 3), dtype=np.uint8)).resize((270, 240))
+    first.save(tmp_path / "a.png")
+    first.resize((90, 80)).save(tmp_path / "b.jpg", quality=60)
+    ImageEnhance.Brightness(first).enhance(0.7).save(tmp_path / "c.png")
+    first.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "d.png")
+    a, b, c, d = (difference_hash(tmp_path / name) for name in ("a.png", "b.jpg", "c.png", "d.png"))
+    assert max((a ^ b).bit_count(), (a ^ c).bit_count()) <= 3
+    assert (a ^ d).bit_count() > 20

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lora_detr.data.coco.audit import Policy, audit, examine
-from lora_detr.data.coco.layout import find_splits
 from lora_detr.data.coco.report import AnnotationError
 from lora_detr.data.coco.shared_images import shared_images
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import DataError
 from tests.unit.data.coco.coco_files import content, load, write, write_images
 

@@ -21,8 +21,8 @@ from lora_detr.data.coco.fingerprint import (
     ids_and_sizes,
     with_known_files,
 )
-from lora_detr.data.coco.layout import DataPaths
 from lora_detr.data.coco.records import make_table
+from lora_detr.data.coco.source import DataPaths, JsonSource
 from lora_detr.data.coco.split import CocoSplit
 from tests.unit.data.coco.coco_files import content, load, rotate_names, write, write_images
 
@@ -82,7 +82,7 @@ def test_the_old_fingerprint_is_still_known(tmp_path: Path) -> None:
 
 
 def verified(folder: Path, verify: Any = "decode") -> CocoSplit:
-    found = examine(DataPaths(folder / "train.json", folder, None, None, ""), Policy(verify))
+    found = examine(DataPaths(JsonSource(folder / "train.json", folder), None), Policy(verify))
     assert found.train is not None
     assert not found.faults
     return found.train

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lora_detr.data.coco.categories import COCO_NAMES, CategoryMap
-from lora_detr.data.coco.layout import MAX_YAML_BYTES, PATH_KEYS, find_splits
-from lora_detr.data.coco.split import load_coco
+from lora_detr.data.coco.layout import MAX_YAML_BYTES, PATH_KEYS
+from lora_detr.data.coco.split import load_split
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import CheckpointError, ConfigError, DataError, LoraDetrError
 from tests.unit.data.coco.coco_files import content, load, write, write_images
 
@@ -102,7 +103,7 @@ def test_subset(tmp_path: Path) -> None:
 
 def test_real_bccd_has_two_zero_boxes(real_data: Path) -> None:
     paths = find_splits(real_data / "bccd")
-    split = load_coco(paths.train_annotations, paths.train_images)
+    split = load_split(paths.train)
     assert (split.report.zero_size, split.report.objects, split.report.images) == (2, 3941, 292)
     assert split.categories.names == ("RBC", "WBC", "Platelets")
 
@@ -121,12 +122,12 @@ def _folder(root: Path, *names: str) -> Path:
 def test_find_splits_in_a_folder(tmp_path: Path, year: str) -> None:
     root = _folder(tmp_path, f"annotations/instances_train{year}.json", f"train{year}")
     paths = find_splits(root)
-    assert paths.train_annotations == root / "annotations" / f"instances_train{year}.json"
-    assert paths.train_images == root / f"train{year}"
-    assert paths.val_annotations is None
+    assert paths.train.path == root / "annotations" / f"instances_train{year}.json"
+    assert paths.train.images == root / f"train{year}"
+    assert paths.val is None
     assert "instances_val2017.json" in paths.missing
     paths = find_splits(_folder(root, "annotations/instances_val.json", "val2017"))
-    assert (paths.val_images, paths.missing) == (root / "val2017", "")
+    assert (paths.val.images, paths.missing) == (root / "val2017", "")
 
 
 def test_find_splits_names_what_is_missing(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_find_splits_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text("train_annotations: a/train.json\ntrain_images: pictures\n")
     paths = find_splits(file)
-    assert (paths.train_annotations, paths.val_images) == (tmp_path / "a" / "train.json", None)
+    assert (paths.train.path, paths.val) == (tmp_path / "a" / "train.json", None)
     assert paths.missing
 
 
@@ -202,13 +203,13 @@ def test_a_large_file_that_is_no_json_is_refused_at_once(tmp_path: Path) -> None
     ("files", "lines"),
     [
         (
-            {"train/_annotations.coco.json": "train", "valid/_annotations.coco.json": "valid"},
+            {"train/coco.json": "train", "valid/coco.json": "valid"},
             [
-                *("train_annotations: train/_annotations.coco.json", "train_images: train"),
-                *("val_annotations: valid/_annotations.coco.json", "val_images: valid"),
+                *("train_annotations: train/coco.json", "train_images: train"),
+                *("val_annotations: valid/coco.json", "val_images: valid"),
             ],
         ),
-        ({"result.json": "images"}, ["train_annotations: result.json", "train_images: images"]),
+        ({"all.json": "images"}, ["train_annotations: all.json", "train_images: images"]),
         (
             {"labels/train.json": "photos/a", "labels/val.json": "photos/b"},
             [
@@ -238,7 +239,7 @@ def test_coco_files_elsewhere_are_named_with_the_lines_to_write(
     )
     assert [line.strip() for line in shown] == lines
     (tmp_path / "data.yaml").write_text("\n".join(map(str.strip, shown)))
-    assert find_splits(tmp_path / "data.yaml").train_annotations.is_file()  # they work as they are
+    assert find_splits(tmp_path / "data.yaml").train.path.is_file()  # they work as they are
 
 
 def test_an_address_is_no_folder() -> None:

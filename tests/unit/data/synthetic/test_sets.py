@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lora_detr.data.coco.layout import GENERATED, find_splits
+from lora_detr.data.coco.layout import GENERATED
+from lora_detr.data.layouts.registry import find_splits
 from lora_detr.data.synthetic import sets
 from lora_detr.data.synthetic.scene import Dice, Scene
 from lora_detr.data.synthetic.sets import (
@@ -205,7 +206,7 @@ def test_a_name_behind_data_is_a_generated_set(tmp_path: Path, monkeypatch: pyte
     name = Path("shapes-sparse")
     folder = resolve_generated(name)
     assert (folder, display_name(folder)) == (cached("shapes-sparse"), "shapes-sparse")
-    assert find_splits(resolve_generated(name)).val_images == folder / "val"
+    assert find_splits(resolve_generated(name)).val.images == folder / "val"
     assert resolve_generated(Path("absent")) == Path("absent")
     assert display_name(tmp_path / "cells") == "cells"
     with pytest.raises(ConfigError, match="found nothing there") as caught:
