@@ -242,6 +242,7 @@ def test_half_precision_halves_weights_and_keeps_ap(
     assert report.bytes < plain[1].bytes
 
 
+@pytest.mark.slow
 def test_integers_are_calibrated_and_their_cost_is_in_the_report(
     opened: OpenedRun, images: ProofImages, tmp_path: Path
 ) -> None:
@@ -272,7 +273,12 @@ def test_a_graph_with_preprocessing_takes_bytes_of_any_size(
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param("deformable-pp-tiny", marks=pytest.mark.slow), "ms-detr-tiny", "relation-tiny"]
+    "preset",
+    [
+        pytest.param("deformable-pp-tiny", marks=pytest.mark.slow),
+        pytest.param("ms-detr-tiny", marks=pytest.mark.slow),
+        "relation-tiny",
+    ],
 )
 def test_detectors_of_every_kind_at_any_size_and_number(preset: str, tmp_path: Path) -> None:
     _, report = exported(stripped(preset, square=False, max_size=160), tmp_path, is_dynamic=True)

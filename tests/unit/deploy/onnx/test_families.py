@@ -17,7 +17,7 @@ from tests import huggingface_models
 from tests.unit.deploy.onnx.test_export import assert_proven, exported, moved, noise
 
 ALL = tuple(huggingface_models.CONFIGS)
-QUICK = ("rt_detr", "deformable_detr", "lw_detr")
+QUICK = ("rt_detr", "deformable_detr", "conditional_detr")
 IMAGES = noise((90, 120), (128, 128))
 
 
@@ -36,6 +36,7 @@ def test_a_family_predicts_the_same_at_any_size_and_number(kind: str, tmp_path: 
     assert_proven(report, 4)
 
 
+@pytest.mark.slow
 def test_position_encodings_that_are_resized_are_for_a_fixed_size(tmp_path: Path) -> None:
     model = opened("rf_detr", tmp_path)
     _, report = exported(model, tmp_path, IMAGES)
