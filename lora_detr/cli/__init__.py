@@ -22,6 +22,7 @@ from lora_detr.cli.eval import evaluate
 from lora_detr.cli.export import export
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
+from lora_detr.cli.report import report
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 from lora_detr.processes.threads import watch_contention
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("strip")(strip)
 app.command("export")(export)
 app.command("predict")(predict)

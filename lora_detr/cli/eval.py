@@ -57,6 +57,12 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
     ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write confusion matrix and error kinds here (.json or .csv).", metavar="FILE", rich_help_panel=HOW
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per forward pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
     ] = None,
@@ -90,6 +96,7 @@ def evaluate(
         "on_bad_data": None if on_bad_data is None else bad_data(on_bad_data),
         "allow_outside": allow_outside,
         "predictions": predictions,
+        "confusion": confusion,
         "batch_size": batch_size,
         "workers": workers,
         "device": device,
