@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf]"
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf,onnx]"
 	@touch $@
 
 $(SITE_TOOLS): $(INSTALLED)

@@ -19,6 +19,7 @@ from lora_detr.cli.data import app as data_app
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
+from lora_detr.cli.export import export
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
 from lora_detr.cli.report import report
@@ -39,6 +40,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)
 app.command("strip")(strip)
+app.command("export")(export)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")

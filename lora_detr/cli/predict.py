@@ -35,7 +35,7 @@ JPEG_QUALITY = 92
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file, .pth or .onnx.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Search folders within folders too.", rich_help_panel=WHAT)
@@ -129,7 +129,7 @@ def _suppression(nms: float | None, no_nms: bool) -> NmsChoice:
 
 def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
     """Return a line about the score that objects must reach and about suppression."""
-    from lora_detr.recipe.deployment import describe_suppression
+    from lora_detr.recipe.preparation import describe_suppression
 
     iou = predictor.chosen_nms_iou if isinstance(nms, str) else nms
     least = sorted(set(predictor.chosen_scores if score is None else [score]))

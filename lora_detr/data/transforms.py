@@ -174,6 +174,18 @@ class EvalTransform:
         return pixels, boxes, labels
 
 
+class AsStored:
+    """Leaves an image as it is, for graphs that resize by themselves; draws nothing."""
+
+    shorter = None
+
+    def __call__(
+        self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pixels, boxes = finish(image, boxes)
+        return pixels, boxes, labels
+
+
 class TrainTransform:
     """Flip, then either resize, or enlarge, crop and resize.
 

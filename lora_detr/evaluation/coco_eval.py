@@ -26,7 +26,7 @@ from lora_detr.data.coco.categories import UNUSED
 from lora_detr.data.coco.report import Problem
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import DataError
-from lora_detr.recipe.deployment import OperatingPoint
+from lora_detr.recipe.preparation import OperatingPoint
 from lora_detr.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -26,7 +26,7 @@ from lora_detr.evaluation.error_kinds import (
 )
 from lora_detr.evaluation.matching import MATCH_IOU, Integers, iou
 from lora_detr.json_value import json_text
-from lora_detr.recipe.deployment import OperatingPoint, Suppression
+from lora_detr.recipe.preparation import OperatingPoint, Suppression
 
 BACKGROUND = "background"
 SUFFIXES = (".json", ".csv")

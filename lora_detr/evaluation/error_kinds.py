@@ -26,7 +26,7 @@ from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.evaluation.coco_eval import CocoEvaluator, LabelledImage
 from lora_detr.evaluation.matching import MATCH_IOU, Flags, Integers, iou, match, named, on_crowd
 from lora_detr.evaluation.postprocess import unsuppressed
-from lora_detr.recipe.deployment import OperatingPoint, Suppression
+from lora_detr.recipe.preparation import OperatingPoint, Suppression
 
 NEAR_IOU = 0.1
 """IoU from which on a detection is meant for an object of its class, but poorly placed."""

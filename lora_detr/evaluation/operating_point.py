@@ -18,7 +18,7 @@ from lora_detr.errors import listed
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics, LabelledImage, Usage
 from lora_detr.evaluation.matching import FLOOR, Flags, Floats, Integers, iou, match, named, on_crowd
 from lora_detr.evaluation.postprocess import unsuppressed
-from lora_detr.recipe.deployment import DeploymentConfig, OperatingPoint, Suppression, describe_suppression
+from lora_detr.recipe.preparation import OperatingPoint, Preparation, Suppression, describe_suppression
 
 MIN_OBJECTS = 20
 """With fewer objects of a class its best score is chance, and the overall one is used."""
@@ -48,7 +48,7 @@ class _Matched:
     duplicate: Flags
 
 
-def measure(found: Mapping[float | None, CocoEvaluator], config: DeploymentConfig) -> CocoMetrics:
+def measure(found: Mapping[float | None, CocoEvaluator], config: Preparation) -> CocoMetrics:
     """Return COCO's numbers of a detector as it is, AP with suppression, and how the detector is best used.
 
     Args:

@@ -14,10 +14,10 @@ from lora_detr.checkpoints.stripped_file import StrippedFile
 from lora_detr.data.coco.layout import COCO_FOLDER
 from lora_detr.data.coco.source import AUTO
 from lora_detr.data.coco.split import CocoSplit
-from lora_detr.data.layouts.registry import find_splits, format_named
+from lora_detr.data.layouts.registry import format_named
 from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics
-from lora_detr.evaluation.confusion import check_suffix, confusion_of, write_confusion
+from lora_detr.evaluation.confusion import confusion_of, write_confusion
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.processes.world import World
@@ -25,10 +25,8 @@ from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.records.eval_results import write_results
+from lora_detr.runs.validation import WORKERS, check_outputs, val_split
 from lora_detr.structures import Images, Prediction
-
-# One is enough to keep a small detector busy, and more would take cores from it on a CPU.
-WORKERS = 1
 
 PRIMARY = "primary"
 """Name of the primary path among the parts."""
@@ -129,11 +127,14 @@ def prepare(
     if isinstance(opened, OpenedRun):
         opened.model.to(world.device)
         policy = _policy(opened.config.data, on_bad_data, allow_outside, other)
-        split = _val_split(data, opened.deployment, policy) if data is not None else _own_split(opened, policy)
+        if data is None:
+            split = _own_split(opened, policy)
+        else:
+            split = val_split(data, opened.deployment.categories, policy_of(policy), policy.read_as, "the run")
     else:
         opened.detector.to(world.device)
         policy = _policy(DataConfig(), on_bad_data, allow_outside, other)
-        split = _val_split(data, opened.deployment, policy)
+        split = val_split(data, opened.deployment.categories, policy_of(policy), policy.read_as, "a stripped file")
     return Prepared(opened, split, policy, world)
 
 
@@ -180,17 +181,11 @@ def evaluate_parts(
     Raises:
         LoraDetrError: whatever the user can cause.
     """
-    for option, path in (("--predictions", predictions), ("--confusion", confusion)):
-        if path is not None:
-            if part == "all":
+    if part == "all":
+        for option, path in (("--predictions", predictions), ("--confusion", confusion)):
+            if path is not None:
                 raise ConfigError(f"{option}: one file cannot hold what all parts find", "give one --branch")
-            check_place(option, path)
-    if confusion is not None:
-        check_suffix(confusion)
-        if nms_iou is not None:
-            raise ConfigError(
-                "--confusion is about the operating point, which decides about suppression itself", "leave out --nms"
-            )
+    check_outputs(predictions, confusion, nms_iou)
     prepared = prepare(
         model,
         say=say,
@@ -240,18 +235,6 @@ def evaluate_parts(
     return found
 
 
-def check_place(option: str, path: Path) -> None:
-    """Refuse a place of a file that cannot be written before the evaluation, not after it.
-
-    Raises:
-        ConfigError: it is a folder, or in none.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{option} {path}: is a folder", "give the name of a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{option} {path}: no such folder {path.parent}", "make it first")
-
-
 def _coco_folder(model: Path) -> Path:
     if not COCO_FOLDER.is_dir():
         raise ConfigError(f"{model} records no data path, and there is no {COCO_FOLDER}", "give --data DIR")
@@ -299,19 +282,6 @@ def _own_split(run: OpenedRun, policy: DataConfig) -> CocoSplit:
     if splits.val is None:
         raise NoValidationError(f"{path}: no validation split: {splits.missing} not found", "give --data DIR")
     return splits.val.with_categories(run.categories)
-
-
-def _val_split(data: Path | None, config: DeploymentConfig, policy: DataConfig) -> CocoSplit:
-    if data is None:
-        raise ConfigError("a stripped file records no data path", "give --data DIR")
-    paths = find_splits(data, policy.read_as)
-    if paths.val is None:
-        raise DataError(
-            f"{data}: no validation split: {paths.missing} not found",
-            "add it, give val_annotations and val_images in a YAML file, or make a split with loradetr data convert",
-        )
-    split = policy_of(policy).load(paths.val)
-    return split.with_categories(config.categories)
 
 
 def _is_own(run: OpenedRun) -> bool:

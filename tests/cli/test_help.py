@@ -18,7 +18,7 @@ from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
 TABLES = ("ablate list", "ablate run", "ablate report")
-TOP = ("train", "eval", "report", "strip", "predict", "convert", "demo", "doctor", "analyze-loss")
+TOP = ("train", "eval", "report", "strip", "export", "predict", "convert", "demo", "doctor", "analyze-loss")
 GROUPS = ("config", "ablate", "data")
 COMMANDS = (*TOP, *TABLES, *SETTINGS, "data convert")
 

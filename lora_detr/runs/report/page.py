@@ -23,13 +23,14 @@ from lora_detr.evaluation.error_kinds import ERRORS, NEAR_IOU
 from lora_detr.evaluation.matching import MATCH_IOU
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.evaluation.precision_recall import precision_table
-from lora_detr.recipe.deployment import describe_suppression
+from lora_detr.recipe.preparation import describe_suppression
 from lora_detr.records.diversity import read_diversity
 from lora_detr.records.plots import footnote, read_curves
 from lora_detr.records.run_directory import RunDirectory
-from lora_detr.runs.evaluate import NoValidationError, check_place, prepare
+from lora_detr.runs.evaluate import NoValidationError, prepare
 from lora_detr.runs.report import charts, pictures, results
 from lora_detr.runs.report.history import History, read_history
+from lora_detr.runs.validation import check_place
 
 SUFFIXES = (".html", ".htm")
 NAME = "report.html"

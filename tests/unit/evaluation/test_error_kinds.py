@@ -17,7 +17,7 @@ from lora_detr.evaluation.coco_eval import CocoEvaluator
 from lora_detr.evaluation.confusion import Confusion, check_suffix, confusion_of, write_confusion
 from lora_detr.evaluation.error_kinds import ERRORS, Kind
 from lora_detr.evaluation.operating_point import choose_usage
-from lora_detr.recipe.deployment import OperatingPoint
+from lora_detr.recipe.preparation import OperatingPoint
 from lora_detr.structures import Detections
 from tests.unit.evaluation.test_operating_point import Found, make_split
 
