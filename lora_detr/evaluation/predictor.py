@@ -164,7 +164,14 @@ class Predictor:
         """Name of each label 0..K-1; ``N/A`` for a label that stands for nothing and is never predicted."""
         return self.config.category_names
 
-    def predict(self, image: ImageSource, score: float | None = None, nms_iou: NmsChoice = "chosen") -> ImagePrediction:
+    def predict(
+        self,
+        image: ImageSource,
+        score: float | None = None,
+        nms_iou: NmsChoice = "chosen",
+        *,
+        tiles: int | None = None,
+    ) -> ImagePrediction:
         """Find the objects of one image.
 
         Args:
@@ -175,13 +182,15 @@ class Predictor:
             nms_iou: suppress objects that overlap a better one of their class (or of any, where the settings of the
                 model say so) by more than this, in [0, 1]; None for no suppression. ``chosen`` takes the operating
                 point of the model, and no suppression where it has none.
+            tiles: side in pixels of overlapping tiles, on which small objects of a large photo are sought besides; None
+                for no tiles.
 
         Raises:
             DataError: the image cannot be read.
             TypeError: ``image`` is none of these, or its pixels are not uint8.
             ValueError: it has the wrong shape, or a number is out of its range.
         """
-        return next(self.predict_many([image], score, nms_iou))
+        return next(self.predict_many([image], score, nms_iou, tiles=tiles))
 
     def predict_many(
         self,
@@ -190,6 +199,7 @@ class Predictor:
         nms_iou: NmsChoice = "chosen",
         *,
         batch_size: int = 1,
+        tiles: int | None = None,
     ) -> Iterator[ImagePrediction]:
         """Find the objects of several images, in their order; each batch is read and computed when it is asked for.
 
@@ -200,7 +210,8 @@ class Predictor:
             images: see ``predict``; may be empty, and may be endless.
             score: see ``predict``.
             nms_iou: see ``predict``.
-            batch_size: images of one forward pass, at least 1.
+            batch_size: images, or tiles of one image, of one forward pass, at least 1.
+            tiles: see ``predict``.
 
         Raises:
             DataError: an image cannot be read; likewise while iterating.
@@ -216,6 +227,12 @@ class Predictor:
             raise ValueError(f"nms_iou must be in [0, 1], None or 'chosen', found {nms_iou}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        if tiles is not None:
+            if tiles < 1:
+                raise ValueError(f"tiles must be at least 1 pixel, found {tiles}")
+            from lora_detr.evaluation.tiled import predict_tiled
+
+            return (predict_tiled(self, image, tiles, score, nms_iou, batch_size) for image in images)
         scores = torch.tensor(self.chosen_scores if score is None else [score] * len(self.classes), dtype=torch.float64)
         return self._batches(iter(images), scores, suppressed, batch_size)
 
