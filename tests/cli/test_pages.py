@@ -38,6 +38,7 @@ ONLY_READ = {
     r"ablate (?!list)|ablations/": "hours, or what hours have left; tests/unit/experiments/tables resolves every row",
     r"official": "a file of the authors with COCO's classes; tests/cli/test_convert.py has small ones",
     r"--gpus|torchrun": "several GPUs or machines; tests/cli/test_ranks.py runs processes on the CPU",
+    r"export |\.onnx": "seconds, and a package that may be missing; tests/cli/test_export.py runs the three",
     r"--data more": "needs a run, and other data beside its own; tests/unit/runs/test_data_change.py has both",
 }
 # What a text writes for a value of the user's.
