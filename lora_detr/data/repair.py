@@ -57,7 +57,7 @@ def refuse_existing(output: Path) -> None:
 def repair(paths: DataPaths, output: Path, *, allow_outside: bool = False) -> Repaired:
     """Write repaired annotation files of all splits, and a YAML file that joins them with the images where they are.
 
-    Boxes are clipped to their image, and dropped if nothing is left of them or if they repeat another one; ids that two
+    Boxes are clipped to the image, and dropped if nothing is left of them or if they repeat another one; ids that two
     annotations share are replaced; sizes of images are read from the files, unless those seem to be turned or resized,
     since their boxes would then have to be changed too. All else stays as it is.
 
@@ -199,9 +199,9 @@ class _SplitRepair:
             if np.isclose(areas[i], product[i]):  # else it is that of an outline
                 rows[i]["area"] = (x2 - x1) * (y2 - y1)
         for code, chosen, what in (
-            ("Q12", clips, "clipped to their image"),
-            ("D07", empty, "without any area in their image removed"),
-            ("Q04", dropped, "that repeat another of their class and image removed"),
+            ("Q12", clips, "clipped to the image"),
+            ("D07", empty, "removed: no area in the image"),
+            ("Q04", dropped, "removed: the same as another of its class and image"),
         ):
             places = [self._place(usable[i], boxes[i]) for i in np.flatnonzero(chosen).tolist()]
             self._add(code, len(places), f"{counted(len(places), *_BOX)} {what}", places)

@@ -13,6 +13,8 @@ from lora_detr.errors import counted
 SAME_IOU = 0.95
 """IoU from which two boxes of one class in one image are taken for one object."""
 
+_COLUMNS = 1000
+
 Indices = NDArray[np.int64]
 
 
@@ -55,20 +57,30 @@ def _pairs(images: Indices, classes: Indices, boxes: NDArray[np.float64]) -> lis
     """Return pairs of boxes that show the same, the lower index first, by the second index and then by the first.
 
     In one image and class, boxes by their left side: of two that overlap so much, the left sides differ by a twentieth
-    of the width, so only few neighbours need be compared.
+    of the width, so only few neighbours need be compared. Left sides are counted in a thousand columns, so that one
+    whole number is sorted by: three keys take ten times as long.
     """
-    order = np.lexsort((boxes[:, 0], classes, images))
-    images, classes, boxes = images[order], classes[order], boxes[order]
+    if not len(boxes):
+        return []
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(axis=1)
-    reach = boxes[:, 0] + (1 / SAME_IOU - 1) * sides[:, 0]
+    left, widest = boxes[:, 0].min(), max(1e-9, float(np.ptp(boxes[:, 0])))
+
+    def column(x: NDArray[np.float64]) -> Indices:
+        return np.asarray(np.minimum((x - left) / widest * _COLUMNS, _COLUMNS).astype(np.int64))
+
+    kinds, kind = np.unique(classes, return_inverse=True)
+    groups = np.unique(images, return_inverse=True)[1].reshape(-1) * len(kinds) + kind.reshape(-1)
+    keys = groups * (_COLUMNS + 1) + column(boxes[:, 0])
+    reach = groups * (_COLUMNS + 1) + column(boxes[:, 0] + (1 / SAME_IOU - 1) * sides[:, 0])
+    order = np.argsort(keys)
+    keys, reach, boxes, areas = keys[order], reach[order], boxes[order], areas[order]
     active = np.flatnonzero(areas > 0)
     pairs: list[tuple[int, int]] = []
     for lag in range(1, len(order)):
         active = active[active + lag < len(order)]
         other = active + lag
-        near = (images[active] == images[other]) & (classes[active] == classes[other])
-        near &= boxes[other, 0] <= reach[active]
+        near = keys[other] <= reach[active]
         active, other = active[near], other[near]
         if not len(active):
             break
