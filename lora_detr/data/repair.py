@@ -102,6 +102,7 @@ class _SplitRepair:
         self.images: list[Row] = _rows(self.root, "images")
         self.annotations: list[Row] = _rows(self.root, "annotations")
         self.folder = ImageFolder(source.images, allow_outside=allow_outside, must_exist=True)
+        self.disputed: set[int] = set()  # places of images that are of another size than the file states
         self.found: list[Finding] = []
 
     def content(self, findings: list[Finding]) -> Row:
@@ -133,11 +134,14 @@ class _SplitRepair:
                 except DataError:
                     continue  # the check of the images reports it
                 stated = (row.get("width"), row.get("height"))
-                if size != stated and (
-                    None in stated or _is_plain_mistake(stated, size, own.get(_number_of(row, "id"), []))
-                ):
+                if size == stated:
+                    continue
+                if None in stated or _fits_file(stated, size, own.get(_number_of(row, "id"), [])):
                     row["width"], row["height"] = size
-                    places.append(f"{names[i]} (image id {row.get('id')}): {stated} is {size}")
+                    if not (None in stated and self.source.reads_sizes):
+                        places.append(f"{names[i]} (image id {row.get('id')}): {stated} is {size}")
+                else:
+                    self.disputed.add(i)
         what = f"width and height of {counted(len(places), 'image')} corrected from the file"
         self._add("D23", len(places), what, places)
 
@@ -159,8 +163,9 @@ class _SplitRepair:
     def _repair_boxes(self) -> None:
         sizes = {
             row["id"]: (row["width"], row["height"])
-            for row in self.images
-            if type(row.get("id")) is int
+            for i, row in enumerate(self.images)
+            if i not in self.disputed
+            and type(row.get("id")) is int
             and abs(row["id"]) <= INT64_MAX
             and _is_size(row.get("width"))
             and _is_size(row.get("height"))
@@ -271,17 +276,20 @@ def _area(row: Row, default: float) -> float:
     return float(value) if value is not None and 0 <= value < 1e30 else default
 
 
-def _is_plain_mistake(stated: tuple[Any, Any], size: tuple[int, int], rows: Sequence[Row]) -> bool:
-    """Return whether an image is as its boxes expect, and only its stated size is wrong.
+def _fits_file(stated: tuple[Any, Any], size: tuple[int, int], rows: Sequence[Row]) -> bool:
+    """Return whether the boxes of an image are of its file, and only its stated size is wrong.
 
-    It is not if the file seems to be turned, or resized in both directions alike, or if a box reaches beyond it.
+    They are not if one reaches beyond the file. If the file seems to be turned, or resized in both directions alike,
+    they may be of either, unless one reaches beyond the stated size.
     """
     if not (_is_size(stated[0]) and _is_size(stated[1])):
         return True
-    width, height = size
-    turned = stated == (height, width)
-    ratios = (width / stated[0], height / stated[1])
+    ratios = (size[0] / stated[0], size[1] / stated[1])
     resized = abs(ratios[0] - ratios[1]) < 0.01 * max(ratios) and abs(ratios[0] - 1) > 0.01
+    is_doubtful = resized or stated == size[::-1]
     boxes = [row["bbox"] for row in rows if _is_box(row.get("bbox"))]
-    beyond = any(x + w > width + 1 or y + h > height + 1 for x, y, w, h in boxes)
-    return not (turned or resized or beyond)
+    return _lie_within(boxes, size) and not (is_doubtful and _lie_within(boxes, stated))
+
+
+def _lie_within(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> bool:
+    return all(x + width <= size[0] + 1 and y + height <= size[1] + 1 for x, y, width, height in boxes)
