@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+SITE_TOOLS := $(VENV)/.site-tools
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -13,7 +14,7 @@ SEEDS ?= 0,1,2
 BENCHMARKS := criterion attention steps huggingface loading evaluation startup bounds
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-slow soak evidence bench lint clean
+.PHONY: help demo install test test-slow soak evidence bench lint docs clean
 
 help:
 	@echo "make demo   install into $(VENV) when needed, then run 'loradetr demo': minutes on a CPU (DEMO_ARGS=... is passed on)"
@@ -23,6 +24,7 @@ help:
 	@echo "make evidence  hours of training for docs/evidence.md, to be stopped and continued (DATA=path/to/bccd SEEDS=0,1,2)"
 	@echo "make bench  measure speed on this machine, many minutes; writes bench/*.json (BENCHMARKS='loading startup' runs these)"
 	@echo "make lint   ruff, mypy and codespell"
+	@echo "make docs   build the pages into a site, build/site/index.html; a broken link is an error"
 	@echo "make clean  remove $(VENV), caches and built files"
 
 install: $(TOOLS)
@@ -37,7 +39,11 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf]"
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[dev,demo,log,hf,onnx]"
+	@touch $@
+
+$(SITE_TOOLS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --quiet --progress-bar off -e ".[docs]"
 	@touch $@
 
 demo: $(INSTALLED)
@@ -87,6 +93,14 @@ lint: $(TOOLS)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# The pages keep their places in the repository, so that their links lead to the same files as on GitHub.
+docs: $(SITE_TOOLS)
+	@rm -rf build/pages build/site
+	@mkdir -p build/pages
+	@tar -cf - *.md benchmarks/README.md tests/README.md docs examples | tar -xf - -C build/pages
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/site/check.py build/site
+
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

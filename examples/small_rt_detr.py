@@ -15,12 +15,25 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection, TimmBackboneConfig
 
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.huggingface.classes import restart_classes
 
 SIZE, BACKBONE = 256, "tf_efficientnet_lite0"
+
+
+def restart(model: nn.Module, deviation: float) -> None:
+    """Draw weights as PyTorch does where `transformers` drew them with its deviation of 0.01, batch norms included.
+
+    It means to load weights over those. Trained from there, features are a hundred times too small to learn from.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            drawn = float(module.weight.detach().std())
+            if 0.8 * deviation < drawn < 1.2 * deviation:
+                module.reset_parameters()
 
 
 def main(folder: Path) -> None:
@@ -44,6 +57,7 @@ def main(folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = RTDetrForObjectDetection(config)
+    restart(model, config.initializer_range)
     weights = TimmConfig(name=BACKBONE, strides=(8, 16, 32), weights="imagenet").build(load_weights=True).body
     model.model.backbone.model._backbone.load_state_dict(weights.state_dict())
     # Every class of a new training is re-initialised to this anyway.

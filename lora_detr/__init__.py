@@ -23,8 +23,6 @@ def load(
 ) -> Predictor:
     """Open a trained model for predicting.
 
-    ::
-
         found = lora_detr.load("runs/deformable-lora3-1").predict("cells.jpg")
         print(found.describe(), found.boxes_xyxy_pixels)
         found.draw().save("cells-drawn.png")

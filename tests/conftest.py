@@ -97,10 +97,13 @@ def shapes_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_run(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a finished run of ``tests/small.yaml``. Shared: copy it before changing anything in it."""
-    directory = tmp_path_factory.mktemp("runs") / "small"
-    return small_runs.train(shapes_tiny, directory).directory
+    directory = small_runs.train(shapes_tiny, tmp_path_factory.mktemp("runs") / "small").directory
+    evaluated = directory / "eval" / "metrics.json"
+    before = evaluated.read_bytes()
+    yield directory
+    assert evaluated.read_bytes() == before, "a test has evaluated the run that others share; give it `own_run`"
 
 
 @pytest.fixture

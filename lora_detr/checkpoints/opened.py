@@ -24,6 +24,7 @@ from lora_detr.checkpoints.checkpoint import (
     resolve_checkpoint,
     run_of,
 )
+from lora_detr.checkpoints.exported.session import SUFFIX
 from lora_detr.checkpoints.huggingface.stripped_folder import is_transformers, read_folder
 from lora_detr.checkpoints.manifest import Manifest
 from lora_detr.checkpoints.official.file import OfficialFile, read_official
@@ -41,11 +42,18 @@ from lora_detr.tensor_files import build_exact, build_outline
 logger = logging.getLogger("lora_detr")
 
 
-ModelKind = Literal["run", "checkpoint", "official", "stripped", "transformers", "folder", "file", "missing"]
+ModelKind = Literal[
+    "run", "checkpoint", "official", "stripped", "transformers", "exported", "folder", "file", "missing"
+]
 """What a path can be where a model is expected. ``transformers`` is a folder that it reads, or a name behind ``hf:``;
 a ``folder`` holds no model, a ``file`` is of no other kind."""
 
-_SUFFIXES: dict[str, ModelKind] = {".pth": "official", ".pt": "official", ".safetensors": "stripped"}
+_SUFFIXES: dict[str, ModelKind] = {
+    ".pth": "official",
+    ".pt": "official",
+    ".safetensors": "stripped",
+    SUFFIX: "exported",
+}
 
 
 def kind_of(path: Path) -> ModelKind:
@@ -172,6 +180,9 @@ def open_run(
     if kind == "transformers":
         message = f"{model}: is a detector of transformers, without branches"
         raise CheckpointError(message, "give the run directory or checkpoint", code="K12")
+    if kind == "exported":
+        message = f"{model}: is an exported file, without anything to train"
+        raise CheckpointError(message, "predict and eval take it; give the run directory or checkpoint", code="K12")
     if kind == "official":
         file = read_official(model, ema=ema)
         system = recognise(file, data=data)

@@ -19,8 +19,10 @@ from lora_detr.cli.data import app as data_app
 from lora_detr.cli.demo import demo
 from lora_detr.cli.doctor import doctor
 from lora_detr.cli.eval import evaluate
+from lora_detr.cli.export import export
 from lora_detr.cli.help_screen import Command, Group
 from lora_detr.cli.predict import predict
+from lora_detr.cli.report import report
 from lora_detr.cli.strip import strip
 from lora_detr.cli.train import train
 from lora_detr.processes.threads import watch_contention
@@ -36,7 +38,9 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("strip")(strip)
+app.command("export")(export)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.add_typer(config_app, name="config")

@@ -17,6 +17,9 @@ CHECKPOINTS: tuple[Literal["best", "last"], ...] = ("best", "last")
 BAD_DATA: tuple[Literal["error", "skip"], ...] = ("error", "skip")
 VERIFY: tuple[Literal["none", "decode", "hash"], ...] = ("none", "decode", "hash")
 
+EXPORTED = ".onnx"
+"""Suffix of an exported file, which is run where no detector can be built."""
+
 VOC_OFFSETS = ("auto", "0", "1")
 VOC_DIFFICULT = ("ignore", "keep")
 

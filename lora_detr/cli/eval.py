@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from lora_detr.cli.choices import (
+    EXPORTED,
     bad_data,
     checkpoint_option,
     data_format_option,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file, .pth or .onnx.", metavar="MODEL")],
     data: Annotated[
         Path | None, typer.Option(help="Data set (the run's own).", metavar="PATH", rich_help_panel=WHAT)
     ] = None,
@@ -55,6 +56,12 @@ def evaluate(
     ] = False,
     predictions: Annotated[
         Path | None, typer.Option(help="Write COCO results here.", metavar="FILE", rich_help_panel=HOW)
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write confusion matrix and error kinds here (.json or .csv).", metavar="FILE", rich_help_panel=HOW
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per forward pass (the run's).", min=1, metavar="N", rich_help_panel=HOW)
@@ -76,29 +83,40 @@ def evaluate(
     Example: loradetr eval runs/deformable-tiny-lora3-1
     """
     from lora_detr.processes.launch import launch_if_wanted
-    from lora_detr.runs.evaluate import evaluate_parts
 
     if launch_if_wanted(device, gpus, nproc):
         return
     out = console()
     show_log(console(stderr=True))
-    part = _part(branch)
-    found = evaluate_parts(
-        model,
-        data=data_set(data),
-        data_format=data_format,
-        which=which_checkpoint(checkpoint),
-        part=part,
-        nms_iou=nms,
-        ema=not no_ema,
-        on_bad_data=None if on_bad_data is None else bad_data(on_bad_data),
-        allow_outside=allow_outside,
-        predictions=predictions,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        say=(lambda text: None) if as_json else (lambda text: out.print(text, soft_wrap=True)),
-    )
+    part, which = _part(branch), which_checkpoint(checkpoint)
+    common: dict[str, Any] = {
+        "data": data_set(data),
+        "data_format": data_format,
+        "nms_iou": nms,
+        "on_bad_data": None if on_bad_data is None else bad_data(on_bad_data),
+        "allow_outside": allow_outside,
+        "predictions": predictions,
+        "confusion": confusion,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": device,
+    }
+
+    def say(text: str) -> None:
+        if not as_json:
+            out.print(text, soft_wrap=True)
+
+    if model.suffix == EXPORTED:
+        # Apart, since it works where no detector can be built.
+        from lora_detr.runs.evaluate_exported import evaluate_exported
+
+        if part is not None:
+            raise ConfigError(f"--branch {branch}: {model} has no branches", "give the run directory it comes from")
+        found = {"primary": evaluate_exported(model, say=say, **common)}
+    else:
+        from lora_detr.runs.evaluate import evaluate_parts
+
+        found = evaluate_parts(model, which=which, part=part, ema=not no_ema, say=say, **common)
     if as_json:
         if own_rank() == 0:
             parts = {name: metrics.to_json() for name, metrics in found.items()}

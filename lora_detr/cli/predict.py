@@ -35,7 +35,7 @@ JPEG_QUALITY = 92
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file or .pth.", metavar="MODEL")],
+    model: Annotated[Path, typer.Argument(help="Run, checkpoint, stripped file, .pth or .onnx.", metavar="MODEL")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", metavar="IMAGES")],
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Search folders within folders too.", rich_help_panel=WHAT)
@@ -55,6 +55,10 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(help="Images per forward pass.", min=1, metavar="N", rich_help_panel=WHAT)
     ] = 1,
+    tiles: Annotated[
+        int | None,
+        typer.Option(help="Also search tiles of N pixels (no tiles).", min=1, metavar="N", rich_help_panel=WHAT),
+    ] = None,
     device: Annotated[str, device_option(rich_help_panel=WHAT)] = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write into.", metavar="DIR", rich_help_panel=WRITTEN)
@@ -95,7 +99,7 @@ def predict(
     done: list[PlannedImage] = []
     predictions: list[ImagePrediction] = []
     with _shown(out, len(planned), quiet=as_json) as show:
-        for image, found in _predicted(predictor, planned, score, suppress, batch_size):
+        for image, found in _predicted(predictor, planned, score, suppress, batch_size, tiles):
             if isinstance(found, DataError):
                 faults.append(found)
                 show(f"{printable(image.path.name)}: cannot be read")
@@ -129,7 +133,7 @@ def _suppression(nms: float | None, no_nms: bool) -> NmsChoice:
 
 def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
     """Return a line about the score that objects must reach and about suppression."""
-    from lora_detr.recipe.deployment import describe_suppression
+    from lora_detr.recipe.preparation import describe_suppression
 
     iou = predictor.chosen_nms_iou if isinstance(nms, str) else nms
     least = sorted(set(predictor.chosen_scores if score is None else [score]))
@@ -139,7 +143,12 @@ def _used(predictor: Predictor, score: float | None, nms: NmsChoice) -> str:
 
 
 def _predicted(
-    predictor: Predictor, planned: Sequence[PlannedImage], score: float | None, nms: NmsChoice, batch_size: int
+    predictor: Predictor,
+    planned: Sequence[PlannedImage],
+    score: float | None,
+    nms: NmsChoice,
+    batch_size: int,
+    tiles: int | None,
 ) -> Iterator[tuple[PlannedImage, ImagePrediction | DataError]]:
     """Give every image with its prediction, or with the reason why it cannot be read."""
     from lora_detr.evaluation.predictor import read_source
@@ -152,7 +161,8 @@ def _predicted(
                 readable.append(image)
             except DataError as error:
                 yield image, error
-        yield from zip(readable, predictor.predict_many(pixels, score, nms, batch_size=batch_size), strict=True)
+        found = predictor.predict_many(pixels, score, nms, batch_size=batch_size, tiles=tiles)
+        yield from zip(readable, found, strict=True)
 
 
 def _is_text(name: str) -> bool:

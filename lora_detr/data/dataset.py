@@ -93,7 +93,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         record = self.split.records[index]
         label_of = self.split.categories.label_of
         labels = torch.tensor([label_of(i) for i in record.category_ids.tolist()], dtype=torch.int64)
-        return read_image(record, self.max_pixels), torch.from_numpy(record.boxes_xyxy_pixels.copy()), labels
+        image = read_image(record, self.max_pixels, self.transform.shorter)
+        boxes = torch.from_numpy(record.boxes_xyxy_pixels.copy())
+        height, width = image.shape[-2:]
+        if (width, height) != (record.width, record.height):
+            boxes *= boxes.new_tensor([width / record.width, height / record.height] * 2)
+        return image, boxes, labels
 
     def _other(self, index: int) -> Decoded | None:
         """Return an image that is added to another one; one that cannot be read is reported when its own turn comes."""

@@ -42,6 +42,13 @@ class Transform(Protocol):
         Pixels uint8 [3, H', W'], contiguous; boxes float32 [T', 4], cxcywh relative to H' and W'; labels [T'].
     """
 
+    @property
+    def shorter(self) -> int | None:
+        """Pixels that the shorter side of an image needs at most, so that it is never enlarged for want of them.
+
+        None where all of them are needed.
+        """
+
     def __call__(
         self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -142,7 +149,7 @@ def finish(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EvalTransform:
-    """Resize by a fixed rule; draws nothing.
+    """Resize by a fixed rule; draws nothing. It takes all pixels, so that a prediction depends on no decoder's haste.
 
     Args:
         size: shorter side in pixels, or both sides if ``square``.
@@ -150,6 +157,8 @@ class EvalTransform:
         square: ignore the aspect ratio.
         size_rule: how the new size is computed; unused if ``square``.
     """
+
+    shorter = None
 
     def __init__(self, *, size: int, max_size: int | None, square: bool, size_rule: SizeRule) -> None:
         self.size = size
@@ -162,6 +171,18 @@ class EvalTransform:
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = _target_size(image, self.size, self.max_size, self.square, self.size_rule)
         pixels, boxes = finish(*resize(image, boxes, size))
+        return pixels, boxes, labels
+
+
+class AsStored:
+    """Leaves an image as it is, for graphs that resize by themselves; draws nothing."""
+
+    shorter = None
+
+    def __call__(
+        self, image: tv_tensors.Image, boxes: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pixels, boxes = finish(image, boxes)
         return pixels, boxes, labels
 
 
@@ -226,6 +247,13 @@ class TrainTransform:
         boxes, labels = drop_small(boxes, labels, self.min_box)
         pixels, boxes = finish(pixels, boxes)
         return pixels, boxes, labels
+
+    @property
+    def shorter(self) -> int | None:
+        """Pixels that the shorter side needs: for the largest scale; all of them where tiles are cut out."""
+        if self.tiles is not None:
+            return None
+        return max((*self.scales, *(self.crop_scales if self.crop_probability else ())))
 
     def _window(self, image: Tensor, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Draw top, left, height and width of a crop."""

@@ -26,7 +26,7 @@ from lora_detr.data.coco.categories import UNUSED
 from lora_detr.data.coco.report import Problem
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import DataError
-from lora_detr.recipe.deployment import OperatingPoint
+from lora_detr.recipe.preparation import OperatingPoint
 from lora_detr.structures import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -174,6 +174,11 @@ class CocoEvaluator:
         """Return for how many images results were added."""
         return len(self._rows)
 
+    @property
+    def split(self) -> CocoSplit:
+        """Images and ground truth, without those that were left out."""
+        return self._split
+
     def add(self, image_id: int, detections: Detections) -> None:
         """Add the detections of one image, on any device; an image that was added before is left as it is.
 
@@ -282,7 +287,7 @@ class CocoEvaluator:
         Packages may take ids for floats, so images and categories are numbered from 0 in the order of their ids.
         Annotations are numbered from 1: pycocotools takes a match with id 0 for no match.
         """
-        split, categories = self._split, self._categories()
+        split, categories = self._split, self.categories_by_id
         ranks = {category_id: rank for rank, (category_id, _) in enumerate(categories)}
         images = [{"id": self._places[r.id], "width": r.width, "height": r.height} for r in split.records]
         truth = split.ground_truth
@@ -338,7 +343,7 @@ class CocoEvaluator:
         split = self._split
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
         real = split.ground_truth.category_ids[~split.ground_truth.crowd]
-        categories = self._categories()
+        categories = self.categories_by_id
         table = []
         for k, rank in enumerate(evaluation.params.catIds):
             category_id, name = categories[rank]
@@ -349,7 +354,8 @@ class CocoEvaluator:
             table.append(ClassMetrics(category_id, name, average, average50, objects))
         return tuple(table)
 
-    def _categories(self) -> list[tuple[int, str]]:
+    @property
+    def categories_by_id(self) -> list[tuple[int, str]]:
         """Return id and name of all categories by rising id."""
         return sorted(zip(self._split.categories.ids, self._split.categories.names, strict=True))
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from lora_detr.checkpoints.exported.session import ExportedDetector
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.report import SHOWN_PROBLEMS
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.errors import NumericalError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator
-from lora_detr.evaluation.postprocess import postprocess
-from lora_detr.models import AnyDetector
+from lora_detr.evaluation.postprocess import selections
 from lora_detr.processes.world import World
-from lora_detr.recipe.deployment import DeploymentConfig, Suppression
 from lora_detr.recipe.loaders import eval_loader
-from lora_detr.structures import Batch, Images, Prediction
+from lora_detr.recipe.preparation import Preparation, Suppression
+from lora_detr.structures import Batch, Detections, Images, Prediction
+
+if TYPE_CHECKING:  # what runs an exported file can build no detector, and imports none
+    from lora_detr.models import AnyDetector
 
 LEFT_OUT = ("image cannot be read and was left out", "images cannot be read and were left out")
 
 
 @torch.no_grad()
 def collect(
-    predict: Callable[[Images], Prediction],
+    predict: Callable[[Images], Prediction] | ExportedDetector,
     batches: Iterable[Batch],
     evaluators: Mapping[float | None, CocoEvaluator],
     device: torch.device,
@@ -37,7 +41,7 @@ def collect(
     """Add the detections of all batches to evaluators, each of which has a suppression of its own.
 
     Args:
-        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4], or an exported file.
         batches: images with their ids and stored sizes.
         evaluators: by the overlap above which duplicates are suppressed, or None for no suppression.
         device: of the detector.
@@ -50,12 +54,17 @@ def collect(
         NumericalError: a prediction is not finite; names the images. Counted, it would match any object.
     """
     for batch in batches:
-        prediction = predict(batch.images.to(device))
-        _check_finite(prediction, batch)
-        sizes = torch.tensor([target.original_size for target in batch.targets], device=prediction.boxes.device)
+        given: Prediction | list[Detections]
+        if isinstance(predict, ExportedDetector):
+            given, place = predict(batch), torch.device("cpu")
+        else:
+            given = predict(batch.images.to(device))
+            place = given.boxes.device
+        _check_finite(given, batch)
+        sizes = torch.tensor([target.original_size for target in batch.targets], device=place)
         for nms_iou, evaluator in evaluators.items():
-            found = postprocess(
-                prediction,
+            found = selections(
+                given,
                 sizes,
                 max_detections=max_detections,
                 nms_iou=nms_iou,
@@ -68,9 +77,13 @@ def collect(
             progress(len(batch.targets))
 
 
-def _check_finite(prediction: Prediction, batch: Batch) -> None:
-    finite = torch.stack([prediction.logits.isfinite().all(2).all(1), prediction.boxes.isfinite().all(2).all(1)]).all(0)
-    wrong = [target.image_id for target, good in zip(batch.targets, finite.tolist(), strict=True) if not good]
+def _check_finite(given: Prediction | Sequence[Detections], batch: Batch) -> None:
+    if isinstance(given, Prediction):
+        parts = given.logits, given.boxes
+        finite = torch.stack([part.isfinite().all(2).all(1) for part in parts]).all(0).tolist()
+    else:
+        finite = [bool(found.scores.isfinite().all() and found.boxes_xyxy_pixels.isfinite().all()) for found in given]
+    wrong = [target.image_id for target, good in zip(batch.targets, finite, strict=True) if not good]
     if wrong:
         raise NumericalError(
             f"the prediction is not finite for image {', '.join(map(str, wrong))}",
@@ -80,9 +93,9 @@ def _check_finite(prediction: Prediction, batch: Batch) -> None:
 
 
 def detect_all(
-    predict: Callable[[Images], Prediction],
+    predict: Callable[[Images], Prediction] | ExportedDetector,
     split: CocoSplit,
-    config: DeploymentConfig,
+    config: Preparation,
     world: World,
     *,
     batch_size: int,
@@ -97,7 +110,7 @@ def detect_all(
     processes, bit for bit.
 
     Args:
-        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4].
+        predict: from padded images to logits [B, Q, K] and boxes [B, Q, 4], or an exported file.
         split: images; ground truth for what follows.
         config: how images are prepared, and what is kept of an image.
         world: ranks and device.

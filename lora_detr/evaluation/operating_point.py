@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torchvision.ops import box_iou
 
-from lora_detr.data.coco.categories import UNUSED, CategoryMap
+from lora_detr.data.coco.categories import CategoryMap
 from lora_detr.errors import listed
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics, LabelledImage, Usage
+from lora_detr.evaluation.matching import FLOOR, Flags, Floats, Integers, iou, match, named, on_crowd
 from lora_detr.evaluation.postprocess import unsuppressed
-from lora_detr.recipe.deployment import DeploymentConfig, OperatingPoint, Suppression, describe_suppression
+from lora_detr.recipe.preparation import OperatingPoint, Preparation, Suppression, describe_suppression
 
 MIN_OBJECTS = 20
 """With fewer objects of a class its best score is chance, and the overall one is used."""
@@ -30,14 +29,6 @@ NOTABLE_GAIN = 0.01
 # Suppression is one more thing to explain and to carry along, so F1 must gain more than what chance moves.
 SUPPRESSION_GAIN = 0.005
 SUPPRESSION_IOUS = (None, 0.5, 0.6, 0.7, 0.8)
-
-# Lower scores are never best, and there are many of them.
-FLOOR = 0.05
-MATCH_IOU = 0.5
-
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +48,7 @@ class _Matched:
     duplicate: Flags
 
 
-def measure(found: Mapping[float | None, CocoEvaluator], config: DeploymentConfig) -> CocoMetrics:
+def measure(found: Mapping[float | None, CocoEvaluator], config: Preparation) -> CocoMetrics:
     """Return COCO's numbers of a detector as it is, AP with suppression, and how the detector is best used.
 
     Args:
@@ -81,7 +72,7 @@ def choose_usage(evaluator: CocoEvaluator, categories: CategoryMap, suppression:
     parts: list[list[_Matched]] = [[] for _ in SUPPRESSION_IOUS]
     for image in evaluator.labelled_images():
         np.add.at(counts, image.object_labels[~image.crowd], 1)
-        for found, matched in zip(parts, _match_image(_named(image, categories), suppression), strict=True):
+        for found, matched in zip(parts, _match_image(named(image, categories), suppression), strict=True):
             found.append(matched)
     raw, *suppressed = map(_joined, parts)
     points = [_point(found, counts, iou) for found, iou in zip((raw, *suppressed), SUPPRESSION_IOUS, strict=True)]
@@ -137,14 +128,14 @@ def _joined(parts: Sequence[_Matched]) -> _Matched:
 def _match_image(image: LabelledImage, suppression: Suppression) -> Iterator[_Matched]:
     """Yield the detections of an image under each suppression, without those on crowd regions."""
     same = image.labels[:, None] == image.object_labels
-    overlap = np.where(same & ~image.crowd, _iou(image.boxes, image.object_boxes), 0.0)  # [n, T]
-    covered = (same & image.crowd & (_covered(image.boxes, image.object_boxes) >= MATCH_IOU)).any(axis=1)
-    between = _iou(image.boxes, image.boxes)
+    overlap = np.where(same & ~image.crowd, iou(image.boxes, image.object_boxes), 0.0)  # [n, T]
+    covered = on_crowd(image)
+    between = iou(image.boxes, image.boxes)
     boxes, scores, labels = (torch.from_numpy(part) for part in (image.boxes, image.scores, image.labels))
-    for iou in SUPPRESSION_IOUS:
+    for nms_iou in SUPPRESSION_IOUS:
         kept = np.arange(len(image.labels))
-        if iou is not None:
-            kept = unsuppressed(boxes, scores, labels, iou, suppression).numpy()
+        if nms_iou is not None:
+            kept = unsuppressed(boxes, scores, labels, nms_iou, suppression).numpy()
         correct, duplicate = _assign(overlap[kept], between[np.ix_(kept, kept)])
         counted = correct | ~covered[kept]
         kept = kept[counted]
@@ -158,41 +149,17 @@ def _assign(overlap: Floats, between: Floats) -> tuple[Flags, Flags]:
         overlap: [n, T], IoU with the objects of the same class, n by falling score.
         between: [n, n], IoU of the detections.
     """
-    correct = np.zeros(len(overlap), dtype=np.bool_)
+    target = match(overlap)
     duplicate = np.zeros(len(overlap), dtype=np.bool_)
     if not overlap.size:
-        return correct, duplicate
+        return target >= 0, duplicate
     owner = np.full(overlap.shape[1], -1)
-    for i in np.flatnonzero((overlap >= MATCH_IOU).any(axis=1)):
-        free = np.where(owner < 0, overlap[i], 0.0)
-        target = int(free.argmax())
-        if free[target] >= MATCH_IOU:
-            owner[target], correct[i] = i, True
+    owner[target[target >= 0]] = np.flatnonzero(target >= 0)
     # The better detection that is on the object that this one fits best.
     better = np.where(overlap.max(axis=1) > 0, owner[overlap.argmax(axis=1)], -1)
     rivals = np.flatnonzero((better >= 0) & (better < np.arange(len(overlap))))
     duplicate[rivals] = between[rivals, better[rivals]] >= SUPPRESSION_IOU
-    return correct, duplicate
-
-
-def _named(image: LabelledImage, categories: CategoryMap) -> LabelledImage:
-    """Leave out low scores, and labels that stand for nothing."""
-    named = np.array([name != UNUSED for name in categories.names])
-    return image.take(np.flatnonzero((image.scores >= FLOOR) & named[image.labels]))
-
-
-def _iou(first: Floats, second: Floats) -> Floats:
-    overlaps: Floats = box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
-    return np.nan_to_num(overlaps)
-
-
-def _covered(boxes: Floats, regions: Floats) -> Floats:
-    """Return which share of each box [n, 4] lies in each region [T, 4]: [n, T]."""
-    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
-    covered: Floats = (high - low).clip(min=0).prod(axis=2) / area[:, None]
-    return covered
+    return target >= 0, duplicate
 
 
 def usage_lines(metrics: CocoMetrics) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, nms
 
-from lora_detr.recipe.deployment import Suppression
+from lora_detr.recipe.preparation import Suppression
 from lora_detr.structures import Detections, Prediction
 
 NMS_CANDIDATES = 10_000
@@ -60,16 +62,45 @@ def postprocess(
     corners = box_convert(prediction.boxes.float(), "cxcywh", "xyxy") * scale[:, None]  # [B, Q, 4]
     boxes = corners.gather(1, queries[..., None].expand(-1, -1, 4))  # [B, n, 4]
 
-    results = []
-    for image in range(images):
-        found = Detections(boxes[image], scores[image], labels[image], queries[image])
-        if nms_iou is not None:
-            kept = unsuppressed(found.boxes_xyxy_pixels, found.scores, found.labels, nms_iou, suppression)
-            found = _entries(found, kept[:max_detections])
-        if min_score is not None:
-            found = _entries(found, found.scores > min_score)
-        results.append(found)
-    return results
+    found = [Detections(*parts) for parts in zip(boxes, scores, labels, queries, strict=True)]
+    return [select(one, max_detections, nms_iou, suppression, min_score) for one in found]
+
+
+def selections(
+    given: Prediction | Sequence[Detections],
+    original_sizes: Tensor,
+    *,
+    max_detections: int,
+    nms_iou: float | None,
+    suppression: Suppression,
+    min_score: float | None,
+) -> list[Detections]:
+    """Return what ``postprocess`` does, also of the best detections of each image, without suppression so far.
+
+    Of these, suppression leaves fewer: what would fill the places is not among them.
+    """
+    if isinstance(given, Prediction):
+        return postprocess(
+            given,
+            original_sizes,
+            max_detections=max_detections,
+            nms_iou=nms_iou,
+            suppression=suppression,
+            min_score=min_score,
+        )
+    return [select(found, max_detections, nms_iou, suppression, min_score) for found in given]
+
+
+def select(
+    found: Detections, max_detections: int, nms_iou: float | None, suppression: Suppression, min_score: float | None
+) -> Detections:
+    """Return which candidates of an image are kept; arguments as for ``postprocess``, candidates best first."""
+    if nms_iou is not None:
+        kept = unsuppressed(found.boxes_xyxy_pixels, found.scores, found.labels, nms_iou, suppression)
+        found = _entries(found, kept[:max_detections])
+    if min_score is not None:
+        found = _entries(found, found.scores > min_score)
+    return found
 
 
 def unsuppressed(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, suppression: Suppression) -> Tensor:

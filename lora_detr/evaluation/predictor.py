@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,18 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from lora_detr.checkpoints.opened import open_model
+from lora_detr.checkpoints.exported.session import ExportedDetector, is_exported
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.images import MAX_PIXELS, decode_file, decode_pillow
 from lora_detr.data.loader import collate
 from lora_detr.data.reading import Sample
 from lora_detr.errors import counted, printable
 from lora_detr.evaluation.drawing import LabelledBox, draw_boxes
-from lora_detr.evaluation.postprocess import postprocess
-from lora_detr.models import AnyDetector
+from lora_detr.evaluation.postprocess import selections
 from lora_detr.processes.world import choose_device
-from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.preparation import Preparation
 from lora_detr.structures import Detections, Target
+
+if TYPE_CHECKING:  # what runs an exported file can build no detector, and imports none
+    from lora_detr.models import AnyDetector
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
 """A file, an image of Pillow, or pixels as uint8 in RGB: an array [H, W, 3] or a tensor [3, H, W]."""
@@ -141,16 +143,16 @@ class Predictor:
     """A detector with everything around it: preparation of images, selection, and the names of its classes.
 
     Args:
-        detector: without branches; put on the device and in evaluation mode.
+        detector: without branches, put on the device and in evaluation mode; or an exported file.
         config: its input and classes.
         device: where to compute; results are on the CPU.
     """
 
-    def __init__(self, detector: AnyDetector, config: DeploymentConfig, device: torch.device) -> None:
-        self.detector = detector.to(device).eval()
+    def __init__(self, detector: AnyDetector | ExportedDetector, config: Preparation, device: torch.device) -> None:
+        self.detector = detector if isinstance(detector, ExportedDetector) else detector.to(device).eval()
         self.config = config
         self.device = device
-        self._transform = config.transform.build()
+        self._transform = config.build_transform()
 
     @property
     def categories(self) -> CategoryMap:
@@ -162,7 +164,14 @@ class Predictor:
         """Name of each label 0..K-1; ``N/A`` for a label that stands for nothing and is never predicted."""
         return self.config.category_names
 
-    def predict(self, image: ImageSource, score: float | None = None, nms_iou: NmsChoice = "chosen") -> ImagePrediction:
+    def predict(
+        self,
+        image: ImageSource,
+        score: float | None = None,
+        nms_iou: NmsChoice = "chosen",
+        *,
+        tiles: int | None = None,
+    ) -> ImagePrediction:
         """Find the objects of one image.
 
         Args:
@@ -173,13 +182,15 @@ class Predictor:
             nms_iou: suppress objects that overlap a better one of their class (or of any, where the settings of the
                 model say so) by more than this, in [0, 1]; None for no suppression. ``chosen`` takes the operating
                 point of the model, and no suppression where it has none.
+            tiles: side in pixels of overlapping tiles, on which small objects of a large photo are sought besides; None
+                for no tiles.
 
         Raises:
             DataError: the image cannot be read.
             TypeError: ``image`` is none of these, or its pixels are not uint8.
             ValueError: it has the wrong shape, or a number is out of its range.
         """
-        return next(self.predict_many([image], score, nms_iou))
+        return next(self.predict_many([image], score, nms_iou, tiles=tiles))
 
     def predict_many(
         self,
@@ -188,6 +199,7 @@ class Predictor:
         nms_iou: NmsChoice = "chosen",
         *,
         batch_size: int = 1,
+        tiles: int | None = None,
     ) -> Iterator[ImagePrediction]:
         """Find the objects of several images, in their order; each batch is read and computed when it is asked for.
 
@@ -198,7 +210,8 @@ class Predictor:
             images: see ``predict``; may be empty, and may be endless.
             score: see ``predict``.
             nms_iou: see ``predict``.
-            batch_size: images of one forward pass, at least 1.
+            batch_size: images, or tiles of one image, of one forward pass, at least 1.
+            tiles: see ``predict``.
 
         Raises:
             DataError: an image cannot be read; likewise while iterating.
@@ -214,6 +227,12 @@ class Predictor:
             raise ValueError(f"nms_iou must be in [0, 1], None or 'chosen', found {nms_iou}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        if tiles is not None:
+            if tiles < 1:
+                raise ValueError(f"tiles must be at least 1 pixel, found {tiles}")
+            from lora_detr.evaluation.tiled import predict_tiled
+
+            return (predict_tiled(self, image, tiles, score, nms_iou, batch_size) for image in images)
         scores = torch.tensor(self.chosen_scores if score is None else [score] * len(self.classes), dtype=torch.float64)
         return self._batches(iter(images), scores, suppressed, batch_size)
 
@@ -240,9 +259,12 @@ class Predictor:
         samples = [self._sample(read_source(source, self.config.max_pixels)) for source in sources]
         batch = collate(samples, self.config.size_divisor)
         sizes = [target.original_size for target in batch.targets]
-        prediction = self.detector(batch.images.to(self.device)).prediction
-        found = postprocess(
-            prediction,
+        if isinstance(self.detector, ExportedDetector):
+            given = self.detector(batch)
+        else:
+            given = self.detector(batch.images.to(self.device)).prediction
+        found = selections(
+            given,
             torch.tensor(sizes),
             max_detections=self.config.max_detections,
             nms_iou=nms_iou,
@@ -282,7 +304,7 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, 
     """Open what a user names as a model. Branches are left behind; of a run, the primary path predicts.
 
     Args:
-        model: run directory, checkpoint directory, official file or stripped file.
+        model: run directory, checkpoint directory, official file, stripped file or exported file.
         which: checkpoint of a run directory; unused otherwise.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for the best there is.
         ema: take the averaged weights where a checkpoint has them.
@@ -293,6 +315,11 @@ def open_predictor(model: Path, which: Literal["best", "last"], *, device: str, 
     """
     # A device alone, no `World`: whoever predicts may be one process of another program.
     chosen = choose_device(device)
+    if is_exported(model):
+        exported = ExportedDetector(model, chosen)
+        return Predictor(exported, exported.contract, chosen)
+    from lora_detr.checkpoints.opened import open_model
+
     opened = open_model(model, which, ema=ema)
     return Predictor(opened.detector, opened.deployment, chosen)
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from lora_detr.errors import ConfigError
 from lora_detr.structures import Images
-
-_Mean = Annotated[float, Field(ge=-100_000, le=100_000)]
-_Deviation = Annotated[float, Field(ge=1e-6, le=100_000)]
-Mean: TypeAlias = tuple[_Mean, _Mean, _Mean]
-"""Of red, green and blue, for pixels in [0, 1]."""
-Std: TypeAlias = tuple[_Deviation, _Deviation, _Deviation]
-"""Standard deviation of each channel."""
 
 
 class PixelNormalisation(nn.Module):

@@ -8,11 +8,12 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lora_detr.config.base import Strict
+from lora_detr.config.statistics import Mean, Std
 from lora_detr.models.backbones import BackboneConfig, ResNetConfig
 from lora_detr.models.denoising import MAX_QUERIES
 from lora_detr.models.detector import TwoStageDetector
 from lora_detr.models.layers.sizes import BlockSizes
-from lora_detr.models.pixels import Mean, PixelNormalisation, Std
+from lora_detr.models.pixels import PixelNormalisation
 from lora_detr.models.query_groups import HybridConfig
 from lora_detr.structures import Backbone
 

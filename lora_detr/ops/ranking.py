@@ -20,6 +20,8 @@ def best_first(values: Tensor, count: int, largest: bool = True) -> tuple[Tensor
     Returns:
         The values [..., k] and their places, int64 [..., k].
     """
+    if torch.onnx.is_in_onnx_export():  # whose operator has the same order, and which cannot reinterpret bits
+        return values.topk(count, dim=-1, largest=largest)
     if count == 0:
         return values.topk(0, dim=-1)
     # Tests make `torch.float32` mean float64; `torch.float` stays. A sum with 0, as -0 has bits of its own. Of negative

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -26,9 +27,11 @@ from lora_detr.data.reading import EpochDataset
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
 from lora_detr.processes.world import World
-from lora_detr.recipe.deployment import DeploymentConfig
-from lora_detr.recipe.run_config import DataConfig, RunConfig
+from lora_detr.recipe.preparation import Preparation
 from lora_detr.structures import Target
+
+if TYPE_CHECKING:  # what runs an exported file can build no detector, and imports none
+    from lora_detr.recipe.run_config import DataConfig, RunConfig
 
 # Seconds without an image after which a reader process counts as hung, as when shared memory is full.
 READER_TIMEOUT = 300.0
@@ -185,7 +188,7 @@ def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader
 
 def eval_loader(
     split: CocoSplit,
-    config: DeploymentConfig,
+    config: Preparation,
     world: World,
     *,
     batch_size: int,
@@ -198,7 +201,7 @@ def eval_loader(
     it must not count.
     """
     # The transform of an evaluation draws nothing, so the seed is without effect.
-    dataset = CocoDataset(split, config.transform.build(), seed=0, max_pixels=config.max_pixels)
+    dataset = CocoDataset(split, config.build_transform(), seed=0, max_pixels=config.max_pixels)
     return build_loader(
         dataset,
         batch_size=batch_size,

@@ -33,8 +33,9 @@ from lora_detr.models import (
     RelationDetrConfig,
 )
 from lora_detr.models.transformer_config import TransformerConfig
-from lora_detr.recipe.deployment import DeploymentConfig, MaxDetections, MinScore, SizeDivisor, Suppression
+from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.optimisation import OptimizerConfig, ScheduleConfig
+from lora_detr.recipe.preparation import MaxDetections, MinScore, SizeDivisor, Suppression
 from lora_detr.structures import Matcher
 
 # Parts of a detector whose layers can run again in backward.

@@ -6,7 +6,7 @@ Matplotlib is slow to import, so callers import this module where they draw.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,19 +130,11 @@ def draw_results(curves: RunCurves) -> bytes:
     with in_style():
         figure = Figure(figsize=(10.8, 6.4), dpi=150, layout="constrained")
         panels = figure.subplots(2, 3)
-        (total, precision, kinds), (sources, rates, gradient) = panels
-        total.set(title="Total loss", ylabel="weighted sum of all terms")
-        _draw_curves(total, curves.steps, {"loss": curves.loss})
-        _draw_precision(precision, curves)
-        kinds.set(title="Primary path, last layer", ylabel="loss, unweighted")
-        _draw_curves(kinds, curves.steps, dict(zip(("class", "L1", "GIoU"), curves.primary.values(), strict=True)))
-        _draw_sources(sources, curves)
-        _draw_rates(rates, curves)
-        _draw_gradient(gradient, curves)
-        for axes in panels.flat:
-            _draw_steps(axes, curves, named_epochs=axes in panels[0])
+        for axes, draw in zip(panels.flat, PANELS.values(), strict=True):
+            draw(axes, curves)
+            draw_steps(axes, curves, named_epochs=axes in panels[0])
         figure.suptitle(_title(curves), fontsize=12, fontweight="bold")
-        figure.supxlabel(_footnote(curves), fontsize=8, color=GREY)
+        figure.supxlabel(footnote(curves), fontsize=8, color=GREY)
         return encoded(figure)
 
 
@@ -155,8 +147,18 @@ def draw_losses(curves: RunCurves) -> bytes:
         _draw_curves(left, curves.steps, curves.sources)
         _draw_precision(right, curves)
         for axes in (left, right):
-            _draw_steps(axes, curves, named_epochs=True)
+            draw_steps(axes, curves, named_epochs=True)
         return encoded(figure)
+
+
+def _draw_total(axes: Axes, curves: RunCurves) -> None:
+    axes.set(title="Total loss", ylabel="weighted sum of all terms")
+    _draw_curves(axes, curves.steps, {"loss": curves.loss})
+
+
+def _draw_kinds(axes: Axes, curves: RunCurves) -> None:
+    axes.set(title="Primary path, last layer", ylabel="loss, unweighted")
+    _draw_curves(axes, curves.steps, dict(zip(("class", "L1", "GIoU"), curves.primary.values(), strict=True)))
 
 
 def _draw_sources(axes: Axes, curves: RunCurves) -> None:
@@ -245,7 +247,18 @@ def _draw_curves(axes: Axes, steps: Values, curves: Mapping[str, Values], *, exa
         axes.legend(loc="best")
 
 
-def _draw_steps(axes: Axes, curves: RunCurves, *, named_epochs: bool) -> None:
+PANELS: Mapping[str, Callable[[Axes, RunCurves], None]] = {
+    "total": _draw_total,
+    "precision": _draw_precision,
+    "kinds": _draw_kinds,
+    "sources": _draw_sources,
+    "rates": _draw_rates,
+    "gradient": _draw_gradient,
+}
+"""What is worth watching, in the order of ``results.png``; each draws one panel but for its horizontal axis."""
+
+
+def draw_steps(axes: Axes, curves: RunCurves, *, named_epochs: bool) -> None:
     """Give a panel its horizontal axis: steps below, ends of epochs as light lines and, if wanted, above."""
     axes.set_xlabel("optimiser step")
     axes.set_xlim(0, 1.03 * curves.last_step)
@@ -283,7 +296,8 @@ def _title(curves: RunCurves) -> str:
     return f"{text}, best AP {curves.precision['AP'][curves.best]:.3f} at step {curves.evaluated[curves.best]:,.0f}"
 
 
-def _footnote(curves: RunCurves) -> str:
+def footnote(curves: RunCurves) -> str:
+    """Return what is to be known of all panels, in one line."""
     window = _window(curves.steps.size)
     parts = [f"faint: logged steps; bold: mean over {window} of them"] if window > 1 else []
     if np.isfinite(curves.seconds).any():

@@ -123,11 +123,10 @@ def _start(
             require_tensorboard()
         with problems_kept(directory.path, wanted=world.is_main and not dry_run):
             splits = read_splits(resolved.data, config.data, overfit, verify=_verification(config, world))
+        note = ""
         if overfit is None:
             loaded, note = lengthened(resolved.loaded, len(splits.train), world.size)
             resolved, config = replace(resolved, loaded=loaded), loaded.config
-            if note:
-                display.line(note)
         seed_everything(config.train.seed, world.rank)
         model, initialised = _initial_model(config, splits)
         trainer = Trainer(config, splits, model, directory, world, display, criterion)
@@ -135,7 +134,7 @@ def _start(
             cost = estimate(trainer, measure=dry_run)
             lines = summary_lines(trainer, resolved.preset, directory.path, initialised, cost)
         trainer.pace.expected = None if cost is None else cost.seconds
-        for line in lines:
+        for line in filter(None, (note, *lines)):
             display.line(line)
         if dry_run:
             return Finished(directory.path, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ FEW = ("--max-steps", 2)
 TAKE_DATA = {
     "train": ("train --preset {small}", "train --preset {small} --set data.path=shapes-easy", "train --resume {run}"),
     "eval": ("eval {run}",),
+    "report": ("report {run}",),
     "convert": ("convert official.pth out",),
     "doctor": ("doctor", "doctor --replay {run}"),
     "ablate run": ("ablate run table1",),
@@ -319,3 +321,45 @@ def test_debug_shows_where_a_fault_came_from(loradetr: Command) -> None:
     ended = loradetr("--debug", "eval", "absent")
     assert ended.code == 4
     assert "Traceback" in ended.err
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_eval_writes_confusion_matrix_and_kinds_of_errors(
+    loradetr: Command, learned_run: Path, tmp_path: Path, suffix: str
+) -> None:
+    run, path = tmp_path / "run", Path(f"confusion.{suffix}")
+    shutil.copytree(learned_run, run)
+    ended = loradetr("eval", run, "--workers", 0, "--confusion", path)
+    assert ended.code == 0, ended.err
+    text = path.read_text(encoding="utf-8")
+    if suffix == "csv":
+        assert text.startswith("category_id,name,found as circle,")
+        return
+    content = json.loads(text)
+    stored = json.loads((run / "eval" / "metrics.json").read_text())
+    assert content["operating_point"] == stored["operating_point"]
+    objects = [row["objects"] for row in content["per_class"]]
+    assert objects == [row["objects"] for row in stored["per_class"]]
+    assert [sum(row) for row in content["matrix"][:-1]] == objects
+    total = content["error_kinds"]
+    shown = total["right"] + sum(total[kind] for kind in ("double", "wrong class", "poorly placed", "background"))
+    assert sum(sum(row[:-1]) for row in content["matrix"]) == shown
+    f1 = 2 * total["right"] / (shown + total["objects"])
+    assert f1 == pytest.approx(stored["operating_point"]["f1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--confusion", "c.txt"), ".json or .csv"),
+        (("--confusion", "."), "is a folder"),
+        (("--confusion", "absent/c.json"), "no such folder"),
+        (("--confusion", "c.json", "--branch", "all"), "--branch"),
+        (("--confusion", "c.json", "--nms", 0.5), "--nms"),
+    ],
+)
+def test_a_place_or_choice_that_confusion_cannot_use_is_refused(
+    loradetr: Command, learned_run: Path, options: tuple[object, ...], part: str
+) -> None:
+    assert_told(loradetr("eval", learned_run, *options), 2, ("--confusion", part))
+    assert not any(Path().iterdir())

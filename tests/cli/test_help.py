@@ -18,7 +18,7 @@ from tests.cli.conftest import Ended, run_process
 
 SETTINGS = ("config list", "config show", "config validate", "config diff")
 TABLES = ("ablate list", "ablate run", "ablate report")
-TOP = ("train", "eval", "strip", "predict", "convert", "demo", "doctor", "analyze-loss")
+TOP = ("train", "eval", "report", "strip", "export", "predict", "convert", "demo", "doctor", "analyze-loss")
 GROUPS = ("config", "ablate", "data")
 COMMANDS = (*TOP, *TABLES, *SETTINGS, "data convert")
 
@@ -35,7 +35,7 @@ SHORT = {"--output": "-o", "--output-dir": "-o", "--resume": "-r"}
 
 # Options that do nothing when they are left out, or that the text around them explains.
 NO_DEFAULT = {
-    "eval": {"--nms", "--predictions"},
+    "eval": {"--nms", "--predictions", "--confusion"},
     "strip": {"--branch"},
     "predict": {"--nms", "--annotations"},
     "config show": {"--config", "--set"},

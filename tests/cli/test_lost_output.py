@@ -51,11 +51,11 @@ def test_a_run_with_its_display_records_none(small_run: Path) -> None:
 
 
 def test_every_other_command_writes_its_files_and_ends_with_141(
-    unread: Unread, small_run: Path, shapes_tiny: Path, capsys: pytest.CaptureFixture[str]
+    unread: Unread, small_run: Path, own_run: Path, shapes_tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: tuple[tuple[object, ...], ...] = (
-        ("eval", small_run, "--predictions", "found.json"),
-        ("eval", small_run, "--json"),
+        ("eval", own_run, "--predictions", "found.json"),
+        ("eval", own_run, "--json"),
         ("strip", small_run, "--output", "s.safetensors", "--inputs", 1),
         ("predict", small_run, shapes_tiny / "val", "--output", "seen"),
         ("predict", small_run, shapes_tiny / "val", "--output", "seen-too", "--json"),

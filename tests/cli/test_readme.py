@@ -30,14 +30,13 @@ from lora_detr.runs.request import Request, resolve
 from tests import huggingface_models
 from tests.cli.conftest import Ended, commands_in
 from tests.conftest import REPOSITORY
+from tests.shown import FENCE, shown_in
 from tests.small_runs import REDUCED, SMALL
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-# README first: the other pages use the runs that its commands make.
-CONTINUED = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("presets.md", "results.md")]
-ALL = "\n".join([README, *CONTINUED])
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`([^`]+)`")
+# In this order, so that each page finds the runs that it uses.
+CHAIN = ("docs/own_data.md", "README.md", "docs/quick_start.md", "docs/presets.md", "docs/results.md")
+ALL = "\n".join((REPOSITORY / name).read_text(encoding="utf-8") for name in CHAIN)
 
 # What is added to `train`, so that each one takes a step of a small detector, on data whose ids are not COCO's.
 SMALLER = ("--config", SMALL, "--num-classes", "auto", "--max-steps", 1)
@@ -57,56 +56,7 @@ HAS_TRANSFORMERS = find_spec("transformers") is not None
 PLACEHOLDERS = {"N": "1"}
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Something that a page shows, outside of diagrams.
-
-    Attributes:
-        kind: ``command``, ``mention`` (the name of a command alone), ``make``, ``python``, ``yaml`` or ``code``.
-        text: of a line, a block or what stands between backticks.
-    """
-
-    kind: str
-    text: str
-
-
-def in_order() -> Iterator[Shown]:
-    """Give what the pages show from top to bottom."""
-    at = 0
-    for fence in FENCE.finditer(ALL):
-        yield from in_prose(ALL[at : fence.start()])
-        yield from in_block(fence[1], fence[2])
-        at = fence.end()
-    yield from in_prose(ALL[at:])
-
-
-def in_prose(text: str) -> Iterator[Shown]:
-    for code in INLINE.findall(text):
-        joined = " ".join(code.split())
-        yield Shown(kind_of(joined.split()), joined)
-
-
-def in_block(language: str, text: str) -> Iterator[Shown]:
-    if language:
-        yield Shown(language, text)
-        return
-    for line in text.splitlines():
-        command = line.split(" #")[0].strip()
-        kind = kind_of(command.split())
-        if kind != "code":
-            yield Shown(kind, command)
-
-
-def kind_of(words: list[str]) -> str:
-    if len(words) < 2 or words[0] not in ("loradetr", "make"):
-        return "code"
-    if words[0] == "make":
-        return "make"
-    # What needs no more words than its name is the demo, which has tests of its own.
-    return "command" if len(words) > 2 else "mention"
-
-
-STEPS = tuple(in_order())
+STEPS = tuple(shown_in(ALL))
 
 
 def shown(*kinds: str) -> list[str]:
@@ -132,6 +82,9 @@ def visited(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Visi
     (folder / "data").mkdir()
     (folder / "data" / "coco").symlink_to(shapes_tiny, target_is_directory=True)
     write_cells(folder, shapes_tiny)
+    for part in ("train", "annotations/instances_train.json"):  # a data set without a validation split
+        (folder / "PATH" / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "PATH" / part).symlink_to(shapes_tiny / part)
     (folder / "cells-settings.yaml").write_text("extends: deformable\ntrain: {epochs: 4}\n")
     if HAS_TRANSFORMERS:
         huggingface_models.save("rt_detr", folder / "DIR")
@@ -146,7 +99,7 @@ def visited(shapes_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Visi
 
 
 def write_cells(folder: Path, shapes: Path) -> None:
-    """Write ``cells.yaml`` as README has it, and what it names: photos and labels of other classes than the shapes."""
+    """Write ``cells.yaml`` as the page has it, and its files: photos and labels of other classes than the shapes."""
     (folder / "cells.yaml").write_text(shown("yaml")[0])
     (folder / "labels").mkdir()
     (folder / "photos").mkdir()
@@ -195,7 +148,7 @@ def test_nothing_is_left_out(visited: Visited) -> None:
     assert len(re.findall(r"\bloradetr\s+[a-z]", ALL)) == len(COMMANDS) + len(shown("mention"))
     assert ALL.count("```python\n") == len(PYTHON)
     assert visited.ended.keys() == {*COMMANDS, *PYTHON}
-    assert {step.kind for step in STEPS} == {"command", "mention", "make", "python", "yaml", "code"}
+    assert {step.kind for step in STEPS} == {"command", "mention", "make", "python", "yaml", "text", "code"}
     for text in shown("mention"):
         assert text.split()[1] in subcommands(), text
 
@@ -257,7 +210,11 @@ def test_make_would_run_what_is_said(command: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *installing, last = done.stdout.splitlines()
     assert any("pip install" in step for step in installing)
-    runs = {"make demo": f"{environment}/bin/loradetr demo", "make test": f"{environment}/bin/python -m pytest"}
+    runs = {
+        "make demo": f"{environment}/bin/loradetr demo",
+        "make test": f"{environment}/bin/python -m pytest",
+        "make docs": f"{environment}/bin/python docs/site/check.py",
+    }
     assert runs[command] in last
     assert not environment.exists()
 

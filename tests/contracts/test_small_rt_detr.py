@@ -46,3 +46,14 @@ def test_its_backbone_computes_what_the_imagenet_backbone_does(tmp_path: Path) -
         found = [features for features, _ in network(images, torch.ones(1, 64, 64, dtype=torch.int64))]
         for one, other in zip(found, alone(images), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_is_left_of_weights_that_are_meant_to_be_loaded_over(tmp_path: Path) -> None:
+    runpy.run_path(str(EXAMPLE))["main"](tmp_path / "small")
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "small")
+    norms = [module for module in model.model.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(bool((norm.weight == 1).all()) for norm in norms)
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    deviations = [float(layer.weight.detach().std()) for layer in layers if layer.weight.numel() > 500]
+    assert not [one for one in deviations if 0.009 < one < 0.011]

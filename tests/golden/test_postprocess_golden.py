@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_detr.evaluation.postprocess import postprocess
-from lora_detr.recipe.deployment import Suppression
+from lora_detr.recipe.preparation import Suppression
 from lora_detr.structures import Prediction
 from tests.golden.store import case, cases, require, tensors_of
 

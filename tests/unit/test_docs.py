@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lora_detr.branches import BranchConfig
 from lora_detr.models import DetectorConfig
@@ -82,3 +85,40 @@ def test_page_of_settings_has_every_kind_of_every_union() -> None:
         "| `loss.hybrid.encoder.matcher.eps` | number (above 0) | `1e-06` |" in text
     )  # as it is there, not in its class
     assert "`train.optimizer.clip`" not in text  # read from earlier runs only
+
+
+def files_of(navigation: Any) -> list[str]:
+    """Return the pages that a site leads to, in order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    values = navigation.values() if isinstance(navigation, dict) else navigation
+    return [path for value in values for path in files_of(value)]
+
+
+def test_the_site_leads_to_every_page() -> None:
+    listed = files_of(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(name_of(page) for page in LINKED)
+
+
+@pytest.mark.parametrize(
+    ("link", "fault"),
+    [
+        ('<a href="docs/there.html#part">', None),
+        ('<a href="#here">', None),
+        ('<a href="https://example.org/">', None),
+        ('<img src="docs/there.html">', None),
+        ('<a href="docs/nowhere.html">', "no such file"),
+        ('<a href="docs">', "no such file"),
+        ('<a href="docs/there.html#other">', "no such anchor"),
+        ('<a href="#there">', "no such anchor"),
+        ('<img src="nowhere.png">', "no such file"),
+        ('<script src="https://example.org/a.js">', "is loaded from another host"),
+        ('<link href="//example.org/a.css">', "is loaded from another host"),
+    ],
+)
+def test_broken_links_of_a_site_are_found(link: str, fault: str | None, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "there.html").write_text('<h1 id="part">', encoding="utf-8")
+    (tmp_path / "index.html").write_text(f'<h1 id="here">{link}', encoding="utf-8")
+    found = list(runpy.run_path(str(DOCS / "site" / "check.py"))["broken_links"](tmp_path))
+    assert [line.rsplit(": ", 1)[1] for line in found] == ([] if fault is None else [fault])

@@ -23,7 +23,8 @@ from lora_detr.models.huggingface import HuggingFaceConfig, HuggingFaceDetector
 from lora_detr.models.huggingface.pretrained import Pretrained, read_pretrained, read_weights
 from lora_detr.models.huggingface.processor import FILE as PROCESSOR
 from lora_detr.models.huggingface.versions import PREFIX
-from lora_detr.recipe.deployment import DeploymentConfig, describe_suppression
+from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.preparation import describe_suppression
 from lora_detr.tensor_files import build_exact
 
 logger = logging.getLogger("lora_detr")

@@ -144,8 +144,8 @@ def _larger(split: CocoSplit, limits: DetectorLimits, relative: Pixels) -> str:
     if tile is None:
         return remedy
     return (
-        f"{remedy}; or train on tiles of the photos (--set data.train.tiles={tile}) and predict on tiles of "
-        f"{tile} pixels"
+        f"{remedy}; or train and predict on tiles of the photos (--set data.train.tiles={tile}, loradetr predict "
+        f"--tiles {tile})"
     )
 
 

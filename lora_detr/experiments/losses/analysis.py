@@ -17,16 +17,10 @@ from lora_detr.experiments.losses.curves import (
     over_seeds,
     smoothed,
 )
-from lora_detr.experiments.losses.diversity import (
-    MEASURES,
-    DiversityLog,
-    condensed,
-    diversity_as_csv,
-    diversity_as_markdown,
-    read_diversity,
-)
+from lora_detr.experiments.losses.diversity import diversity_as_csv, diversity_as_markdown
 from lora_detr.experiments.losses.logs import By, LossLog, Values, find_runs, read_log
 from lora_detr.losses.report import KINDS, Kind
+from lora_detr.records.diversity import MEASURES, DiversityLog, condensed, read_diversity
 
 DIVERSITY_WINDOWS = 8
 """Curves of branches are averaged over such a part of a run, since each point is one batch."""

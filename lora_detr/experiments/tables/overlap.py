@@ -11,10 +11,10 @@ import numpy as np
 
 from lora_detr.errors import counted
 from lora_detr.evaluation.coco_eval import METRICS, USAGE
-from lora_detr.experiments.losses.diversity import TWO_BRANCHES, condensed, late_mean, read_diversity
 from lora_detr.experiments.markdown import markdown_table
 from lora_detr.experiments.tables.results import Difference, RowResult, difference, reference_of, spread
 from lora_detr.experiments.tables.study import Study
+from lora_detr.records.diversity import TWO_BRANCHES, condensed, late_mean, read_diversity
 
 FIGURES = (METRICS[0], USAGE[0])
 """Without and with suppression."""

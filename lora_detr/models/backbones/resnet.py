@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from lora_detr.config.base import Strict
+from lora_detr.config.statistics import Mean, Std
 from lora_detr.models.backbones.folding import fold_frozen_norms
 from lora_detr.models.backbones.normalisation import group_norm
 from lora_detr.models.backbones.weights import IMAGENET, NONE, fetch, fit, read_state
-from lora_detr.models.pixels import Mean, Std
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -16,13 +16,13 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from lora_detr.config.base import Strict
+from lora_detr.config.statistics import Mean, Std
 from lora_detr.errors import CheckpointError, ConfigError, nearest
 from lora_detr.models.backbones.folding import fold_frozen_norms
 from lora_detr.models.backbones.normalisation import replace_batch_norm
 from lora_detr.models.backbones.shifted_windows import accept_any_size
 from lora_detr.models.backbones.swin_names import as_timm
 from lora_detr.models.backbones.weights import AUTO, IMAGENET, NONE, fetch, fit, read_state
-from lora_detr.models.pixels import Mean, Std
 
 logger = logging.getLogger("lora_detr")
 

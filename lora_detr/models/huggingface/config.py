@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import JsonValue, model_validator
 
 from lora_detr.config.base import Strict
+from lora_detr.config.statistics import Mean, Std
 from lora_detr.errors import ConfigError
 from lora_detr.models.denoising import MAX_QUERIES
 from lora_detr.models.huggingface.classes import restart_classes
@@ -15,7 +16,7 @@ from lora_detr.models.huggingface.families import FAMILIES, REFUSED
 from lora_detr.models.huggingface.family import Family
 from lora_detr.models.huggingface.own_loss import loss_weights
 from lora_detr.models.huggingface.versions import require_transformers
-from lora_detr.models.pixels import Mean, PixelNormalisation, Std
+from lora_detr.models.pixels import PixelNormalisation
 
 CATEGORY_IDS = "loradetr_category_ids"
 """Key of a config: the data set's category ids, in the order of ``id2label``."""

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from lora_detr.config.statistics import Mean, Std
 from lora_detr.errors import CheckpointError
 from lora_detr.json_value import JSON
 from lora_detr.models.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from lora_detr.models.huggingface.family import Family
 from lora_detr.models.huggingface.hub import is_local
-from lora_detr.models.pixels import Mean, Std
 
 FILE = "preprocessor_config.json"
 

@@ -101,7 +101,9 @@ class DeformableAttention(nn.Module):
         weights = weights.softmax(-1).view(batch, count, self.heads, self.levels, self.points)
         anchor = reference[:, :, None, :, None, :]  # [B, Q, 1, levels, 1, 2 or 4]
         if reference.shape[-1] == 2:
-            extent = queries.new_tensor([(width, height) for height, width in shapes])  # [levels, 2]
+            # A function of the module and no method: an export follows sizes through the former alone.
+            sides = [(width, height) for height, width in shapes]
+            extent = torch.tensor(sides, dtype=queries.dtype, device=queries.device)  # [levels, 2]
             locations = anchor + offsets / extent[:, None, :]
         else:
             locations = anchor[..., :2] + offsets / self.points * anchor[..., 2:] * 0.5

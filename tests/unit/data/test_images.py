@@ -274,3 +274,31 @@ def test_the_hash_of_an_image_hardly_changes_with_size_quality_and_brightness(tm
     a, b, c, d = (difference_hash(tmp_path / name) for name in ("a.png", "b.jpg", "c.png", "d.png"))
     assert max((a ^ b).bit_count(), (a ^ c).bit_count()) <= 3
     assert (a ^ d).bit_count() > 20
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("shorter", "scale"), [(None, 1), (301, 1), (300, 2), (150, 4), (75, 8), (1, 8)])
+def test_a_large_jpeg_is_decoded_to_what_is_needed(
+    shorter: int | None, scale: int, orientation: int, tmp_path: Path
+) -> None:
+    wide, high = 801, 601
+    picture = Image.linear_gradient("L").resize((wide, high)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    shown = (wide, high) if orientation == 1 else (high, wide)
+    record = _record(tmp_path / "x.jpg", *shown)
+    pixels = read_image(record, shorter=shorter)
+    assert pixels.shape == (3, -(-shown[1] // scale), -(-shown[0] // scale))
+    whole = torch.nn.functional.interpolate(read_image(record)[None].float(), pixels.shape[1:], mode="area")[0]
+    assert float((pixels.float() - whole).abs().mean()) < 2.5
+    with pytest.raises(DataError, match=f"the file is {shown[0]}x{shown[1]} after its EXIF"):
+        read_image(_record(tmp_path / "x.jpg", shown[0] + 1, shown[1]), shorter=shorter)
+    with pytest.raises(DataError, match="the limit is 1,000"):
+        read_image(record, max_pixels=1000, shorter=shorter)
+
+
+def test_other_formats_are_decoded_in_full(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480), RED).save(tmp_path / "x.png")
+    record = _record(tmp_path / "x.png", 640, 480)
+    assert read_image(record, shorter=10).shape == (3, 480, 640)

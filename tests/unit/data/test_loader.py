@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.dataset import CocoDataset
 from lora_detr.data.loader import BatchLoader, build_loader, collate
 from lora_detr.data.order import EpochSampler
-from lora_detr.data.transforms import TrainTransformConfig
+from lora_detr.data.transforms import EvalTransformConfig, TrainTransformConfig
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.structures import Batch, Target
+from tests import small_runs
 from tests.unit.data.coco.coco_files import content, load, write_images
 
 
@@ -229,3 +232,28 @@ def test_closed_loader_starts_again(tmp_path: Path) -> None:
         loader.close()
     assert len(list(loader)) == 4
     loader.close()
+
+
+def test_boxes_of_a_large_jpeg_are_those_of_the_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    picture = Image.new("RGB", (1601, 1203), (20, 20, 20))
+    picture.paste((240, 30, 30), (401, 300, 1001, 900))
+    picture.save(tmp_path / "train" / "large.jpg", quality=95)
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [401, 300, 600, 600]}
+    image = {"id": 1, "file_name": "large.jpg", "width": 1601, "height": 1203}
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "red"}]}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    plainly = ("data.train.flip_probability=0.0", "data.train.crop_probability=0.0")
+    config = small_runs.config("data.train.square=true", "data.train.scales=[128]", *plainly)
+    split = small_runs.splits_of(tmp_path, config).train
+    reduced, whole = (CocoDataset(split, config.data.train.build(), seed=3) for _ in range(2))
+    whole.transform = EvalTransformConfig(size=128, square=True).build()
+    assert reduced.transform.shorter == 128
+    assert whole.transform.shorter is None
+    pixels, target = reduced.sample(0, 1)
+    plain, expected = whole.sample(0, 1)
+    torch.testing.assert_close(target.boxes, expected.boxes, rtol=0, atol=1e-3)
+    assert target.original_size == expected.original_size == (1203, 1601)
+    # Only pixels at the border of the square may differ by more than rounding.
+    assert float(((pixels.int() - plain.int()).abs() > 12).float().mean()) < 0.03

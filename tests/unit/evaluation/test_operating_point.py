@@ -12,7 +12,8 @@ import torch
 from lora_detr.data.coco.categories import UNUSED, CategoryMap
 from lora_detr.data.coco.split import CocoSplit, load_coco
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, Usage
-from lora_detr.evaluation.operating_point import FLOOR, MIN_OBJECTS, choose_usage
+from lora_detr.evaluation.matching import FLOOR
+from lora_detr.evaluation.operating_point import MIN_OBJECTS, choose_usage
 from lora_detr.structures import Detections
 
 Found = tuple[float, float, int]

@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 
 from lora_detr.experiments.losses.analysis import analyse
-from lora_detr.experiments.losses.diversity import (
-    DiversityLog,
-    condensed,
-    diversity_as_csv,
-    diversity_as_markdown,
-    read_diversity,
-)
+from lora_detr.experiments.losses.diversity import diversity_as_csv, diversity_as_markdown
+from lora_detr.records.diversity import DiversityLog, condensed, read_diversity
 from tests.unit.experiments.losses.test_logs import write_ours
 
 BRANCHES = ("branch0", "branch1")
