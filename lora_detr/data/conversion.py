@@ -20,6 +20,8 @@ from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.images import difference_hash
 from lora_detr.data.layouts.registry import find_splits
 from lora_detr.data.progress import following
+from lora_detr.data.quality.finding import warnings_of
+from lora_detr.data.repair import refuse_existing
 from lora_detr.data.twins import chosen_groups, groups_of
 from lora_detr.errors import ConfigError, DataError, counted
 
@@ -73,8 +75,7 @@ def convert(
         DataError: the data cannot be used, or cannot be divided.
         OutputError: the folder cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output}: is not empty; nothing was touched", "give another folder", code="C06")
+    refuse_existing(output)
     paths = find_splits(data, how)
     if share is not None and paths.val is not None:
         raise ConfigError(f"--split: {data} has a validation split already, {paths.val.name}", "leave --split out")
@@ -102,7 +103,7 @@ def convert(
         made.rename(output)
     counts = {name: (len(split), len(split.ground_truth.image_ids)) for name, split in splits.items()}
     missing = "" if len(splits) > 1 else paths.missing
-    return Converted(counts, files[0], files[1], (*remarks, *found.warnings), missing)
+    return Converted(counts, files[0], files[1], (*remarks, *warnings_of(found.findings)), missing)
 
 
 def _divided(train: CocoSplit, share: float, seed: int, policy: Policy) -> dict[str, CocoSplit]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Formats that are decoded. Others of Pillow's start programs (EPS) or are of no use for photos."""
+
+
+class Look(NamedTuple):
+    """What an image looks like from afar.
+
+    Attributes:
+        hash: see ``difference_hash``.
+        grey: 16 x 16 pixels, a byte for each.
+    """
+
+    hash: int
+    grey: bytes
 
 
 def read_image(record: ImageRecord, max_pixels: int = MAX_PIXELS, shorter: int | None = None) -> tv_tensors.Image:
@@ -146,11 +158,15 @@ def difference_hash(path: Path, max_pixels: int = MAX_PIXELS) -> int:
     Raises:
         DataError: as of ``decode_file``.
     """
-    pixels = decode_file(path, max_pixels).permute(1, 2, 0).numpy()
-    small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
-    grey = np.asarray(small, dtype=np.int16)
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
-    return int.from_bytes(bits.tobytes(), "big")
+    return look_of(decode_file(path, max_pixels)).hash
+
+
+def look_of(image: tv_tensors.Image) -> Look:
+    """Return what an image [3, height, width] looks like from afar."""
+    grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    return Look(int.from_bytes(bits.tobytes(), "big"), grey.resize((16, 16), Image.Resampling.BOX).tobytes())
 
 
 @contextmanager

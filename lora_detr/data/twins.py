@@ -11,8 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_detr.data.images import Look
+
 DISTANCE = 3
 """Bits of 64 in which the hashes of two such images differ at most (see ``difference_hash``)."""
+
+ALIKE = 0.9
+"""Correlation of the small pictures of two such images, at least. Copies that were resized, compressed, brightened or
+cropped a little have 0.93 and more."""
+
+_ROWS = 512  # compared at once with all others of a group
 
 _BAND = 16  # bits: of four bands, one at least is the same where three bits differ
 
@@ -44,6 +52,30 @@ def groups_of(hashes: Sequence[int]) -> NDArray[np.int64]:
     ranks = np.empty(len(first), dtype=np.int64)
     ranks[np.argsort(first, kind="stable")] = np.arange(len(first))
     return ranks[numbers.reshape(-1)]
+
+
+def earlier_twins(looks: Sequence[Look]) -> NDArray[np.int64]:
+    """Return for each image the place of the first one before it that shows almost the same; -1 where there is none.
+
+    Hashes of smooth images, such as skies, are near by chance; so the small pictures are compared too.
+    """
+    found = np.full(len(looks), -1, dtype=np.int64)
+    groups = groups_of([look.hash for look in looks])
+    order = np.argsort(groups, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(members) < 2:
+            continue
+        grey = np.array([np.frombuffer(looks[i].grey, dtype=np.uint8) for i in members.tolist()], dtype=np.float32)
+        grey -= grey.mean(axis=1, keepdims=True)
+        # As if each had a little noise, the same in all: those of a single colour are alike then.
+        sizes = np.sqrt((grey**2).sum(axis=1) + grey.shape[1])
+        for start in range(0, len(members), _ROWS):
+            rows = slice(start, start + _ROWS)
+            alike = (grey[rows] @ grey.T + grey.shape[1]) / (sizes[rows, None] * sizes) >= ALIKE
+            first = alike.argmax(axis=1)  # an image is like itself
+            own = np.arange(len(members))[rows]
+            found[members[rows]] = np.where(first < own, members[first], -1)
+    return found
 
 
 def chosen_groups(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:

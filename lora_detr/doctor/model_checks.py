@@ -10,12 +10,17 @@ import torch
 
 from lora_detr.checkpoints.checkpoint import best_step, load_checkpoint, resolve_checkpoint, step_name
 from lora_detr.checkpoints.opened import OpenedRun, kind_of, open_model, open_run
+from lora_detr.config.load import load_config
 from lora_detr.data.loader import collate
+from lora_detr.data.quality.detector_limits import DetectorLimits
 from lora_detr.doctor.checks import Check, CheckFailedError, attempt
 from lora_detr.errors import CheckpointError
 from lora_detr.models.huggingface.pretrained import read_config
 from lora_detr.models.huggingface.versions import PREFIX
+from lora_detr.recipe.branch_counts import DEFAULT_BASELINE
 from lora_detr.recipe.deployment import DeploymentConfig
+from lora_detr.recipe.loaders import limits_of
+from lora_detr.recipe.run_config import RunConfig
 from lora_detr.structures import Images, Prediction, Target
 
 # Sides of the noise image; odd on purpose, since level shapes and padding go wrong there first.
@@ -141,3 +146,23 @@ def _check_finite(name: str, prediction: Prediction) -> None:
     for part, tensor in (("logits", prediction.logits), ("boxes", prediction.boxes)):
         if not bool(tensor.isfinite().all()):
             raise CheckFailedError(f"{name} has {part} that are not finite", "use an earlier checkpoint")
+
+
+def limits_of_model(model: Path | None, preset: str | None) -> DetectorLimits:
+    """Return what a detector is given, and how much it can find.
+
+    Args:
+        model: run, checkpoint, stripped file or official ``.pth``; None for that of a preset.
+        preset: its name; None for the one that ``train`` takes.
+
+    Raises:
+        CheckpointError: the model cannot be used.
+        ConfigError: there is no such preset.
+    """
+    if model is None:
+        return limits_of(load_config(RunConfig, preset=preset or DEFAULT_BASELINE).config)
+    opened = open_model(model)
+    if isinstance(opened, OpenedRun):
+        return limits_of(opened.config)
+    found = opened.deployment
+    return DetectorLimits(found.model.num_queries, found.model.queries_key, found.max_detections, found.transform)

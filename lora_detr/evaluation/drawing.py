@@ -198,6 +198,15 @@ def contact_sheet(pictures: Sequence[Image.Image], *, columns: int, max_width: i
     return sheet
 
 
+def fitted_text(text: str, size: int, room: int) -> tuple[Font, str]:
+    """Return a font of some size that has the characters of a text, and the text, cut with dots to ``room`` pixels."""
+    font = _font(size, [text])
+    if font.getlength(text) <= room:
+        return font, text
+    ends = (text[:end] + "..." for end in range(len(text) - 1, 0, -1))
+    return font, next((each for each in ends if font.getlength(each) <= room), "")
+
+
 def _titled(title: str, picture: Image.Image) -> Image.Image:
     font = _font(round(1.25 * _font_size(picture.size)), [title])
     strip = _text_height(font) + 4

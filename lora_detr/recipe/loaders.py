@@ -21,6 +21,8 @@ from lora_detr.data.dense import Dense
 from lora_detr.data.layouts.registry import find_splits
 from lora_detr.data.loader import BatchLoader, build_loader
 from lora_detr.data.order import repeat_factors
+from lora_detr.data.quality.detector_limits import DetectorLimits
+from lora_detr.data.quality.finding import warnings_of
 from lora_detr.data.reading import EpochDataset
 from lora_detr.errors import DataError
 from lora_detr.json_value import JSON
@@ -133,15 +135,23 @@ def read_splits(path: Path, config: DataConfig, overfit: int | None = None, *, v
             raise DataError(f"{train.report.file}: no image has an object to overfit")
         train = train.subset(chosen)
         return Splits(train, train, categories, augment=False)
-    for warning in found.warnings:
+    warnings = warnings_of(found.findings)
+    for warning in warnings:
         logger.warning(warning)
     val = None if val is None else val.with_categories(categories)
-    return Splits(train, val, categories, paths.missing, warnings=found.warnings)
+    return Splits(train, val, categories, paths.missing, warnings=warnings)
 
 
 def policy_of(config: DataConfig, verify: Verify = "none") -> Policy:
     """Return how strictly the settings of a run look at data."""
     return Policy(verify, config.strict, config.on_bad_data, config.allow_outside, config.max_pixels)
+
+
+def limits_of(config: RunConfig) -> DetectorLimits:
+    """Return what the detector of a run is given, and how much it can find."""
+    model, data = config.model, config.data
+    detections = config.evaluation.max_detections
+    return DetectorLimits(model.num_queries, model.queries_key, detections, data.evaluation, data.train.tiles)
 
 
 def train_loader(splits: Splits, config: RunConfig, world: World) -> BatchLoader:

@@ -9,12 +9,13 @@ import torch
 from lora_detr.branches import LoRAConfig
 from lora_detr.checkpoints.initial_weights import BACKBONE, Initialised
 from lora_detr.data.coco.plausibility import imbalance
+from lora_detr.data.quality.detector_limits import limit_findings
 from lora_detr.errors import counted, listed
 from lora_detr.models import HuggingFaceConfig, RelationDetrConfig, TwoStageDetector
 from lora_detr.models.backbones import TimmConfig
 from lora_detr.models.backbones.weights import NONE
 from lora_detr.processes.threads import describe_threads
-from lora_detr.recipe.loaders import Splits
+from lora_detr.recipe.loaders import Splits, limits_of
 from lora_detr.recipe.run_config import DataConfig, RunConfig
 from lora_detr.runs.rehearsal import StepCost
 from lora_detr.training.trainer import Trainer
@@ -55,7 +56,7 @@ def summary_lines(
         *_random_frozen_lines(config, initialised),
         *_weights_lines(initialised),
         *_data_lines(trainer.splits, config.data),
-        *_crowded_lines(trainer.splits, config.model.num_queries, config.model.queries_key),
+        *_limit_lines(trainer.splits, config),
         f"schedule    {trainer.plan.total_steps} steps ({trainer.plan.steps_per_epoch} per epoch), {_rate(trainer)}, "
         f"{config.train.precision}"
         + ("" if trainer.average is None else f", weights averaged (EMA {trainer.average.decay:g})"),
@@ -159,21 +160,14 @@ def _data_lines(splits: Splits, data: DataConfig) -> list[str]:
             f"val         none: {splits.missing} not found; training continues without evaluation "
             f"(loradetr data convert {data.path} OUT --split val=0.2 makes a split)"
         )
-    rare = imbalance([(each.name, each.objects) for each in splits.train.report.per_category])
-    if rare and data.train.sampling == "uniform" and splits.augment:
-        lines.append(f"            {rare}; --set data.train.sampling=repeat-factor shows rare classes more often")
+    if data.train.sampling == "uniform" and splits.augment:
+        objects = [(each.name, each.objects) for each in splits.train.report.per_category]
+        lines += [f"            {finding}" for finding in imbalance(splits.train.report.file, objects)]
     lines.append(f"classes     {splits.categories.num_classes}: {listed(splits.categories.names_by_id.values(), 8)}")
     return lines
 
 
-def _crowded_lines(splits: Splits, queries: int, key: str) -> list[str]:
-    """Warn of objects that can never be found, since every query finds one at most."""
-    counts = splits.train.records.object_counts
-    crowded = counts[counts > queries]
-    if not len(crowded):
-        return []
-    return [
-        f"warning     {counted(len(crowded), 'image has', 'images have')} more objects than the {queries} queries "
-        f"(at most {crowded.max():,}): {(crowded - queries).sum():,} objects of an epoch go unmatched; "
-        f"--set {key}=N raises them"
-    ]
+def _limit_lines(splits: Splits, config: RunConfig) -> list[str]:
+    """Warn of objects that can never be found, or hardly."""
+    own = [splits.train] if splits.val is None or not splits.augment else [splits.train, splits.val]
+    return [f"warning     {finding}" for finding in limit_findings(own, limits_of(config))]

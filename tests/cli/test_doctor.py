@@ -176,7 +176,7 @@ class TestData:
             assert sum(each[split] for each in found["classes"]) == report["objects"] > 0
         shown = loradetr("doctor", "--data", shapes_tiny).out
         assert "12 images" in shown
-        assert "no problem found (annotations; --verify decode reads every image too)" in shown
+        assert "no problem found (annotations, and every image read)" in shown
         assert all(each["name"] in shown for each in found["classes"])
 
     def test_problems_of_both_splits_are_shown(self, loradetr: Command, shapes_tiny: Path) -> None:
@@ -203,18 +203,26 @@ class TestData:
         assert ended.out.count("without width or height") == 1
         assert loradetr("doctor", "--data", "data", "--strict").code == 3
 
-    def test_images_are_read_when_asked(self, loradetr: Command, shapes_tiny: Path) -> None:
+    def test_images_are_read_unless_asked_not_to(self, loradetr: Command, shapes_tiny: Path) -> None:
         shutil.copytree(shapes_tiny, "data")
         broken = min(Path("data/val").iterdir())
         broken.write_bytes(broken.read_bytes()[:200])
-        assert loradetr("doctor", "--data", "data").code == 0
-        ended = loradetr("doctor", "--data", "data", "--verify", "decode", "--report", "report.json")
+        quick = loradetr("doctor", "--data", "data", "--verify", "none")
+        assert quick.code == 0
+        assert "no problem found (annotations only; --verify decode reads every image too)" in quick.out
+        ended = loradetr("doctor", "--data", "data", "--report", "report.json")
         assert_told(ended, 3, ("data: 1 problem", "all of them are in report.json"))
         (problem,) = json.loads(Path("report.json").read_text())["problems"]
         assert problem["code"] == "D18"
         assert broken.name in problem["text"]
 
-    @pytest.mark.parametrize("option", [("--strict",), ("--verify", "decode"), ("--report", "file")])
+    @pytest.mark.parametrize(
+        "option",
+        [
+            *(("--strict",), ("--verify", "decode"), ("--report", "file"), ("--preset", "relation")),
+            *(("--fix", "new"), ("--pictures", "look"), ("--data-format", "coco")),
+        ],
+    )
     def test_options_about_data_need_data(self, option: tuple[str, ...], loradetr: Command) -> None:
         assert_told(loradetr("doctor", *option), 2, (f"{option[0]} needs --data", "add --data PATH"))
         assert list(Path().iterdir()) == []
@@ -231,6 +239,97 @@ class TestData:
         assert loradetr("doctor", "--data", shapes_tiny, "--report", "report.json").code == 0
         assert Path("victim").read_text() == "precious"
         assert not Path("report.json").is_symlink()
+
+
+class TestFindings:
+    """What stops no run, and is told all the same."""
+
+    @pytest.fixture
+    def data(self, shapes_tiny: Path) -> Path:
+        """Return a data set with an object that is annotated twice."""
+        shutil.copytree(shapes_tiny, "data")
+        path = Path("data/annotations/instances_train.json")
+        content = json.loads(path.read_text())
+        content["annotations"].append({**content["annotations"][0], "id": 9999})
+        path.write_text(json.dumps(content))
+        return Path("data")
+
+    def test_a_finding_has_id_severity_number_places_and_remedy(self, loradetr: Command, data: Path) -> None:
+        ended = loradetr("doctor", "--data", data, "--json")
+        assert (ended.code, ended.err) == (0, "")
+        (found,) = [each for each in json.loads(ended.out)["data"]["findings"] if each["severity"] == "warning"]
+        assert set(found) == {"id", "severity", "count", "text", "places", "remedy"}
+        assert (found["id"], found["count"], len(found["places"])) == ("Q04", 1, 1)
+        shown = loradetr("doctor", "--data", data).out
+        assert f"warning[Q04]: {found['text']}" in shown
+        assert f"  {found['places'][0]}" in shown
+        assert f"  {found['remedy']}" in shown
+        assert "no error found, 1 warning (annotations, and every image read)" in shown
+
+    def test_problems_are_findings_by_kind(self, loradetr: Command, data: Path) -> None:
+        path = data / "annotations" / "instances_train.json"
+        content = json.loads(path.read_text())
+        for row in content["annotations"][:12]:
+            row["bbox"][2] = -3
+        path.write_text(json.dumps(content))
+        ended = loradetr("doctor", "--data", data, "--json")
+        assert ended.code == 3
+        found = json.loads(ended.out)["data"]["findings"]
+        assert [(each["id"], each["severity"], each["count"], len(each["places"])) for each in found[:1]] == [
+            ("D07", "error", 12, 10)
+        ]
+
+    def test_warnings_count_with_strict(self, loradetr: Command, data: Path, shapes_tiny: Path) -> None:
+        assert_told(loradetr("doctor", "--data", data, "--strict"), 3, ("data: 1 warning", "or leave --strict out"))
+        assert loradetr("doctor", "--data", shapes_tiny, "--strict").code == 0
+
+    def test_the_detector_is_of_a_preset_or_of_a_model(
+        self, loradetr: Command, shapes_tiny: Path, small_run: Path
+    ) -> None:
+        def codes(*options: object) -> set[str]:
+            ended = loradetr("doctor", "--data", shapes_tiny, "--verify", "none", "--json", *options)
+            assert ended.code == 0, ended.err
+            return {each["id"] for each in json.loads(ended.out)["data"]["findings"]}
+
+        Path("few.yaml").write_text("model: {num_queries: 6}\nbranches: []\n")
+        assert codes() == set()
+        assert codes("--model", small_run) == {"Q11"}  # it takes images of 96 pixels
+        assert codes("--preset", "few.yaml") == {"Q09"}
+        ended = loradetr("doctor", "--data", shapes_tiny, "--preset", "x", "--model", small_run)
+        assert_told(ended, 2, ("--preset and --model exclude each other",))
+        assert_told(loradetr("doctor", "--data", shapes_tiny, "--preset", "x"), 2, ("x",))
+
+    def test_fix_writes_what_reads_clean_and_changes_nothing(self, loradetr: Command, data: Path) -> None:
+        before = files_in(data)
+        ended = loradetr("doctor", "--data", data, "--fix", "new")
+        assert (ended.code, ended.err) == (0, "")
+        assert "repaired: instances_train.json: 1 box removed: the same as another of its class and image" in ended.out
+        assert "next: loradetr doctor --data new/data.yaml" in ended.out
+        assert files_in(data) == before
+        assert loradetr("doctor", "--data", "new/data.yaml", "--strict").code == 0
+        again = loradetr("doctor", "--data", data, "--fix", "new")
+        assert_told(again, 2, ("error[C06]: new: is not empty",))
+        assert again.out == ""
+        found = json.loads(loradetr("doctor", "--data", data, "--fix", "other", "--json").out)["data"]["repaired"]
+        assert (found["data"], [each["id"] for each in found["findings"]]) == ("other/data.yaml", ["Q04"])
+
+    def test_pictures_are_drawn(self, loradetr: Command, shapes_tiny: Path) -> None:
+        ended = loradetr("doctor", "--data", shapes_tiny, "--pictures", "look", "--json")
+        assert (ended.code, ended.err) == (0, "")
+        paths = json.loads(ended.out)["data"]["pictures"]
+        assert "look/object_sizes.png" in paths
+        assert sorted(paths) == sorted(map(str, Path("look").iterdir()))
+        Path("file").write_text("")
+        assert_told(loradetr("doctor", "--data", shapes_tiny, "--pictures", "file"), 5, ("file: ",))
+
+    def test_a_training_prints_warnings_before_it_starts(self, loradetr: Command, data: Path) -> None:
+        ended = loradetr(
+            *("train", "--preset", small_runs.SMALL, "--data", data, "--dry-run", "--set", "model.num_queries=7"),
+            *("--set", "branches=[]"),
+        )
+        assert ended.code == 0, ended.err
+        assert ended.out.count("1 object repeats another of its class and image") == 1
+        assert "more objects than the 7 queries" in ended.out
 
 
 class TestReplay:

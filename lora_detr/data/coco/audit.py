@@ -9,14 +9,18 @@ from typing import Any
 
 from lora_detr.data.coco.checks import OnBadData
 from lora_detr.data.coco.kept import load_kept
-from lora_detr.data.coco.plausibility import imbalance, split_doubts
-from lora_detr.data.coco.report import AnnotationError, DataReport, Problem
+from lora_detr.data.coco.plausibility import absent_classes, imbalance, split_doubts
+from lora_detr.data.coco.report import AnnotationError, DataReport, Problem, remedy_of
 from lora_detr.data.coco.shared_images import shared_images
 from lora_detr.data.coco.source import DataPaths, ReadAs, Source
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.coco.verification import Verified, Verify, verify_images
 from lora_detr.data.images import MAX_PIXELS
 from lora_detr.data.layouts.registry import find_splits
+from lora_detr.data.quality.detector_limits import DetectorLimits, limit_findings
+from lora_detr.data.quality.duplicates import duplicate_finding
+from lora_detr.data.quality.finding import PLACES, Finding
+from lora_detr.data.quality.twin_images import twins_between, twins_within
 from lora_detr.errors import DataError
 
 # Shared images that a warning names.
@@ -30,16 +34,27 @@ class Audit:
     Attributes:
         reports: counts of each split that could be read, training first.
         problems: what stops a run, training first, in file order.
-        warnings: what does not stop a run but was dropped, repaired or looks wrong, a line each.
+        findings: all that was found, the problems by kind first, then warnings, then what is worth knowing.
+        splits: those that could be read, training first.
     """
 
     reports: tuple[DataReport, ...]
     problems: tuple[Problem, ...]
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    splits: tuple[CocoSplit, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each finding that does not stop a run."""
+        return tuple(str(finding) for finding in self.findings if finding.severity != "error")
 
     def to_json(self) -> dict[str, Any]:
-        """Return reports, problems and warnings by name."""
-        return asdict(self)
+        """Return reports, problems and findings by name."""
+        return {
+            "reports": [asdict(report) for report in self.reports],
+            "problems": [asdict(problem) for problem in self.problems],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,15 @@ class Examined:
         val: the validation split; None if it is faulty, or there is none, or it was not asked for.
         places: annotation files that were looked at.
         faults: what is wrong, training first.
-        warnings: why a split can teach or measure little; images that both splits share, unless that is a fault.
+        findings: why a split can teach or measure little; objects that repeat others; images that repeat others, as far
+            as files were read, and that both splits share, unless that is a fault.
     """
 
     train: CocoSplit | None
     val: CocoSplit | None
     places: tuple[Path, ...]
     faults: tuple[DataError, ...]
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def splits(self) -> tuple[CocoSplit, ...]:
@@ -109,6 +125,7 @@ def audit(
     on_bad_data: OnBadData = "error",
     allow_outside: bool = False,
     how: ReadAs = ReadAs(),  # noqa: B008 (frozen)
+    limits: DetectorLimits | None = None,
 ) -> Audit:
     """Read and check a data set, as a run does before it starts, but to the end whatever is wrong.
 
@@ -119,6 +136,7 @@ def audit(
         on_bad_data: see there.
         allow_outside: see there.
         how: its layout.
+        limits: of the detector that is to be trained; None leaves out what depends on it.
 
     Raises:
         ConfigError: ``path`` does not exist, or the YAML file is malformed.
@@ -127,13 +145,32 @@ def audit(
     """
     paths = find_splits(path, how)
     found = examine(paths, Policy(verify, strict, on_bad_data, allow_outside))
-    remarks = [f"{split.report.file}: {remark}" for split in found.splits for remark in split.report.remarks()]
-    rare = imbalance([(each.name, each.objects) for each in found.train.report.per_category]) if found.train else ""
-    if rare:
-        remarks.append(f"classes are imbalanced: {rare}; train with --set data.train.sampling=repeat-factor")
-    absent = [f"no validation split: {paths.missing} not found"] if paths.missing else []
+    findings = [finding for split in found.splits for finding in split.report.findings()]
+    if found.train:
+        findings += imbalance(found.train.report.file, _objects(found.train))
+    findings += found.findings
+    if limits is not None:
+        findings += limit_findings(found.splits, limits)
+    if paths.missing:
+        text = f"no validation split: {paths.missing} not found"
+        findings.append(
+            Finding("Q14", "info", 1, text, remedy="loradetr data convert PATH OUT --split val=0.2 makes one")
+        )
+    problems = problems_of(found.faults)
+    findings.sort(key=lambda finding: finding.severity != "warning")
     reports = tuple(split.report for split in found.splits)
-    return Audit(reports, problems_of(found.faults), (*remarks, *found.warnings, *absent))
+    return Audit(reports, problems, (*_by_kind(problems), *findings), found.splits)
+
+
+def _by_kind(problems: Sequence[Problem]) -> list[Finding]:
+    """Return a finding for each kind of problem, the first of its texts standing for all."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.code, []).append(problem.text)
+    return [
+        Finding(code, "error", len(texts), texts[0], tuple(texts), remedy_of(code).rstrip(","))
+        for code, texts in kinds.items()
+    ]
 
 
 def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Examined:
@@ -149,10 +186,14 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
     """
     faults: list[DataError] = []
     train, train_files = _examine_split(paths.train, policy, faults)
-    if not validation or paths.val is None:
-        return Examined(train, None, (paths.train.path,), tuple(faults), tuple(_doubts(train, None)))
-    val, val_files = _examine_split(paths.val, policy, faults)
-    warnings = _doubts(train, val)
+    places = [paths.train.path]
+    val, val_files = None, Verified({}, {}, {})
+    if validation and paths.val is not None:
+        places.append(paths.val.path)
+        val, val_files = _examine_split(paths.val, policy, faults)
+    findings = _doubts(train, val)
+    for split, files in ((train, train_files), (val, val_files)):
+        findings += twins_within(split, files) if split is not None else []
     if train is not None and val is not None:
         try:
             val.with_categories(train.categories)
@@ -162,22 +203,35 @@ def examine(paths: DataPaths, policy: Policy, *, validation: bool = True) -> Exa
         if pairs and policy.strict:
             faults.append(AnnotationError(val.annotations_path, _shared_problems(train, val, pairs)))
         elif pairs:
-            warnings.append(_shared_warning(train, val, pairs))
-    return Examined(train, val, (paths.train.path, paths.val.path), tuple(faults), tuple(warnings))
+            findings.append(_shared_finding(train, val, pairs))
+        findings += twins_between(train, val, train_files, val_files, {other for _, other in pairs})
+    return Examined(train, val, tuple(places), tuple(faults), tuple(findings))
 
 
-def _doubts(train: CocoSplit | None, val: CocoSplit | None) -> list[str]:
+def _objects(split: CocoSplit) -> list[tuple[str, int]]:
+    return [(each.name, each.objects) for each in split.report.per_category]
+
+
+def _doubts(train: CocoSplit | None, val: CocoSplit | None) -> list[Finding]:
     """Return why either split can teach or measure little."""
-    lines = []
+    found = []
     if train is not None:
-        own = [(each.name, each.objects) for each in train.report.per_category]
-        lines += split_doubts(train.report.file, own, train.report.crowd)
+        found += split_doubts(train.report.file, _objects(train), train.report.crowd)
         if val is not None:
-            seen = {each.id: each.objects for each in train.report.per_category}
-            own = [(each.name, each.objects) for each in val.report.per_category]
-            elsewhere = [seen.get(each.id, 0) for each in val.report.per_category]
-            lines += split_doubts(val.report.file, own, val.report.crowd, other=train.report.file, elsewhere=elsewhere)
-    return lines
+            elsewhere = _objects_elsewhere(val, train)
+            found += split_doubts(
+                val.report.file, _objects(val), val.report.crowd, other=train.report.file, elsewhere=elsewhere
+            )
+        found += absent_classes(train.report.file, _objects(train), _objects_elsewhere(train, val))
+    for split in (train, val):
+        found += duplicate_finding(split) if split is not None else []
+    return found
+
+
+def _objects_elsewhere(split: CocoSplit, other: CocoSplit | None) -> list[int]:
+    """Return how many objects of each class of a split another one has."""
+    seen = {each.id: each.objects for each in other.report.per_category} if other is not None else {}
+    return [seen.get(each.id, 0) for each in split.report.per_category]
 
 
 def problems_of(faults: Sequence[DataError]) -> tuple[Problem, ...]:
@@ -193,7 +247,7 @@ def problems_of(faults: Sequence[DataError]) -> tuple[Problem, ...]:
 
 def _examine_split(source: Source, policy: Policy, faults: list[DataError]) -> tuple[CocoSplit | None, Verified]:
     """Return a split and what its files have shown, and add to ``faults``."""
-    nothing = Verified({}, {})
+    nothing = Verified({}, {}, {})
     try:
         split = policy.load(source)
         files = verify_images(split.records, policy.verify, max_pixels=policy.max_pixels)
@@ -222,10 +276,15 @@ def _shared_problems(train: CocoSplit, val: CocoSplit, pairs: Sequence[tuple[int
     ]
 
 
-def _shared_warning(train: CocoSplit, val: CocoSplit, pairs: Sequence[tuple[int, int]]) -> str:
+def _shared_finding(train: CocoSplit, val: CocoSplit, pairs: Sequence[tuple[int, int]]) -> Finding:
     named = ", ".join(f"{image_id} and {other}" for image_id, other in pairs[:NAMED])
     more = ", ..." if len(pairs) > NAMED else ""
-    return (
+    return Finding(
+        "D27",
+        "warning",
+        len(pairs),
         f"{train.report.file} and {val.report.file} share {len(pairs):,} of {len(val):,} validation images (ids {named}"
-        f"{more}): what is measured on them is too good"
+        f"{more}): what is measured on them is too good",
+        tuple(problem.text for problem in _shared_problems(train, val, pairs[:PLACES])),
+        "take them out of one split",
     )

@@ -35,7 +35,7 @@ from lora_detr.data.coco.split import CocoSplit, GroundTruth, load_split
 from lora_detr.errors import LoraDetrError
 from lora_detr.regular_files import read_regular
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same files would be read as something else, or are kept in another way."""
 
 KEPT = 32
@@ -136,5 +136,6 @@ def _restored(content: bytes, source: Source) -> CocoSplit:
     report: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in facts["report"].items()
     }
+    report["places"] = {key: tuple(value) for key, value in report["places"].items()}
     report["per_category"] = tuple(CategoryCount(**each) for each in report["per_category"])
     return CocoSplit(table, CategoryMap.from_json(facts["categories"]), truth, DataReport(**report), source.path)

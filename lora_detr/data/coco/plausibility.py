@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_detr.data.quality.finding import Finding
 from lora_detr.errors import counted, listed, printable
 
 Boxes = NDArray[np.float64]
@@ -28,6 +29,8 @@ FITTING = 0.99
 
 RARE, IMBALANCED = 100, 50
 """A class with fewer objects is rare, if another has so many times as many. COCO's rarest has 198."""
+
+IMBALANCE_REMEDY = "--set data.train.sampling=repeat-factor shows rare classes more often"
 
 # Smaller images may have all of their objects in a few pixels.
 _SMALLEST_SIDE = 16
@@ -138,43 +141,66 @@ def _is_poor(corners: Boxes, sizes: Boxes, allowed: float = 1 - FITTING) -> bool
 
 def split_doubts(
     file: str, objects: Sequence[tuple[str, int]], crowd: int, *, other: str = "", elsewhere: Sequence[int] = ()
-) -> list[str]:
-    """Say why a split can teach or measure little.
+) -> list[Finding]:
+    """Find why a split can teach or measure little.
 
     Args:
         file: name of the annotation file.
         objects: name and number of objects of each class.
         crowd: crowd regions.
-        other: the training file, if this is the validation split; else empty.
+        other: the other annotation file; empty for the training split.
         elsewhere: objects of the same classes in ``other``.
-
-    Returns:
-        A line for each doubt.
     """
     total = sum(count for _, count in objects)
     if not total:
         holds = f"only crowd regions ({crowd:,})" if crowd else "no object"
-        return [f"{file} has {holds}: " + ("AP cannot be measured" if other else "nothing can be learnt from it")]
+        loss = "AP cannot be measured" if other else "nothing can be learnt from it"
+        return [Finding("Q08", "warning", 1, f"{file} has {holds}: {loss}", remedy="check the export of the file")]
     if not other:
         shown = [count for _, count in objects if count]
-        return [f"{file} has a single object of each class: too few to learn from"] if max(shown) == 1 else []
+        few = f"{file} has a single object of each class: too few to learn from"
+        return [Finding("Q08", "warning", len(shown), few, remedy="annotate more")] if max(shown) == 1 else []
     unseen = [name for (name, count), seen in zip(objects, elsewhere, strict=True) if count and not seen]
     if not unseen:
         return []
-    return [f"{file}: {_classes(unseen)} without an object in {other}: their AP will be 0, which lowers the mean"]
+    text = f"{file}: {_classes(unseen)} without an object in {other}: their AP will be 0, which lowers the mean"
+    return [Finding("Q05", "warning", len(unseen), text, tuple(unseen), "divide the images otherwise")]
 
 
-def imbalance(objects: Sequence[tuple[str, int]]) -> str:
-    """Return which class has too few objects beside another one; empty if none has. Classes without any do not count.
+def absent_classes(file: str, objects: Sequence[tuple[str, int]], elsewhere: Sequence[int]) -> list[Finding]:
+    """Find classes that neither the training split nor the validation split has an object of.
 
     Args:
+        file: name of the training file.
+        objects: name and number of objects of each class there.
+        elsewhere: objects of the same classes in the validation split.
+    """
+    absent = [name for (name, count), other in zip(objects, elsewhere, strict=True) if not count and not other]
+    if not absent or len(absent) == len(objects):  # then there is no object at all, which is another finding
+        return []
+    text = f"{file}: {_classes(absent)} without any object: the model gets outputs that it never uses"
+    return [Finding("Q06", "info", len(absent), text, tuple(absent), "remove them from the categories")]
+
+
+def imbalance(file: str, objects: Sequence[tuple[str, int]]) -> list[Finding]:
+    """Find classes that have too few objects beside another one; those without any do not count.
+
+    Args:
+        file: name of the annotation file.
         objects: name and number of objects of each class; may be empty.
     """
     counts = sorted((count, name) for name, count in objects if count)
-    if not counts or counts[0][0] >= RARE or counts[-1][0] < IMBALANCED * counts[0][0]:
-        return ""
-    (few, rare), (many, frequent) = counts[0], counts[-1]
-    return f"{printable(rare)} has {counted(few, 'object')}, {printable(frequent)} {many:,}"
+    many, frequent = counts[-1] if counts else (0, "")
+    rare = [(count, name) for count, name in counts if count < RARE and IMBALANCED * count <= many]
+    if not rare:
+        return []
+    rarest = listed(f"{name} {count:,}" for count, name in rare)
+    text = (
+        f"{file}: {counted(len(rare), 'class has', 'classes have')} few objects ({rarest}) beside "
+        f"{printable(frequent)} ({many:,})"
+    )
+    places = tuple(f"{name}: {counted(count, 'object')}" for count, name in rare)
+    return [Finding("Q07", "warning", len(rare), text, places, IMBALANCE_REMEDY)]
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lora_detr.data.coco.plausibility import BOX_REMEDY
+from lora_detr.data.quality.finding import Finding, Severity
 from lora_detr.errors import DataError, counted, listed, printable
 
 SHOWN_PROBLEMS = 20
@@ -26,6 +27,11 @@ _REMEDIES = {
 }
 
 BOX = ("box", "boxes")
+
+
+def remedy_of(code: str) -> str:
+    """Return what to do about problems of a kind."""
+    return _REMEDIES.get(code, "correct the file")
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class AnnotationError(DataError):
             rest = f"... and {len(problems) - SHOWN_PROBLEMS} more"
             lines.append(rest if report else f"{rest}; loradetr doctor --data DATA --report FILE writes all")
         number = counted(len(problems), "problem")
-        remedy = _REMEDIES.get(first.code, "correct the file")
+        remedy = remedy_of(first.code)
         places = " and ".join(map(str, (path, *more)))
         listed = f" (all: {report})" if report else ""
         super().__init__("\n".join(lines), f"{number} in {places}{listed}; {remedy} and start again", code=first.code)
@@ -164,6 +170,7 @@ class DataReport:
         other_separators: file names that were read with ``/`` in place of another separator.
         per_category: objects of each category, by rising id.
         notes: what the reader of another layout has to report, a line each.
+        places: by the name of a count above, where the first few of what it counts are.
     """
 
     file: str
@@ -187,6 +194,7 @@ class DataReport:
     other_separators: int = 0
     per_category: tuple[CategoryCount, ...] = ()
     notes: tuple[str, ...] = ()
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts by name."""
@@ -202,28 +210,78 @@ class DataReport:
 
     def remarks(self) -> list[str]:
         """Return a line for each thing that was dropped, repaired or looks wrong."""
-        counts = (
-            (self.crowd, ("crowd region", ""), ": not trained on, ignored in evaluation"),
-            (self.zero_size, BOX, " without width or height: dropped"),
-            (self.outside, BOX, " outside their image: dropped"),
-            (self.bad_boxes, ("malformed box", "malformed boxes"), ": dropped on request"),
-            (self.clipped, BOX, " clipped to their image"),
-            (self.missing_area, ("annotation", ""), " without area: width x height used"),
-            (self.missing_iscrowd, ("annotation", ""), " without iscrowd: 0 used"),
-            (
-                len(self.missing_files),
-                ("missing image file", ""),
-                f": left out on request ({listed(self.missing_files)})",
-            ),
-            (
-                len(self.unreadable_files),
-                ("image file", ""),
-                f" that cannot be read: left out on request ({listed(self.unreadable_files)})",
-            ),
-            (self.other_separators, ("file name", ""), " with another separator than /, read as if it were /"),
-            (self.unreadable, ("image", ""), " that cannot be read: others take their place in training"),
-            (self.duplicate_file_names, ("image shares", "images share"), " a file with another image"),
-            (self.duplicate_category_names, ("category shares", "categories share"), " a name with another category"),
-        )
-        doubts = [f"{self.box_doubt}; {BOX_REMEDY}"] if self.box_doubt else []
-        return [*doubts, *self.notes, *(counted(count, *noun) + text for count, noun, text in counts if count)]
+        return [finding.text for finding in self._found()]
+
+    def findings(self) -> list[Finding]:
+        """Return the same with the name of the file."""
+        return [replace(finding, text=f"{self.file}: {finding.text}") for finding in self._found()]
+
+    def _found(self) -> list[Finding]:
+        doubts = [Finding("D28", "warning", self.objects, f"{self.box_doubt}; {BOX_REMEDY}")] if self.box_doubt else []
+        found = [*doubts, *(Finding("Q12", "info", 1, note) for note in self.notes)]
+        for remark in _remarks():
+            value = getattr(self, remark.field)
+            names = value if isinstance(value, tuple) else ()
+            count = len(names) if names else value
+            if count:
+                listing = f" ({listed(names)})" if names else ""
+                text = counted(count, *remark.noun) + remark.text + listing
+                places = names or self.places.get(remark.field, ())
+                found.append(Finding(remark.code, remark.severity, count, text, places, remark.remedy))
+        return found
+
+
+@dataclass(frozen=True)
+class _Remark:
+    """What a report has to say of one of its counts, or of names that it lists."""
+
+    field: str
+    code: str
+    severity: Severity
+    noun: tuple[str, str]
+    text: str
+    remedy: str = ""
+
+
+def _remarks() -> tuple[_Remark, ...]:
+    left_out, again = ": left out on request", "get the file again"
+    return (
+        _Remark("crowd", "Q12", "info", ("crowd region", ""), ": not trained on, ignored in evaluation"),
+        _Remark("zero_size", "D07", "warning", BOX, " without width or height: dropped", "correct or remove them"),
+        _Remark("outside", "D16", "warning", BOX, " outside their image: dropped", "correct or remove them"),
+        _Remark(
+            "bad_boxes", "D09", "warning", ("malformed box", "malformed boxes"), ": dropped on request", "correct them"
+        ),
+        _Remark("clipped", "Q12", "info", BOX, " clipped to their image"),
+        _Remark("missing_area", "Q12", "info", ("annotation", ""), " without area: width x height used"),
+        _Remark("missing_iscrowd", "Q12", "info", ("annotation", ""), " without iscrowd: 0 used"),
+        _Remark("missing_files", "D17", "warning", ("missing image file", ""), left_out, again),
+        _Remark("unreadable_files", "D18", "warning", ("image file", ""), f" that cannot be read{left_out}", again),
+        _Remark(
+            "other_separators", "Q12", "info", ("file name", ""), " with another separator than /, read as if it were /"
+        ),
+        _Remark(
+            "unreadable",
+            "D18",
+            "warning",
+            ("image", ""),
+            " that cannot be read: others take their place in training",
+            again,
+        ),
+        _Remark(
+            "duplicate_file_names",
+            "Q01",
+            "warning",
+            ("image shares", "images share"),
+            " a file with another image",
+            "list each image once, with all of its objects",
+        ),
+        _Remark(
+            "duplicate_category_names",
+            "Q13",
+            "warning",
+            ("category shares", "categories share"),
+            " a name with another category",
+            "give them one id, or names of their own",
+        ),
+    )

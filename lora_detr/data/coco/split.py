@@ -22,6 +22,7 @@ from lora_detr.data.coco.plausibility import box_doubt
 from lora_detr.data.coco.records import ImageTable, make_table
 from lora_detr.data.coco.report import AnnotationError, CategoryCount, DataReport, Problem
 from lora_detr.data.coco.source import JsonSource, Source
+from lora_detr.data.quality.finding import PLACES
 from lora_detr.errors import DataError, counted, printable
 from lora_detr.json_value import JSON
 
@@ -272,7 +273,7 @@ def _load(source: Source, strict: bool, on_bad_data: OnBadData, check_all: bool,
     doubt = box_doubt(columns.boxes, sizes[columns.images], columns.areas)
     if strict and doubt:
         raise AnnotationError(source.path, [Problem("D28", f"{name}: {doubt}")])
-    boxes, visible, counts = _clip(columns, sizes)
+    boxes, visible, dropped = _clip(columns, sizes)
     if strict and not visible.all():
         raise AnnotationError(source.path, _strict_problems(source, [row[0] for row in rows], columns, visible))
     kept = visible & ~columns.crowd
@@ -299,7 +300,8 @@ def _load(source: Source, strict: bool, on_bad_data: OnBadData, check_all: bool,
         duplicate_category_names=len(category_names) - len(set(category_names)),
         per_category=_per_category(names, records.category_ids),
         notes=tuple(source.notes),
-        **counts,
+        places={key: _places(source, rows, columns, chosen) for key, chosen in dropped.items() if chosen.any()},
+        **{key: int(chosen.sum()) for key, chosen in dropped.items()},
     )
     truth = _ground_truth(records.ids, columns, visible)
     return CocoSplit(records, CategoryMap.from_categories(names), truth, report, source.path)
@@ -313,8 +315,8 @@ def _per_category(names: dict[int, str], category_ids: NDArray[np.int64]) -> tup
 
 def _clip(
     columns: AnnotationColumns, image_sizes: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, int]]:
-    """Return corners clipped to the image [n, 4], which boxes keep a width and height, and the counts.
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
+    """Return corners clipped to the image [n, 4], which boxes keep a width and height, and which were changed and how.
 
     Sizes are [images, 2], width and height. The decision is made in float32, in which boxes are used, so that no kept
     box is empty later.
@@ -328,12 +330,23 @@ def _clip(
     positive = (columns.boxes[:, 2:] > 0).all(axis=1)
     outside = ~visible & positive & ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     moved = (np.abs(corners - clipped) > CLIP_TOLERANCE).any(axis=1)
-    counts = {
-        "outside": int(outside.sum()),
-        "zero_size": int((~visible & ~outside).sum()),
-        "clipped": int((visible & moved).sum()),
-    }
-    return boxes, visible, counts
+    return boxes, visible, {"outside": outside, "zero_size": ~visible & ~outside, "clipped": visible & moved}
+
+
+def _places(
+    source: Source, images: list[tuple[int, str, int, int]], columns: AnnotationColumns, chosen: NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """Return where the first few of the chosen annotations are."""
+    return tuple(
+        f"{_where(source, images[columns.images[i]][0], columns, i)}: bbox {columns.boxes[i].tolist()}"
+        for i in np.flatnonzero(chosen)[:PLACES].tolist()
+    )
+
+
+def _where(source: Source, image_id: int, columns: AnnotationColumns, i: int) -> str:
+    row = int(columns.rows[i])
+    known = f"id={columns.ids[i]}, image_id={image_id}"
+    return source.place("annotations", row) or f"{source.name}: annotations[{row}] ({known})"
 
 
 def _strict_problems(
@@ -341,8 +354,7 @@ def _strict_problems(
 ) -> list[Problem]:
     problems = []
     for i in np.flatnonzero(~visible).tolist():
-        row, known = columns.rows[i], f"id={columns.ids[i]}, image_id={image_ids[columns.images[i]]}"
-        where = source.place("annotations", int(row)) or f"{source.name}: annotations[{row}] ({known})"
+        where = _where(source, image_ids[columns.images[i]], columns, i)
         box = columns.boxes[i].tolist()
         if min(box[2:]) > 0:
             problems.append(Problem("D16", f"{where}: bbox {box} lies outside the image"))

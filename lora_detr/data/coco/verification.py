@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
 from lora_detr.data.coco.records import ImageRecord, ImageTable
 from lora_detr.data.coco.report import Problem
-from lora_detr.data.images import MAX_BYTES, MAX_PIXELS, read_image
+from lora_detr.data.images import MAX_BYTES, MAX_PIXELS, Look, look_of, read_image
+from lora_detr.data.progress import following
 from lora_detr.errors import DataError, WorkerError
 from lora_detr.processes.process import init_worker
 from lora_detr.regular_files import open_regular
@@ -29,10 +28,6 @@ Verify = Literal["none", "decode", "hash"]
 WORTH_A_PROCESS = 200
 # Images of one answer of a process.
 CHUNK = 16
-# Seconds between two lines on the way.
-SAY_EVERY = 10.0
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,12 @@ class Verified:
     Attributes:
         problems: of each image that failed, by its id.
         digests: SHA-256 of the file of each image that could be read, by its id.
+        looks: what each image that was decoded looks like, by its id.
     """
 
     problems: dict[int, Problem]
     digests: dict[int, bytes]
+    looks: dict[int, Look]
 
 
 def verify_images(
@@ -65,22 +62,20 @@ def verify_images(
         WorkerError: a process died; names the images it may have been reading.
     """
     if verify == "none":
-        return Verified({}, {})
+        return Verified({}, {}, {})
     checks = _Checks(images, read_sums(images.folder) if verify == "hash" else None, max_pixels)
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 0 if len(images) < WORTH_A_PROCESS else processes
-    problems, digests = {}, {}
-    said = time.monotonic()
-    for done, answer in enumerate(_answers(checks, processes), start=1):
+    found = Verified({}, {}, {})
+    for answer in following(_answers(checks, processes), len(images), f"{images.folder}: check"):
         if answer.problem is not None:
-            problems[answer.image_id] = answer.problem
+            found.problems[answer.image_id] = answer.problem
         if answer.digest is not None:
-            digests[answer.image_id] = answer.digest
-        if time.monotonic() - said > SAY_EVERY:
-            said = time.monotonic()
-            logger.info("%s: checked %s of %s images", images.folder, f"{done:,}", f"{len(images):,}")
-    return Verified(problems, digests)
+            found.digests[answer.image_id] = answer.digest
+        if answer.look is not None:
+            found.looks[answer.image_id] = answer.look
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,7 @@ class _Answer:
     image_id: int
     problem: Problem | None
     digest: bytes | None
+    look: Look | None = None
 
 
 class _Checks(Dataset[_Answer]):
@@ -106,13 +102,13 @@ class _Checks(Dataset[_Answer]):
                 digest = hashlib.file_digest(file, "sha256").digest()
             if self.sums is not None:
                 return _Answer(record.id, _compared(record, digest, self.sums, self.images.folder), digest)
-            read_image(record, self.max_pixels)
+            pixels = read_image(record, self.max_pixels)
         except DataError as error:
             return _Answer(record.id, Problem(error.code, error.message), digest)
         except (OSError, ValueError) as error:  # a name may hold what no path can
             reason = f"the image cannot be read: {getattr(error, 'strerror', None) or error}"
             return _Answer(record.id, Problem("D18", f"{record.path} (image id {record.id}): {reason}"), None)
-        return _Answer(record.id, None, digest)
+        return _Answer(record.id, None, digest, look_of(pixels))
 
 
 def _compared(record: ImageRecord, digest: bytes, sums: dict[str, bytes], folder: Path) -> Problem | None:

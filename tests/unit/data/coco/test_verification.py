@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_detr.data import progress
 from lora_detr.data.coco import verification
 from lora_detr.data.coco.checksums import SHA256SUMS, read_sums
 from lora_detr.data.coco.split import CocoSplit
@@ -155,9 +156,9 @@ def test_progress_is_shown_when_it_takes_long(
     with caplog.at_level(logging.INFO, "lora_detr"):
         verify_images(split.records, "decode")
         assert not caplog.messages
-        monkeypatch.setattr(verification, "SAY_EVERY", -1.0)
+        monkeypatch.setattr(progress, "EVERY", -1.0)
         verify_images(split.records, "decode")
-    assert caplog.messages[2] == f"{tmp_path}: checked 3 of 6 images"
+    assert caplog.messages[2] == f"{tmp_path}: check 3 of 6 files"
 
 
 def test_a_decoder_that_kills_its_process_is_named_with_its_images(

@@ -1,0 +1,1 @@
+"""What makes a data set teach or measure less than it could, though nothing in it stops a run."""
