@@ -69,7 +69,7 @@ def doctor(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Detector to compare the data with.", metavar="NAME", rich_help_panel=DATA),
+        typer.Option(help="Detector to compare with (deformable).", metavar="NAME", rich_help_panel=DATA),
     ] = None,
     fix: Annotated[
         Path | None,
