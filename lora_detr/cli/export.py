@@ -79,19 +79,19 @@ def export(
     opened = open_model(model, which, ema=not no_ema, data=given)
     target = output or place_of(opened, model)
     images = find_images(opened, given, inputs)
-    progress = console(stderr=True)
+    out = console()
     report = export_model(
         opened,
         str(model),
         target,
         Wanted(raw, dynamic, sampling, narrow, with_preprocessing),
         images,
-        lambda text: None if as_json else progress.print(text, soft_wrap=True),
+        lambda text: None if as_json else out.print(text, soft_wrap=True),
     )
     if as_json:
         sys.stdout.write(json_text(report.to_json(), indent=1) + "\n")
         return
-    show_report(console(), report, target)
+    show_report(out, report, target)
 
 
 def show_report(out: Console, report: ExportReport, target: Path) -> None:

@@ -106,6 +106,7 @@ def prepare(
     data_format: str | None = None,
     which: Literal["best", "last"] = "best",
     ema: bool = True,
+    part: int | Literal["all"] | None = None,
     on_bad_data: Literal["error", "skip"] | None = None,
     allow_outside: bool = False,
     device: str = "auto",
@@ -132,6 +133,8 @@ def prepare(
         else:
             split = val_split(data, opened.deployment.categories, policy_of(policy), policy.read_as, "the run")
     else:
+        if part is not None:
+            raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
         opened.detector.to(world.device)
         policy = _policy(DataConfig(), on_bad_data, allow_outside, other)
         split = val_split(data, opened.deployment.categories, policy_of(policy), policy.read_as, "a stripped file")
@@ -193,6 +196,7 @@ def evaluate_parts(
         data_format=data_format,
         which=which,
         ema=ema,
+        part=part,
         on_bad_data=on_bad_data,
         allow_outside=allow_outside,
         device=device,
@@ -200,10 +204,8 @@ def evaluate_parts(
     run, config, world = prepared.run, prepared.config, prepared.world
     if run is not None:
         predictors = _predictors(run, part)
-    elif part is None:
-        predictors = {PRIMARY: plain_predictor(prepared.opened.detector)}
     else:
-        raise ConfigError(f"--branch {part}: {model} has no branches", "give the run directory it comes from")
+        predictors = {PRIMARY: plain_predictor(prepared.opened.detector)}
     say(prepared.describe())
     # Only what the run itself would have measured is kept in its folder; a checkpoint elsewhere has none.
     plain = nms_iou is None and data is None and on_bad_data is None and PRIMARY in predictors

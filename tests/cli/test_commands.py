@@ -26,6 +26,7 @@ TAKE_DATA = {
     "train": ("train --preset {small}", "train --preset {small} --set data.path=shapes-easy", "train --resume {run}"),
     "eval": ("eval {run}",),
     "report": ("report {run}",),
+    "export": ("export {run}",),
     "convert": ("convert official.pth out",),
     "doctor": ("doctor", "doctor --replay {run}"),
     "ablate run": ("ablate run table1",),
