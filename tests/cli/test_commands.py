@@ -64,6 +64,7 @@ def test_the_three_commands_run_one_after_the_other(pipeline: tuple[Path, list[E
 def test_what_train_says(pipeline: tuple[Path, list[Ended]], shapes_tiny: Path) -> None:
     folder, (train, _, _) = pipeline
     heads = [line.split()[0] for line in train.out.splitlines() if line[:1].strip()]
+    heads.remove("warning")  # classes of the small set have too few objects
     order = ["preset", "detector", "branch0", "branch1", "branch2", "parameters", "train", "val", "classes"]
     assert heads[:12] == [*order, "schedule", "device", "output"]
     assert re.search(r"^parameters .* stay after strip", train.out, re.MULTILINE)
