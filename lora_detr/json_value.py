@@ -58,3 +58,12 @@ def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise error(f"{path}: damaged: expected a mapping, found {type(content).__name__}")
     return content
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number as Python reads it, not finite ones included."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

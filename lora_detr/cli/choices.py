@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import typer
 
 from lora_detr.errors import ConfigError
+from lora_detr.json_value import is_number
 
 T = TypeVar("T", bound=str)
 
@@ -105,14 +106,6 @@ def fill_in_values(arguments: Sequence[str]) -> list[str]:
     for i, argument in enumerate(arguments):
         filled.append(argument)
         following = arguments[i + 1] if i + 1 < len(arguments) else ""
-        if argument in OPTIONAL_VALUES and not _is_number(following):
+        if argument in OPTIONAL_VALUES and not is_number(following):
             filled.append(OPTIONAL_VALUES[argument])
     return filled
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -15,6 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from lora_detr.data.tiles import visible
+
 Decoded = tuple[Tensor, Tensor, Tensor]
 """Image uint8 [3, H, W]; boxes float32 [T, 4], xyxy in pixels; labels int64 [T]."""
 
@@ -25,8 +27,6 @@ PROBABILITY, CROP_PROBABILITY = 0.5, 0.8
 
 # Grey, as it is usual around images of a mosaic.
 FILL = 114
-# Of an object in the middle of which an image ends, less than this share is no object of that class any more.
-LEAST_PART = 0.1
 _CENTRE, _SCALE, _WEIGHT = (0.35, 0.65), (0.75, 1.5), (0.45, 0.55)
 
 
@@ -136,10 +136,7 @@ def _pasted(canvas: Tensor, image: Tensor, boxes: Tensor, labels: Tensor, left: 
     x2, y2 = min(left + image.shape[-1], width), min(top + image.shape[-2], height)
     canvas[:, y1:y2, x1:x2] = image[:, y1 - top : y2 - top, x1 - left : x2 - left]
     moved = boxes + boxes.new_tensor([left, top, left, top])
-    clipped = moved.maximum(moved.new_tensor([x1, y1, x1, y1])).minimum(moved.new_tensor([x2, y2, x2, y2]))
-    sides, before = clipped[:, 2:] - clipped[:, :2], moved[:, 2:] - moved[:, :2]
-    kept = (sides >= 1).all(dim=1) & (sides.prod(dim=1) >= LEAST_PART * before.prod(dim=1))
-    return clipped[kept], labels[kept]
+    return visible(moved, labels, (x1, y1, x2, y2), shortest=1)
 
 
 def _chance() -> bool:

@@ -70,10 +70,26 @@ def cut(
     )
     tall, wide = min(side, height), min(side, width)
     moved = boxes - boxes.new_tensor([left, top, left, top])
-    clipped = moved.clamp(min=0).minimum(moved.new_tensor([wide, tall, wide, tall]))
-    sides, before = clipped[:, 2:] - clipped[:, :2], moved[:, 2:] - moved[:, :2]
-    kept = (sides > 0).all(dim=1) & (sides.prod(dim=1) >= LEAST_PART * before.prod(dim=1))
-    return F.crop(image, top, left, tall, wide), clipped[kept], labels[kept]
+    return F.crop(image, top, left, tall, wide), *visible(moved, labels, (0, 0, wide, tall))
+
+
+def visible(
+    boxes: Tensor, labels: Tensor, limits: tuple[int, int, int, int], shortest: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the boxes of which at least a tenth is visible, clipped to what is, and their labels.
+
+    Args:
+        boxes: [T, 4], xyxy in pixels; T may be 0.
+        labels: [T].
+        limits: x1, y1, x2, y2 of what is visible.
+        shortest: pixels that both sides must have of a clipped box; 0 asks for more than 0.
+    """
+    low, high = boxes.new_tensor(limits[:2] * 2), boxes.new_tensor(limits[2:] * 2)
+    clipped = boxes.maximum(low).minimum(high)
+    sides, before = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
+    long_enough = ((sides > 0) & (sides >= shortest)).all(dim=1)
+    kept = long_enough & (sides.prod(dim=1) >= LEAST_PART * before.prod(dim=1))
+    return clipped[kept], labels[kept]
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -17,7 +17,6 @@ from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.layouts.registry import format_named
 from lora_detr.errors import ConfigError, DataError, counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoEvaluator, CocoMetrics
-from lora_detr.evaluation.confusion import confusion_of, write_confusion
 from lora_detr.evaluation.detect import detect_all, left_out_lines, plain_predictor
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.processes.world import World
@@ -25,7 +24,7 @@ from lora_detr.recipe.deployment import DeploymentConfig
 from lora_detr.recipe.loaders import policy_of, read_splits
 from lora_detr.recipe.run_config import DataConfig
 from lora_detr.records.eval_results import write_results
-from lora_detr.runs.validation import WORKERS, check_outputs, val_split
+from lora_detr.runs.validation import WORKERS, check_outputs, val_split, write_outputs
 from lora_detr.structures import Images, Prediction
 
 PRIMARY = "primary"
@@ -224,11 +223,7 @@ def evaluate_parts(
             metrics = measure(evaluators, config) if nms_iou is None else evaluator.compute()
             if folder is not None and name == PRIMARY:
                 write_results(folder, metrics, evaluator, prepared.source)
-            if predictions is not None:
-                evaluator.write_predictions(predictions)
-            if confusion is not None and metrics.usage is not None:
-                point = metrics.usage.point
-                write_confusion(confusion, confusion_of(evaluator, point, config.categories, config.suppression))
+            write_outputs(evaluator, metrics, config, predictions, confusion)
         # All wait for the first one here: processes that end well end together.
         metrics = world.gather(metrics)[0]
         assert metrics is not None

@@ -12,11 +12,10 @@ from lora_detr.data.coco.source import AUTO, ReadAs
 from lora_detr.data.layouts.registry import format_named
 from lora_detr.errors import counted
 from lora_detr.evaluation.coco_eval import SUPPRESSION_IOU, CocoMetrics
-from lora_detr.evaluation.confusion import confusion_of, write_confusion
 from lora_detr.evaluation.detect import detect_all, left_out_lines
 from lora_detr.evaluation.operating_point import measure
 from lora_detr.processes.world import World
-from lora_detr.runs.validation import WORKERS, check_outputs, val_split
+from lora_detr.runs.validation import WORKERS, check_outputs, val_split, write_outputs
 
 
 def evaluate_exported(
@@ -63,10 +62,7 @@ def evaluate_exported(
     for line in left_out_lines(evaluator) if world.is_main else ():
         say(line)
     metrics = measure(evaluators, contract) if nms_iou is None else evaluator.compute()
-    if predictions is not None and world.is_main:
-        evaluator.write_predictions(predictions)
-    if confusion is not None and world.is_main and metrics.usage is not None:
-        found = confusion_of(evaluator, metrics.usage.point, contract.categories, contract.suppression)
-        write_confusion(confusion, found)
+    if world.is_main:
+        write_outputs(evaluator, metrics, contract, predictions, confusion)
     world.close()
     return metrics

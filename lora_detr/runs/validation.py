@@ -10,7 +10,9 @@ from lora_detr.data.coco.source import ReadAs
 from lora_detr.data.coco.split import CocoSplit
 from lora_detr.data.layouts.registry import find_splits
 from lora_detr.errors import ConfigError, DataError
-from lora_detr.evaluation.confusion import check_suffix
+from lora_detr.evaluation.coco_eval import CocoEvaluator, CocoMetrics
+from lora_detr.evaluation.confusion import check_suffix, confusion_of, write_confusion
+from lora_detr.recipe.preparation import Preparation
 
 # One is enough to keep a small detector busy, and more would take cores from it on a CPU.
 WORKERS = 1
@@ -43,6 +45,32 @@ def check_place(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path}: is a folder", "give the name of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"{option} {path}: no such folder {path.parent}", "make it first")
+
+
+def write_outputs(
+    evaluator: CocoEvaluator,
+    metrics: CocoMetrics,
+    config: Preparation,
+    predictions: Path | None,
+    confusion: Path | None,
+) -> None:
+    """Write the files that ``check_outputs`` has let pass.
+
+    Args:
+        evaluator: has the detections.
+        metrics: of them; without an operating point there is no confusion matrix.
+        config: of the detector.
+        predictions: COCO results; None for none.
+        confusion: confusion matrix and kinds of errors; None for none.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    if predictions is not None:
+        evaluator.write_predictions(predictions)
+    if confusion is not None and metrics.usage is not None:
+        point = metrics.usage.point
+        write_confusion(confusion, confusion_of(evaluator, point, config.categories, config.suppression))
 
 
 def val_split(data: Path | None, categories: CategoryMap, policy: Policy, how: ReadAs, what: str) -> CocoSplit:

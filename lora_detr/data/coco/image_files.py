@@ -18,7 +18,7 @@ class ImageFiles:
     Attributes:
         names: of the files, as they are on disk.
         missing: places of images that are left out on request, since their files are missing.
-        unreadable: likewise, since their files do not tell their size.
+        unreadable: places of images whose size cannot be read from their files.
         other_separators: how many names were changed.
     """
 

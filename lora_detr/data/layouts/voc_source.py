@@ -20,6 +20,7 @@ from lora_detr.data.layouts.layout import is_image
 from lora_detr.data.layouts.voc_xml import CORNERS, MAX_XML_BYTES, Annotation, XmlFault, parse
 from lora_detr.data.progress import following
 from lora_detr.errors import counted, listed, nearest, printable
+from lora_detr.json_value import is_number
 from lora_detr.regular_files import read_regular
 
 _PIECE = 10_000  # rows that are given on at once
@@ -253,7 +254,7 @@ def _corners(values: dict[str, str]) -> list[float] | Fault:
         return Fault("D09", f"expected <{str(error.args[0]).replace('/', '><')}>, found none", str(error))
     except ValueError:
         texts = {corner: values[f"bndbox/{corner}"] for corner in CORNERS}
-        corner, text = next((key, text) for key, text in texts.items() if not _is_number(text))
+        corner, text = next((key, text) for key, text in texts.items() if not is_number(text))
         return Fault("D09", f"{corner} must be a number, found '{printable(text[:20])}'", corner)
 
 
@@ -263,11 +264,3 @@ def _whole(text: str) -> int:
         return int(float(text)) if len(text) < 20 else 0
     except (ValueError, OverflowError):
         return 0
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

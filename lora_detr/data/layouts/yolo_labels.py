@@ -15,6 +15,7 @@ from lora_detr.data.coco.source import Report, Source, Take
 from lora_detr.data.layouts.layout import walk_images
 from lora_detr.data.progress import following
 from lora_detr.errors import DataError, counted, listed, printable
+from lora_detr.json_value import is_number
 from lora_detr.regular_files import read_regular
 
 MAX_LABEL_BYTES = 16_000_000
@@ -173,7 +174,7 @@ class YoloSource(Source):
         try:
             first, *numbers = map(float, fields)
         except ValueError:
-            text = next(field for field in fields if not _is_number(field))
+            text = next(field for field in fields if not is_number(field))
             return 0, Fault("D09", f"expected numbers, found {printable(text[:20])!r}", "text")
         category = int(first) if first.is_integer() else first
         count = len(numbers)
@@ -218,11 +219,3 @@ def label_of(image: str) -> str:
 def leads_out(name: str) -> bool:
     """Return whether a normal file name is absolute or leads out of its folder."""
     return os.path.isabs(name) or name == ".." or name.startswith("../")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

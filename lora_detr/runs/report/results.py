@@ -71,7 +71,7 @@ class ClassRow:
         right: detections.
         errors: counts in the order of ``ERRORS``.
         precision: at the operating point.
-        recall: likewise.
+        recall: at the operating point.
     """
 
     name: str

@@ -19,21 +19,10 @@ from lora_detr.evaluation.error_kinds import ERRORS, Kind
 from lora_detr.evaluation.operating_point import choose_usage
 from lora_detr.recipe.preparation import OperatingPoint
 from lora_detr.structures import Detections
-from tests.unit.evaluation.test_operating_point import Found, make_split
+from tests.unit.evaluation.test_operating_point import Found, evaluator_of, make_split
 
 CAT, DOG = 0, 1
 POINT = OperatingPoint(score=0.5, class_scores=(None, 0.4), nms_iou=None, f1=0.0)
-
-
-def evaluator_of(split: CocoSplit, found: dict[int, list[Found]]) -> CocoEvaluator:
-    evaluator = CocoEvaluator(split)
-    for image, entries in found.items():
-        ordered = sorted(entries, key=lambda entry: -entry[1])
-        boxes = torch.tensor([[x, 0.0, x + 40, 40.0] for x, _, _ in ordered], dtype=torch.float64).reshape(-1, 4)
-        scores = torch.tensor([score for _, score, _ in ordered], dtype=torch.float64)
-        labels = torch.tensor([label for _, _, label in ordered], dtype=torch.int64)
-        evaluator.add(image, Detections(boxes, scores, labels, torch.arange(len(ordered))))
-    return evaluator
 
 
 def judged(split: CocoSplit, found: dict[int, list[Found]], point: OperatingPoint = POINT) -> Confusion:

@@ -36,7 +36,7 @@ def make_split(folder: Path, objects: list[tuple[int, float, int, bool]], images
     return load_coco(path, folder, check_files=False)
 
 
-def usage_of(split: CocoSplit, found: dict[int, list[Found]], suppression: str = "per-class") -> Usage:
+def evaluator_of(split: CocoSplit, found: dict[int, list[Found]]) -> CocoEvaluator:
     evaluator = CocoEvaluator(split)
     for image, entries in found.items():
         ordered = sorted(entries, key=lambda entry: -entry[1])
@@ -44,7 +44,11 @@ def usage_of(split: CocoSplit, found: dict[int, list[Found]], suppression: str =
         scores = torch.tensor([score for _, score, _ in ordered], dtype=torch.float64)
         labels = torch.tensor([label for _, _, label in ordered], dtype=torch.int64)
         evaluator.add(image, Detections(boxes, scores, labels, torch.arange(len(ordered))))
-    return choose_usage(evaluator, split.categories, suppression)  # type: ignore[arg-type]
+    return evaluator
+
+
+def usage_of(split: CocoSplit, found: dict[int, list[Found]], suppression: str = "per-class") -> Usage:
+    return choose_usage(evaluator_of(split, found), split.categories, suppression)  # type: ignore[arg-type]
 
 
 def test_score_is_between_the_last_detection_that_pays_and_the_next(tmp_path: Path) -> None:
